@@ -28,7 +28,7 @@ from edge_agent.draft.drafter import DraftSlot
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.draft.loading import find
 from edge_agent.link.connection import Connection
-from edge_agent.link.session import Session
+from edge_agent.link.session import EdgeSession
 from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError
@@ -135,11 +135,11 @@ class TimedVerifier:
 
     def _session(
         self, prompt: Sequence[TokenId], tokens: int, fill: Fill = "always"
-    ) -> Session:
+    ) -> EdgeSession:
         model, vocabulary = self.facts.model, self.facts.vocabulary
         greedy = Sampling(temperature=0.0)
-        asked = Open(model, vocabulary, tuple(prompt), greedy, 0, tokens, (), fill=fill)
-        return Session(self.verifier, asked)
+        request = Open(model, vocabulary, tuple(prompt), greedy, 0, tokens, (), fill=fill)
+        return EdgeSession(self.verifier, request)
 
 
 class Drafted:
@@ -170,7 +170,7 @@ class Drafted:
         return session.flush()
 
 
-async def _run(session: Session, script: Drafted | None = None) -> list[Commit]:
+async def _run(session: EdgeSession, script: Drafted | None = None) -> list[Commit]:
     """Run a session until its script is done or it ends; return its Commits."""
     commits: list[Commit] = []
     async with asyncio.TaskGroup() as tasks:
@@ -207,11 +207,15 @@ def period_s(commits: Sequence[Commit]) -> float:
 
 def curve(commits: Sequence[Commit]) -> dict[int, float]:
     """Return median periods by rows, over passes whose draft tokens were all accepted."""
-    found: dict[int, list[Commit]] = {}
+    commits_by_size: dict[int, list[Commit]] = {}
     for each in commits:
         if each.accepted == len(each.tokens) - 1:
-            found.setdefault(len(each.tokens), []).append(each)
-    return {r: period_s(some) for r, some in sorted(found.items()) if len(some) >= MIN_PASSES}
+            commits_by_size.setdefault(len(each.tokens), []).append(each)
+    return {
+        r: period_s(some)
+        for r, some in sorted(commits_by_size.items())
+        if len(some) >= MIN_PASSES
+    }
 
 
 def line(prompt_tokens: Sequence[int], seconds: Sequence[float]) -> tuple[float, float]:
@@ -243,10 +247,10 @@ def speeds(
     os.sched_setaffinity(0, plan.edge_cores)  # as in `run`
     console = Console()
     try:
-        found = asyncio.run(Measurement(plan, prompts, tokens, console).run())
+        result = asyncio.run(Measurement(plan, prompts, tokens, console).run())
     except* (ServiceError, ModelError, TimingError, ApiError) as errors:
         options.fail(console, errors)
-    save(found, out)
+    save(result, out)
     console.print(str(out))
 
 
@@ -281,10 +285,10 @@ class Measurement:
             with closing(Model(file)) as model:
                 facts = await verifier.facts()
                 tokenizer = TokenizerFile.unpack(await verifier.tokenizer()).open()
-                asked = (
+                questions = (
                     [{"role": "user", "content": prompt.prompt}] for prompt in self.prompts
                 )
-                prompts = [tuple(tokenizer.chat(messages)) for messages in asked]
+                prompts = [tuple(tokenizer.chat(messages)) for messages in questions]
                 measured = await self._measure(TimedVerifier(verifier, facts), prompts, model)
         return Speeds(host, commit(), self.plan.models, **measured)
 
@@ -326,15 +330,15 @@ class Measurement:
         self, verifier: TimedVerifier, some: Sequence[Question]
     ) -> dict[int, float]:
         """Return periods by rows, for passes of up to as many draft tokens as are judged."""
-        found: list[Commit] = []
+        row_commits: list[Commit] = []
         for question in some:
             commits = await verifier.answer(question.prompt, self.tokens // 4)
-            found += commits[WARM_UP:]
+            row_commits += commits[WARM_UP:]
         for drafts in DRAFTS:
             for question in some:
-                found += await verifier.rows(question, drafts, ahead=True)
-            self.console.print({rows: round(s, 4) for rows, s in curve(found).items()})
-        return curve(found)
+                row_commits += await verifier.rows(question, drafts, ahead=True)
+            self.console.print({rows: round(s, 4) for rows, s in curve(row_commits).items()})
+        return curve(row_commits)
 
 
 def _verifier(url: str) -> Verifier:
@@ -359,7 +363,7 @@ async def _steps(slot: DraftSlot, question: Question) -> dict[int, float]:
     """Return the median time of a draft step in seconds, by the number of tokens it reads. The
     answer must have that many."""
     prompt, answer = question.prompt, question.answer
-    found: dict[int, float] = {}
+    steps_s: dict[int, float] = {}
     await slot.step(list(prompt), lambda _: _GREEDY)
     for known in READ:
         seconds = []
@@ -368,8 +372,8 @@ async def _steps(slot: DraftSlot, question: Question) -> dict[int, float]:
             began_s = perf_counter()
             await slot.step([*prompt, *answer[:known]], lambda _: _GREEDY)
             seconds.append(perf_counter() - began_s)
-        found[known] = median(seconds)
-    return found
+        steps_s[known] = median(seconds)
+    return steps_s
 
 
 async def _forever(slot: DraftSlot, question: Question) -> None:

@@ -157,15 +157,17 @@ class Load:
         async with httpx.AsyncClient(base_url=self.url, trust_env=False) as api, link:
             facts = await _facts(api) if arms != PLAIN else None
             for turn, count in enumerate(sessions):
-                asked = divided(self.sources, count)
+                divided_sources = divided(self.sources, count)
                 for arm in arms[:: -1 if turn % 2 else 1]:
                     async with AsyncExitStack() as stack:
                         clients = [
                             await self._client(stack, arm, f"http://{HOST}:{link.port}", facts)
-                            for _ in asked
+                            for _ in divided_sources
                         ]
-                        row = await _measured(arm, clients, asked, api)
-                    predicted = self._predicted(arm, asked, facts.limits) if facts else None
+                        row = await _measured(arm, clients, divided_sources, api)
+                    predicted = (
+                        self._predicted(arm, divided_sources, facts.limits) if facts else None
+                    )
                     yield msgspec.structs.replace(row, predicted=predicted)
 
     async def _client(
@@ -178,7 +180,7 @@ class Load:
         return await stack.enter_async_context(scripted(url, drafter))
 
     def _predicted(
-        self, arm: str, asked: Sequence[Sequence[Source]], limits: Limits
+        self, arm: str, sources: Sequence[Sequence[Source]], limits: Limits
     ) -> Figures | None:
         if self.hosts is None:
             return None
@@ -190,7 +192,7 @@ class Load:
             draft_prefill_s=0.0,
         )
         world = World(hosts, Conditions(self.rtt_ms), limits, ROWS)
-        return predict(world, ARMS[arm], asked)
+        return predict(world, ARMS[arm], sources)
 
 
 def divided(sources: Sequence[Source], clients: int) -> list[list[Source]]:
@@ -203,20 +205,20 @@ def divided(sources: Sequence[Source], clients: int) -> list[list[Source]]:
 async def _measured(
     arm: str,
     clients: Sequence[Client],
-    asked: Sequence[Sequence[Source]],
+    sources: Sequence[Sequence[Source]],
     api: httpx.AsyncClient,
 ) -> Row:
     """Measure after a warm-up that reads all prompts and opens all connections."""
-    await _all(clients, asked, 1)
+    await _all(clients, sources, 1)
     passes, busy_s, began_s = await _passes(api), process_time(), perf_counter()
-    found = await _all(clients, asked)
+    answers = await _all(clients, sources)
     busy_share = (process_time() - busy_s) / (perf_counter() - began_s)
     both = zip(passes, await _passes(api), strict=True)
     count, rows, seconds = (after - before for before, after in both)
     return Row(
         len(clients),
         arm,
-        figures(found),
+        figures(answers),
         None,
         rows / max(1, count),
         1000 * seconds / max(1, count),
@@ -225,7 +227,7 @@ async def _measured(
 
 
 async def _all(
-    clients: Sequence[Client], asked: Sequence[Sequence[Source]], tokens: int | None = None
+    clients: Sequence[Client], sources: Sequence[Sequence[Source]], tokens: int | None = None
 ) -> list[list[Answered]]:
     """Make all clients ask concurrently. tokens: the limit of an answer; None: the trace's."""
 
@@ -233,7 +235,7 @@ async def _all(
         return [await client(source, tokens or len(source.tokens)) for source in own]
 
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(ask(*pair)) for pair in zip(clients, asked, strict=True)]
+        running = [tasks.create_task(ask(*pair)) for pair in zip(clients, sources, strict=True)]
     return [task.result() for task in running]
 
 
@@ -320,9 +322,11 @@ def figures(clients: Sequence[Sequence[Answered]]) -> Figures:
 
 def predict(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> Figures:
     """Return the simulator's figures for clients that ask for these sources."""
-    asked = [[copy(source) for source in own] for own in clients]  # one copy for each answer
-    found = {id(answer.source): answer for answer in simulate(world, arm, asked)}
-    return figures([[_answered(found[id(source)]) for source in own] for own in asked])
+    copies = [[copy(source) for source in own] for own in clients]  # one copy for each answer
+    answers_by_source = {id(answer.source): answer for answer in simulate(world, arm, copies)}
+    return figures(
+        [[_answered(answers_by_source[id(source)]) for source in own] for own in copies]
+    )
 
 
 def _answered(answer: Answer) -> Answered:
@@ -384,17 +388,21 @@ async def plain(url: str) -> AsyncGenerator[Client]:
                 "model": listed["data"][0]["id"], "prompt": source.prompt, "temperature": 0,
                 "max_tokens": tokens, "stream": True, "stream_options": {"include_usage": True},
             }  # fmt: skip
-            asked_s, arrivals_s, said = perf_counter(), list[float](), 0
+            asked_s, arrivals_s, text_tokens = perf_counter(), list[float](), 0
             async with http.stream("POST", "/v1/completions", json=body) as response:
                 async for line in response.aiter_lines():
                     if line.startswith("data: {"):
                         chunk = msgspec.json.decode(line.removeprefix("data: "))
                         if any(choice["text"] for choice in chunk.get("choices", ())):
                             arrivals_s.append(perf_counter())
-                        said = (chunk.get("usage") or {}).get("completion_tokens", said)
-            if not said:
+                        text_tokens = (chunk.get("usage") or {}).get(
+                            "completion_tokens", text_tokens
+                        )
+            if not text_tokens:
                 raise AnswerError(f"status {response.status_code}, and no whole answer")
-            return Answered(asked_s, perf_counter(), arrivals_s, said, said, said)
+            return Answered(
+                asked_s, perf_counter(), arrivals_s, text_tokens, text_tokens, text_tokens
+            )
 
         yield ask
 
@@ -425,9 +433,9 @@ async def scripted(
                 if delta.tokens:
                     arrivals_s.append(perf_counter())
                     text += delta.tokens
-        said, same = len(text), common_prefix(text, source.tokens)
+        text_tokens, same = len(text), common_prefix(text, source.tokens)
         passes = counted.target_passes
-        return Answered(asked_s, perf_counter(), arrivals_s, said, passes, same, text)
+        return Answered(asked_s, perf_counter(), arrivals_s, text_tokens, passes, same, text)
 
     try:
         yield ask

@@ -221,8 +221,8 @@ async def compare(
         url: str, arm: str, temperature: float, prompts: Sequence[Prompt]
     ) -> list[Answer]:
         async with asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(ask(url, arm, p, temperature)) for p in prompts]
-        return [each.result() for each in asked]
+            requests = [tasks.create_task(ask(url, arm, p, temperature)) for p in prompts]
+        return [each.result() for each in requests]
 
     for temperature, prompts in batches:
         expected = await answers_of(plain_url, "plain", temperature, prompts)
@@ -266,15 +266,15 @@ def tally(answers: Sequence[Answer]) -> list[str]:
 
 def _difference(answer: Answer) -> str:
     where = f"{answer.arm} T={answer.temperature:g} {answer.prompt}"
-    found = answer.divergence
-    if found is None:
+    divergence = answer.divergence
+    if divergence is None:
         return f"{where}: another text"
     gaps = [
-        f"{name}'s gap {gap:.4f} = {gap / found.step:.2f} steps of {found.step:g}"
-        for name, gap in (("plain", found.plain_gap), ("edge", found.edge_gap))
+        f"{name}'s gap {gap:.4f} = {gap / divergence.step:.2f} steps of {divergence.step:g}"
+        for name, gap in (("plain", divergence.plain_gap), ("edge", divergence.edge_gap))
         if gap is not None
     ]
-    change = f"{found.plain!r} became {found.edge!r} at {found.position}"
+    change = f"{divergence.plain!r} became {divergence.edge!r} at {divergence.position}"
     return f"{where}: {change}; {', '.join(gaps) or 'not among the likeliest'}"
 
 
@@ -316,8 +316,8 @@ def main(
     path = open_store(os.environ).find(target_model, "target").path
     vocabulary = tokenizer_file(path).open().vocabulary
     explain_difference: Explain = explainer(vocabulary) if explain else lambda plain, edge: None
-    asked = read(prompts, per_family=per_family)
-    batches = batched(options.numbers(temperatures), asked, sessions)
+    questions = read(prompts, per_family=per_family)
+    batches = batched(options.numbers(temperatures), questions, sessions)
     slots = {"PICOSPEC_EDGE__SLOTS": str(sessions), "PICOSPEC_EDGE__CONTEXT_TOKENS": "2048"}
     plan = ServicesPlan(
         target_model, draft_model, {name: EDGES[name] for name in edges.split(",")}, target,

@@ -59,10 +59,10 @@ def speedup_table(cells: Cells, temperature: float) -> str:
     """Return Markdown: points and arms as lines, round trips as columns; mean of families."""
     means = {
         ((point, f"`{arm}`"), f"{rtt_ms:g} ms"): f"{value:.2f}"
-        for (point, heat), found in cells.items()
+        for (point, heat), rates in cells.items()
         if heat == temperature
         for arm in ARMS
-        for rtt_ms, value in speedups(found)[arm, "all"].items()
+        for rtt_ms, value in speedups(rates)[arm, "all"].items()
     }
     return markdown(*grid(("target/draft", "arm"), means))
 
@@ -98,22 +98,24 @@ def crowds(sources: Sequence[Source], point: str, hosts: Hosts) -> Iterator[Crow
     world = World(hosts, Conditions(RTT_MS), rows=ROWS)
     for count in CLIENTS:
         for name, arms in SHARED.items():
-            found = [(_shared(world, arm, sources, count), arm.gamma or None) for arm in arms]
-            rate, gamma = max(found, key=lambda pair: pair[0])
+            result = [(_shared(world, arm, sources, count), arm.gamma or None) for arm in arms]
+            rate, gamma = max(result, key=lambda pair: pair[0])
             yield Crowd(point, name, count, rate, gamma)
 
 
 def _shared(world: World, arm: Arm, sources: Sequence[Source], clients: int) -> float:
     """Return the tokens per second of a client, over answers of every family."""
     each = max(ANSWERS, ceil(len(sources) / clients))  # so that few clients ask for all sources
-    asked = [list(islice(cycle(sources), i * each, (i + 1) * each)) for i in range(clients)]
-    return rate(simulate(world, arm, asked))
+    sources_by_client = [
+        list(islice(cycle(sources), i * each, (i + 1) * each)) for i in range(clients)
+    ]
+    return rate(simulate(world, arm, sources_by_client))
 
 
-def capacity(found: Sequence[Crowd], arm: str, tokens_per_s: float) -> float:
+def capacity(crowd_list: Sequence[Crowd], arm: str, tokens_per_s: float) -> float:
     """Return the number of clients that can each have this rate, interpolated between the
     simulated numbers; 0 if not even one can."""
-    own = sorted((c.clients, c.tokens_per_s) for c in found if c.arm == arm)
+    own = sorted((c.clients, c.tokens_per_s) for c in crowd_list if c.arm == arm)
     if not own or own[0][1] < tokens_per_s:
         return 0.0
     for (few, fast), (many, slow) in pairwise(own):
@@ -122,17 +124,19 @@ def capacity(found: Sequence[Crowd], arm: str, tokens_per_s: float) -> float:
     return float(own[-1][0])
 
 
-def crowd_table(found: Sequence[Crowd]) -> str:
+def crowd_table(crowd_list: Sequence[Crowd]) -> str:
     """Return Markdown: arms as lines, clients as columns; tokens per second of each client."""
-    rates = {((c.point, f"`{c.arm}`"), str(c.clients)): f"{c.tokens_per_s:.1f}" for c in found}
+    rates = {
+        ((c.point, f"`{c.arm}`"), str(c.clients)): f"{c.tokens_per_s:.1f}" for c in crowd_list
+    }
     return markdown(*grid(("target/draft", "arm"), rates))
 
 
-def capacity_table(found: Sequence[Crowd]) -> str:
+def capacity_table(crowd_list: Sequence[Crowd]) -> str:
     """Return Markdown: the number of clients of one verifier that can have each rate."""
     served = {}
     for (point, hosts), share in product(POINTS.items(), SHARES):
-        own = [crowd for crowd in found if crowd.point == point]
+        own = [crowd for crowd in crowd_list if crowd.point == point]
         rate = share / hosts.pass_s.of(1)
         for arm in SHARED:
             served[(point, f"{rate:.3g}"), f"`{arm}`"] = _clients(capacity(own, arm, rate))
@@ -151,14 +155,14 @@ def main(
     """Simulate every operating point; some minutes, and a dozen more for `acespec`."""
     import matplotlib  # noqa: F401  draw needs it, after the minutes of simulation
 
-    found = groups(traces, options.names(families))
-    heats = list(dict.fromkeys(group.temperature for group in found))
+    traces_by_family = groups(traces, options.names(families))
+    heats = list(dict.fromkeys(group.temperature for group in traces_by_family))
     cells = {
-        (point, heat): single([g for g in found if g.temperature == heat], point)
+        (point, heat): single([g for g in traces_by_family if g.temperature == heat], point)
         for heat in heats
         for point in track(POINTS, f"T = {heat:g}")
     }
-    sources = alternating([g for g in found if g.temperature == heats[0]])
+    sources = alternating([g for g in traces_by_family if g.temperature == heats[0]])
     served = [c for p in track(POINTS, "crowds") for c in crowds(sources, p, POINTS[p])]
     out.mkdir(parents=True, exist_ok=True)
     tables = [f"T = {heat:g}\n\n{speedup_table(cells, heat)}" for heat in heats]

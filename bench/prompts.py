@@ -134,9 +134,9 @@ class Conversation:
             self._messages = []
             if prompt.system:
                 self._messages.append({"role": "system", "content": prompt.system})
-        asked = sum(message["role"] == "user" for message in self._messages)
-        if asked != prompt.turn:
-            raise ValueError(f"{prompt.id}: {asked} turns before it have answers")
+        questions = sum(message["role"] == "user" for message in self._messages)
+        if questions != prompt.turn:
+            raise ValueError(f"{prompt.id}: {questions} turns before it have answers")
         return tuple(self._messages)
 
     def answered(self, prompt: Prompt, text: str) -> None:

@@ -72,9 +72,9 @@ def cost(answers: Sequence[Answer], compared: Comparison) -> dict[str, str]:
         "TTFT p50 ms": f"{np.median([a.ttft_ms for a in answers]):.0f}",
         "gap p50 ms": f"{gap_ms(answers, 50):.0f}",
         "gap p99 ms": f"{gap_ms(answers, 99):.0f}",
-        f"in gaps > {WAITS_PASSES:g} passes": f"{waiting(answers, pass_ms):.1%}",
+        f"in gaps > {WAITS_PASSES:g} passes": f"{waiting(answers, pass_ms):0.1%}",
         "passes/token": f"{total('target_passes') / tokens:.2f}",
-        "accepted of judged": f"{total('accepted') / judged:.0%}" if judged else "",
+        "accepted of judged": f"{total('accepted') / judged:0.0%}" if judged else "",
         "drafted/token": f"{total('draft_model_tokens') / tokens:.2f}",
         "bytes up/token": f"{total('bytes_up') / tokens:.1f}",
         "bytes down/token": f"{total('bytes_down') / tokens:.1f}",
@@ -154,7 +154,7 @@ def _origins(answers: Sequence[Answer]) -> str:
     for answer in answers:
         counted.update(answer.origins)
     total = counted.total()
-    return ", ".join(f"{name} {count / total:.0%}" for name, count in counted.most_common())
+    return ", ".join(f"{name} {count / total:0.0%}" for name, count in counted.most_common())
 
 
 # Computes speed-ups of one run, arm against arm, and each policy's best round length.
@@ -197,13 +197,13 @@ class Comparison:
 
     def best(self, kind: str, link: Link) -> str | None:
         """Return the arm of a kind whose round length is fastest over this link."""
-        found = {
+        best_speeds = {
             arm: measured.value
             for arm in self.arms
             if arm.partition(":")[0] == kind
             and (measured := self.speedup(arm, link, self.families))
         }
-        return max(found, key=lambda arm: found[arm]) if found else None
+        return max(best_speeds, key=lambda arm: best_speeds[arm]) if best_speeds else None
 
 
 def _faster(answers: Iterable[Answer], others: Mapping[Key, Answer]) -> Mean | None:
@@ -291,8 +291,12 @@ def _temperature(compared: Comparison, temperature: float) -> list[str]:
         if table_of := long_work(compared, link):
             parts += [f"### Long work at {link_name(*link)}", LONG_WORK, table_of]
         parts += [f"### Costs at {link_name(*link)}", table(*grid(("arm",), costs))]
-    if found := differences(compared.answers, compared.cloud):
-        parts += ["### Other texts than cloud's", DIFFERENT, table(DIFFERENCES, found)]
+    if answer_differences := differences(compared.answers, compared.cloud):
+        parts += [
+            "### Other texts than cloud's",
+            DIFFERENT,
+            table(DIFFERENCES, answer_differences),
+        ]
     return parts
 
 
@@ -330,12 +334,12 @@ def report(
 ) -> None:
     """Write OUT.md, and a plot as PNG, next to the results."""
     with options.checked():
-        found = load(results, Results)
-    if not found.answers:
+        runs = load(results, Results)
+    if not runs.answers:
         raise typer.BadParameter(f"{results} holds no answers")
     plot = results.with_name(f"{results.stem}-speedup.png") if plots else None
     if plot:
-        compared = Comparison(found, found.answers[0].temperature)
+        compared = Comparison(runs, runs.answers[0].temperature)
         links = [link for link in compared.links if link[1] == compared.links[0][1]]
         panels = {
             ("", family): {
@@ -353,7 +357,7 @@ def report(
         except ImportError:
             sys.exit("plots need matplotlib: pip install matplotlib, or --no-plots")
     page = results.with_suffix(".md")
-    page.write_text(markdown(found, plot))
+    page.write_text(markdown(runs, plot))
     Console().print(*map(str, filter(None, (page, plot))), sep="\n")
 
 
@@ -366,15 +370,15 @@ def join(
         save(joined([load(path, Results) for path in runs]), out)
 
 
-def joined(found: Sequence[Results]) -> Results:
+def joined(runs: Sequence[Results]) -> Results:
     """Return the runs as one; the repeats of each are numbered on from those before.
 
     An answer is compared with cloud's of its own run. The host is the first run's. Raises a
     ValueError that names the difference if the runs are not repeats of one another.
     """
-    first, repeats = found[0], 0
+    first, repeats = runs[0], 0
     answers: list[Answer] = []
-    for each in found:
+    for each in runs:
         for name, ours, theirs in (
             ("models", first.models, each.models),
             ("link", first.link, each.link),
@@ -390,7 +394,7 @@ def joined(found: Sequence[Results]) -> Results:
         repeats = 1 + max((answer.repeat for answer in answers), default=-1)
     arms = list(dict.fromkeys(answer.arm for answer in answers))
     settings = {**first.settings, "arms": arms, "repeats": repeats}
-    commits = ", ".join(dict.fromkeys(each.commit for each in found))
+    commits = ", ".join(dict.fromkeys(each.commit for each in runs))
     return msgspec.structs.replace(
         first, commit=commits, settings=settings, rows=rows(answers), answers=answers
     )

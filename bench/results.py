@@ -26,10 +26,10 @@ from bench.statistics import Timed, gap_ms, geometric_mean, rate, waiting
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def save(found: object, path: Path) -> None:
+def save(value: object, path: Path) -> None:
     """Write the file under another name, then rename it, so that a cut write harms nothing."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1))
     os.replace(partial, path)
 
 
@@ -276,11 +276,11 @@ class Results(msgspec.Struct, frozen=True):
 
 def references(answers: Iterable[Answer]) -> dict[Key, Answer]:
     """Return cloud's first answer to each question. Its rate does not depend on the link."""
-    found: dict[Key, Answer] = {}
+    cloud_answers: dict[Key, Answer] = {}
     for answer in answers:
         if answer.arm == "cloud":
-            found.setdefault(answer.asked, answer)
-    return found
+            cloud_answers.setdefault(answer.asked, answer)
+    return cloud_answers
 
 
 def with_rate(answers: Sequence[Answer]) -> Sequence[Answer]:

@@ -129,13 +129,13 @@ class Subject:
 
 def answered(results: Results, prompts: Mapping[str, Prompt]) -> list[Subject]:
     """Return cloud's first answer to each prompt at each temperature."""
-    found: dict[tuple[str, float], Subject] = {}
+    subjects: dict[tuple[str, float], Subject] = {}
     for a in results.answers:
         if a.arm == "cloud" and a.prompt in prompts:
             seed = int(str(results.settings["seed"])) + a.repeat
             subject = Subject(prompts[a.prompt], a.family, a.temperature, seed, a)
-            found.setdefault((a.prompt, a.temperature), subject)
-    return list(found.values())
+            subjects.setdefault((a.prompt, a.temperature), subject)
+    return list(subjects.values())
 
 
 def traces(
@@ -290,8 +290,10 @@ def record(
         if answers:
             subjects = answered(load(answers, Results), {p.id: p for p in chosen})
         else:
-            asked = product(options.numbers(temperatures), chosen)
-            subjects = [Subject(prompt, prompt.family, t, seed) for t, prompt in asked]
+            subject_temperatures = product(options.numbers(temperatures), chosen)
+            subjects = [
+                Subject(prompt, prompt.family, t, seed) for t, prompt in subject_temperatures
+            ]
         long = any(prompt.scenario for prompt in chosen)
         out.mkdir(parents=True, exist_ok=True)
         room = script.CONTEXT_TOKENS if long else CONTEXT_TOKENS

@@ -30,19 +30,19 @@ from edge_agent.link.names import Name
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.relay import open_relay
+from edge_agent.proxy import open_proxy
 from edge_agent.served import Maker, ServedModel, ServedModels
 from edge_agent.settings import DNS, EdgeSettings
-from gateway.accounts import account_of
 from gateway.app import create_app
 from gateway.drain import Drain, kept_going, start
 from gateway.errors import ApiError, Unavailable
 from gateway.hosting.settings import hosts_of
 from gateway.middleware import HEALTH_PATHS, Access
+from gateway.request_context import context_of
 from gateway.tracing import open_tracing
 from local_models.store import Store
 from speculation.drafting import DraftPolicy
-from speculation.messages import POOL, PROTOCOL_VERSION
+from speculation.messages import ANSWER_CACHE, PROTOCOL_VERSION
 
 NOT_READY: Final = "no verifier can be used; /status says why"
 """Clients get this message instead of errors that name a verifier's address."""
@@ -74,7 +74,7 @@ def build(
     verifiers = open_verifiers(settings, metrics)
     make = Maker(settings, store, drafts, metrics, first, policy)
     models = ServedModels(verifiers, settings, make, first.target)
-    relay = open_relay(settings, models.verifiers_of)
+    proxy = open_proxy(settings, models.verifiers_of)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -97,7 +97,7 @@ def build(
 
     edge = _Edge(settings, models, drafts, drain)
     access = Access(
-        hosts=hosts_of(settings), body_limit_bytes=relay.body_limit_bytes, tracing=tracing
+        hosts=hosts_of(settings), body_limit_bytes=proxy.body_limit_bytes, tracing=tracing
     )
     app = create_app(
         models,
@@ -106,16 +106,16 @@ def build(
         registry=registry,
         lifespan=lifespan,
         drain=drain,
-        relay=relay,
-        routes=list(relay.routes()),
+        proxy=proxy,
+        routes=list(proxy.routes()),
         about=edge.about,
     )
     for path in HEALTH_PATHS:
         app.router.routes.insert(0, Route(path, edge.health))
     app.router.routes.insert(0, Route("/ready", edge.ready))
-    pool = Route(POOL, edge.forget, methods=["DELETE"])
-    app.router.routes.insert(0, pool)
-    app.router.routes.extend(relay.no_routes())
+    answer_cache = Route(ANSWER_CACHE, edge.forget, methods=["DELETE"])
+    app.router.routes.insert(0, answer_cache)
+    app.router.routes.extend(proxy.no_routes())
     return app
 
 
@@ -150,9 +150,9 @@ def _verifier(
     name: Name | None = None,
     address: str = "",
 ) -> Verifier:
-    apart = connect(url, address, prior_knowledge=False)
+    proxy_connection = connect(url, address, prior_knowledge=False)
     lost = name.look if name else lambda: None
-    return Verifier(connect(url, address), metrics, apart, lost, learned, model)
+    return Verifier(connect(url, address), metrics, proxy_connection, lost, learned, model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +183,14 @@ class _Edge:
             "judge": settings.judge,
             "fill": settings.fill,
             "lookup": settings.lookup,
-            "verifier_drafts": settings.verifier_drafts,
+            "ngram_drafts": settings.ngram_drafts,
             "fallback": settings.fallback,
             "draft": draft and known,
             **await self.models.about(),
         }
 
     async def forget(self, request: Request) -> Response:
-        owner = account_of(request).tenant
+        owner = context_of(request).tenant
         await asyncio.gather(*(model.engine.forget(owner) for model in self.models.all))
         return Response(status_code=204)
 
@@ -216,5 +216,5 @@ class _Edge:
                 return JSONResponse({"status": "ok", "fallback": model.fallback.name, **known})
             shown = error.body()["error"] | {"message": NOT_READY}
             return JSONResponse({"status": "unavailable", **known, "error": shown}, 503)
-        found = {"model": facts.model, "vocabularies": model.tokenizer.relation}
-        return JSONResponse({"status": "ok", **self.models.report(), **found})
+        status = {"model": facts.model, "vocabularies": model.tokenizer.relation}
+        return JSONResponse({"status": "ok", **self.models.report(), **status})

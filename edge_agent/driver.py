@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import structlog
 
 from edge_agent.draft.drafter import CannotDraft, DraftSlot, StepSampler
-from edge_agent.link.session import Session
-from edge_agent.link.verifiers import Sessions
+from edge_agent.link.session import EdgeSession
+from edge_agent.link.verifiers import AnswerSessions
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import beside
+from gateway.drain import running_alongside
 from gateway.errors import ApiError, EngineFault
 from speculation.draft_machine import DraftMachine, DraftStep, Outcome
 from speculation.messages import Commit, Finish, RemoteProtocolError, TokenId
@@ -48,14 +48,14 @@ class Driver:
     def __init__(
         self,
         machine: DraftMachine,
-        sessions: Sessions,
+        sessions: AnswerSessions,
         model: DraftModel | None,
         metrics: EdgeMetrics,
         late: LateModel | None = None,
     ) -> None:
         self._machine = machine
         self._sessions = sessions
-        self._session: Session
+        self._session: EdgeSession
         self._model = model
         self._metrics = metrics
         self._late = late
@@ -68,7 +68,9 @@ class Driver:
         no task is left behind.
         """
         self._open()
-        async with beside(self._draft(), *([self._join(self._late)] if self._late else ())):
+        async with running_alongside(
+            self._draft(), *([self._join(self._late)] if self._late else ())
+        ):
             return await self._follow(on_commit)
 
     def _open(self) -> None:
@@ -80,7 +82,7 @@ class Driver:
         """Follow one session after another until the answer is complete."""
         while True:
             try:
-                async with beside(self._session.post()):
+                async with running_alongside(self._session.post()):
                     return await self._receive(on_commit)
             except ApiError as error:
                 if (finish := self._machine.lost()) is not None:

@@ -15,23 +15,23 @@ from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
-from edge_agent.draft import foreign
+from edge_agent.draft import cross_vocabulary
 from edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot, step_sampler
 from edge_agent.draft.retokeniser import Translation
 from edge_agent.driver import DraftModel, Driver, LateModel
-from edge_agent.link.verifiers import Sessions, Verifiers
+from edge_agent.link.verifiers import AnswerSessions, Verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.observer import REPORT_INTERVAL_S, AnswerObserver
 from edge_agent.proposals import (
     DraftGrammar,
+    DraftSources,
     OncePerPrompt,
     ProposalFinder,
-    Proposals,
 )
 from edge_agent.settings import EdgeSettings
-from gateway.drain import beside, start
+from gateway.drain import running_alongside, start
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
-from gateway.ports import Delta, Facts, Job, Owner, Statistics, opening
+from gateway.ports import Delta, Facts, Job, Statistics, TenantOwner, opening
 from gateway.tenants import salted
 from local_models.tokenizer import Tokenizer
 from local_models.vocabulary import Relation
@@ -55,15 +55,15 @@ from speculation.prediction import Prediction
 Emit = Callable[[Delta], Awaitable[None]]
 
 
-class Answer:
+class EdgeAnswer:
     """model: None if no slot of the draft model was free. late: see Driver."""
 
     def __init__(
         self,
         job: Job,
-        proposals: Proposals,
+        proposals: DraftSources,
         machine: DraftMachine,
-        sessions: Sessions,
+        sessions: AnswerSessions,
         model: DraftModel | None,
         metrics: EdgeMetrics,
         late: LateModel | None = None,
@@ -100,7 +100,7 @@ class Answer:
     def _delta(self, commit: Commit) -> Delta:
         """Return the Delta of newly committed tokens."""
         self._pace.committed(commit, self._machine.slowed)
-        self._statistics = _with_commit(self._statistics, commit, self._counts.reused)
+        self._statistics = _with_commit(self._statistics, commit, self._counts.cached_tokens)
         if self._prediction is not None:
             text = self.session.committed
             self._statistics = _with_prediction(self._statistics, self._prediction, text)
@@ -113,7 +113,7 @@ class Answer:
         """Await the answer. If its client watches it, emit events meanwhile."""
         if (observer := self._observer) is None:
             return await answer
-        async with beside(self._emit_events(emit, observer)):
+        async with running_alongside(self._emit_events(emit, observer)):
             return await answer
 
     async def _emit_events(self, emit: Emit, observer: AnswerObserver) -> None:
@@ -124,12 +124,12 @@ class Answer:
 
     def _count(self, finish: Finish) -> None:
         counts, totals, metrics = self._counts, finish.totals, self._metrics
-        accepted = totals.accepted - totals.own
+        accepted = totals.accepted - totals.verifier_accepted
         metrics.drafted.inc(counts.drafted)
         metrics.looked_up.inc(counts.looked_up)
         metrics.stale.inc(counts.stale_steps)
         metrics.accepted.inc(accepted)
-        metrics.verifiers_own.inc(totals.own)
+        metrics.verifier_accepted.inc(totals.verifier_accepted)
         metrics.passes.inc(totals.passes)
         metrics.committed.inc(len(self.session.committed))
         metrics.answering_s.inc(self._pace.taken_s)
@@ -175,9 +175,9 @@ class Pace:
         return self._tokens * min(self._pass_s.values(), default=0.0)
 
 
-def _with_commit(before: Statistics, commit: Commit, reused: int) -> Statistics:
-    """Count one more Commit, which does not say how many draft tokens its pass judged. reused:
-    see DraftCounts.
+def _with_commit(before: Statistics, commit: Commit, cached_tokens: int) -> Statistics:
+    """Count one more Commit, which does not say how many draft tokens its pass judged.
+    cached_tokens: see DraftCounts.
 
     Until the Finish, only passes with an accepted draft token count as having had any, and only
     accepted draft tokens count as judged.
@@ -195,7 +195,7 @@ def _with_commit(before: Statistics, commit: Commit, reused: int) -> Statistics:
         accepted_per_position=counts,
         accepted_prediction_tokens=before.accepted_prediction_tokens,
         rejected_prediction_tokens=before.rejected_prediction_tokens,
-        cached_tokens=reused,
+        cached_tokens=cached_tokens,
     )
 
 
@@ -310,9 +310,9 @@ class EdgeEngine:
         taken.append(slot)
         if translation is None:
             return slot
-        return foreign.ForeignSlot(slot, translation, len(job.prompt), own)
+        return cross_vocabulary.CrossVocabularySlot(slot, translation, len(job.prompt), own)
 
-    async def _answer(self, job: Job, facts: ModelFacts, taken: list[DraftSlot]) -> Answer:
+    async def _answer(self, job: Job, facts: ModelFacts, taken: list[DraftSlot]) -> EdgeAnswer:
         """Return an answer that is yet to run. taken: gets its slot, also one that it takes
         later. Raises InvalidSetting, even without a slot."""
         settings, is_late = self._settings, self._drafter.is_late
@@ -342,25 +342,25 @@ class EdgeEngine:
 
         model = made(slot)
         sessions = self._verifiers.answer(request.identity, job.span, job.prompt, salt)
-        may_rest = request.fill != "never" and self._policy is None
+        may_pause = request.fill != "never" and self._policy is None
         machine = DraftMachine(
             request,
-            self._policy or StreamPolicy(settings.draft_settings, may_rest=may_rest),
+            self._policy or StreamPolicy(settings.draft_settings, may_pause=may_pause),
             facts.limits,
             half,
             rtt_s=lambda: sessions.verifier.rtt_s,
             drafts=slot is not None,
             lookup=proposals.proposer,
-            gains=(lambda: sessions.verifier.gains) if may_rest else None,
+            speedups=(lambda: sessions.verifier.speedups) if may_pause else None,
             vocabulary_size=facts.vocabulary_size,
         )
         joining = late if is_late else None
-        return Answer(job, proposals, machine, sessions, model, self._metrics, joining)
+        return EdgeAnswer(job, proposals, machine, sessions, model, self._metrics, joining)
 
-    async def forget(self, owner: Owner) -> None:
+    async def forget(self, owner: TenantOwner) -> None:
         """Forget the answers that an owner got, here and at the verifiers. Raises ApiError if a
         verifier does not."""
-        self._proposals.pools.empty(owner)
+        self._proposals.answer_caches.empty(owner)
         salt = salted(owner.identity) if self._settings.separates_prefixes else None
         await self._verifiers.forget_answers(salt)
 

@@ -19,14 +19,14 @@ from gateway.ports import (
     Delta,
     Facts,
     Job,
-    Owner,
     Statistics,
+    TenantOwner,
     TokenizerSource,
     opening,
 )
 from local_models.errors import CannotCheck, GrammarFailed
 from local_models.grammars import NAME
-from local_models.store import Found
+from local_models.store import StoredModel
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import tokenizer_file
 from speculation.distributions import (
@@ -89,7 +89,7 @@ class DraftEngine:
         """Stop everything that the engine has started."""
         await self._grammars.close()
 
-    async def _mask(self, request: Open, owner: Owner | None) -> Adjust | None:
+    async def _mask(self, request: Open, owner: TenantOwner | None) -> Adjust | None:
         """Return the mask that bars the tokens that the request's grammar does not allow."""
         if NAME not in request.sampling.extras:
             return None
@@ -196,14 +196,14 @@ class DraftFallback:
         self._metrics.fallback_answers.inc(count)
 
 
-def open_engine(found: Found, drafter: Drafter, context_tokens: int) -> DraftEngine:
+def open_engine(stored: StoredModel, drafter: Drafter, context_tokens: int) -> DraftEngine:
     """Return the engine over a draft model. context_tokens: those of a slot of the drafter.
     Raises CannotOpen."""
-    file = tokenizer_file(found.path)
+    file = tokenizer_file(stored.path)
     tokenizer = file.open()
     vocabulary = tokenizer.vocabulary
     facts = ModelFacts(
-        model=found.name,
+        model=stored.name,
         vocabulary_size=len(vocabulary.pieces),
         vocabulary=file.digest,
         context_tokens=context_tokens,

@@ -1,4 +1,4 @@
-"""Counts the tokens of a relayed answer by what the other service says of them.
+"""Counts the tokens of a proxied answer by what the other service says of them.
 
 The end of an answer is parsed once, when the answer has passed. What the answer does not count
 is charged by bytes: a prompt by those of its request, and a stream by its events.
@@ -97,10 +97,10 @@ class Meter:
         if self._is_cut:
             end[0] = _rest(end[0])
         ended = _first_counts(reversed(end[-_LAST_EVENTS:])) or _counts_within(self._usage)
-        found = _first_counts(beginning) | ended
-        prompts = (names for names in _PROMPT if names[0] in found)
-        prompt = (sum(found.get(name, 0) for name in names) for names in prompts)
-        generated = (found[name] for name in _GENERATED if name in found)
+        counts = _first_counts(beginning) | ended
+        prompts = (names for names in _PROMPT if names[0] in counts)
+        prompt = (sum(counts.get(name, 0) for name in names) for names in prompts)
+        generated = (counts[name] for name in _GENERATED if name in counts)
         return next(prompt, None), next(generated, None)
 
     def _split(self, text: bytes, most: int = -1) -> list[bytes]:
@@ -121,12 +121,12 @@ def _rest(event: bytes) -> bytes:
 def _counts_within(usage: bytes) -> dict[str, int]:
     """Return the counts of a `usage` that other fields follow."""
     try:
-        said, _ = json.JSONDecoder().raw_decode(
+        value, _ = json.JSONDecoder().raw_decode(
             usage.removeprefix(_USAGE).decode(errors="replace").lstrip()
         )
     except (ValueError, RecursionError):
         return {}
-    return _numbers(said)
+    return _numbers(value)
 
 
 def _first_counts(events: Iterable[bytes]) -> dict[str, int]:
@@ -137,16 +137,16 @@ def _first_counts(events: Iterable[bytes]) -> dict[str, int]:
 def _counts(event: bytes) -> dict[str, int]:
     data = [line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
     try:
-        said = decode_json(b"\n".join(data) or event, object)
+        body = decode_json(b"\n".join(data) or event, object)
     except Malformed:
         return {}
-    if isinstance(said, list):  # llama-server's, one answer for each prompt or choice
-        said = said[-1] if said else None
+    if isinstance(body, list):  # llama-server's, one answer for each prompt or choice
+        body = body[-1] if body else None
     # `message` is in the first event of Anthropic's API, in which only the prompt is counted
-    begun = _numbers(_field(_field(said, "message"), "usage"))
+    begun = _numbers(_field(_field(body, "message"), "usage"))
     counts = {name: number for name, number in begun.items() if name not in _GENERATED}
-    ended = _field(_field(said, "response"), "usage")  # in the last event of a response
-    for holder in (said, _field(said, "timings"), ended, _field(said, "usage")):
+    ended = _field(_field(body, "response"), "usage")  # in the last event of a response
+    for holder in (body, _field(body, "timings"), ended, _field(body, "usage")):
         counts |= _numbers(holder)
     return counts
 
@@ -156,11 +156,11 @@ def _field(holder: object, name: str) -> object:
 
 
 def _numbers(holder: object) -> dict[str, int]:
-    found = {name: _field(holder, name) for name in _NAMES}
-    return {n: v for n, v in found.items() if type(v) is int and 0 <= v < _MOST_TOKENS}
+    fields = {name: _field(holder, name) for name in _NAMES}
+    return {n: v for n, v in fields.items() if type(v) is int and 0 <= v < _MOST_TOKENS}
 
 
-class Shown:
+class WithoutUsageEvent:
     """Leaves out of a stream the event of OpenAI's API that has `usage` and no choices, which
     the edge has asked for and the client has not."""
 
@@ -181,7 +181,7 @@ def _only_counts(event: bytes) -> bool:
     if b'"usage"' not in event or not event.startswith(b"data:"):
         return False
     try:
-        said = decode_json(event[5:], object)
+        body = decode_json(event[5:], object)
     except Malformed:
         return False
-    return _field(said, "choices") == [] and isinstance(_field(said, "usage"), dict)
+    return _field(body, "choices") == [] and isinstance(_field(body, "usage"), dict)

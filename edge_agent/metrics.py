@@ -45,7 +45,7 @@ class EdgeMetrics:
         self.looked_up = counter("lookup_tokens", looked_up)
         self.stale = counter("stale_steps", stale)
         self.accepted = counter("accepted_tokens", "Draft tokens accepted.")
-        self.verifiers_own = counter("verifier_accepted_tokens", own)
+        self.verifier_accepted = counter("verifier_accepted_tokens", own)
         self.wasted = counter("wasted_tokens", "Draft tokens that were not accepted.")
         self.step_s = histogram("draft_step_seconds", step, _STEP_BUCKETS)
         self.link_bytes = counter("link_bytes", link_bytes, "direction")
@@ -54,7 +54,9 @@ class EdgeMetrics:
         )
         self.posts = counter("draft_posts", "Requests that carried drafts.")
         self.uploaded = counter("uploaded_messages", "Messages on upload streams.")
-        self.carried = counter("carried_sessions", "Sessions that upload streams carried down.")
+        self.multiplexed = counter(
+            "multiplexed_sessions", "Sessions whose messages came on upload streams."
+        )
         self.passes = counter("target_passes", "Passes that made the answers that ended.")
         self.committed = counter("committed_tokens", "Tokens of these answers.")
         self.answering_s = counter("answering_seconds", answering)

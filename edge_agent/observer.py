@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Literal
 
-from edge_agent.link.verifiers import Sessions
-from gateway.watching import TARGET, Chain, Event, LinkUse, Origin, Pass
+from edge_agent.link.verifiers import AnswerSessions
+from gateway.watching import TARGET, ChainEvent, Event, LinkUse, Origin, PassEvent
 from speculation.distributions import STEPS, DraftToken
 from speculation.draft_machine import DraftMachine, Observer, Outcome
 from speculation.learning import running_mean
@@ -49,7 +49,7 @@ class AnswerObserver(Observer):
     def __init__(
         self,
         machine: DraftMachine,
-        sessions: Sessions,
+        sessions: AnswerSessions,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         machine.observer = self
@@ -108,7 +108,7 @@ class AnswerObserver(Observer):
         verifier accepts tokens of the chain from its beginning on, then its own draft tokens,
         and the target generates the others."""
         drafted: list[Origin] = [each.origin for each in self._chain[: commit.accepted]]
-        drafted += ["verifier"] * commit.own
+        drafted += ["verifier"] * commit.verifier_accepted
         return (*drafted, *(TARGET for _ in commit.tokens[len(drafted) :]))
 
     def take(self) -> tuple[Event, ...]:
@@ -135,7 +135,7 @@ class AnswerObserver(Observer):
                 self._last_link, self._last_link_at_s = link, now
                 yield link
 
-    def _pass(self, commit: Commit, now: float) -> Pass:
+    def _pass(self, commit: Commit, now: float) -> PassEvent:
         drafts = max(commit.drafts, self._judged(commit, now))
         if not self._reads_prompt and commit.pass_s > 0.0:
             alone_s = commit.pass_s / self._machine.slowed
@@ -143,7 +143,7 @@ class AnswerObserver(Observer):
         self._reads_prompt = False
         gap_s = None if self._passed_at_s is None else now - self._passed_at_s
         self._passed_at_s = now
-        return Pass(
+        return PassEvent(
             position=commit.start,
             rows=drafts + 1,
             accepted=commit.drafts,
@@ -170,10 +170,10 @@ class AnswerObserver(Observer):
             self._events.append(_chain(self._epoch, at, wrong, broken=True))
 
 
-def _chain(epoch: int, at: int, chain: Sequence[DraftToken], *, broken: bool) -> Chain:
+def _chain(epoch: int, at: int, chain: Sequence[DraftToken], *, broken: bool) -> ChainEvent:
     ids = tuple(drafted.token for drafted in chain[:MAX_TOKENS])
     drafted = sum(each.origin in STEPS for each in chain)
-    return Chain(epoch, at, len(chain), broken, ids, drafted=drafted)
+    return ChainEvent(epoch, at, len(chain), broken, ids, drafted=drafted)
 
 
 def _beyond(commit: Commit, drafts: int) -> Literal["recovered", "bonus", "fill"] | None:

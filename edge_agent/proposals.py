@@ -1,8 +1,8 @@
 """Finds the sources of one answer's draft tokens besides the draft model.
 
-The edge has prompt lookup, also in the pool, and the answer's grammar where it forces a token.
+The edge has prompt lookup, also in the cache, and the answer's grammar where it forces a token.
 The verifier has the tokens that the Open predicts: the client's prediction, or else the
-beginning of the answer that the pool expects.
+beginning of the answer that the cache expects.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from edge_agent.settings import EdgeSettings
 from gateway.drain import start
 from gateway.errors import InvalidRequest
-from gateway.ports import Job, Owner
+from gateway.ports import Job, TenantOwner
 from gateway.turns import Turns
 from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from local_models.errors import CannotCheck, GrammarFailed, InvalidGrammar
@@ -27,7 +27,7 @@ from speculation.judges import JUDGES
 from speculation.learning import Latencies, Proposer
 from speculation.lookup import PromptLookup
 from speculation.messages import MAX_PREDICTED, PREDICTION, ModelFacts, Open, TokenId
-from speculation.ngrams import Pool, PromptGrams
+from speculation.ngrams import AnswerCache, PromptGrams
 
 # The grammars of the edge's sessions, which are the target's: drafts keep to them too.
 
@@ -42,14 +42,14 @@ class EdgeGrammars:
         self._turns = Turns(1, MAX_WAITING, WAITING)
 
     async def compile(
-        self, request: Open, tokenizer: Tokenizer, owner: Owner | None = None
+        self, request: Open, tokenizer: Tokenizer, owner: TenantOwner | None = None
     ) -> Grammar:
         """Return the grammar of a request that has one. Raises InvalidRequest, CannotCheck if
         no grammar can be tried now, or Overloaded if too many requests of the owner wait."""
         compiler = await self._of(tokenizer)
         try:
-            asked = bytes(request.sampling.extras[NAME])
-            return await compiler.compile(asked, owner.identity if owner else None)
+            grammar = bytes(request.sampling.extras[NAME])
+            return await compiler.compile(grammar, owner.identity if owner else None)
         except InvalidGrammar as error:
             field = error.field(NAME)
             raise InvalidRequest(f"{field}: {error.reason}", param=field) from error
@@ -126,12 +126,12 @@ class GrammarProposer:
     def propose(self, latencies: Latencies) -> DraftToken | None:
         if (token := self._grammar.forced()) is not None:
             return DraftToken(token, confidence=1.0, origin="grammar")
-        found = None if self._other is None else self._other.propose(latencies)
-        return found if found and self._grammar.count_allowed([found.token]) else None
+        draft = None if self._other is None else self._other.propose(latencies)
+        return draft if draft and self._grammar.count_allowed([draft.token]) else None
 
     def ahead(self, latencies: Latencies) -> list[TokenId]:
-        found = [] if self._other is None else self._other.ahead(latencies)
-        return found[: self._grammar.count_allowed(found)]
+        tokens = [] if self._other is None else self._other.ahead(latencies)
+        return tokens[: self._grammar.count_allowed(tokens)]
 
     def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
         if self._other is not None:
@@ -149,12 +149,12 @@ MAX_PREDICTED_CHARS: Final = 16 * MAX_PREDICTED
 """At most this many characters of a prediction are read: what follows is beyond MAX_PREDICTED
 tokens of any text but spaces."""
 
-MIN_POOL_TOKENS: Final = 1024
-"""A smaller pool would hold no answer that is worth keeping."""
+MIN_ANSWER_CACHE_TOKENS: Final = 1024
+"""A smaller cache would hold no answer that is worth keeping."""
 
 
 @dataclass(frozen=True, slots=True)
-class Proposals:
+class DraftSources:
     """The sources of draft tokens for one answer."""
 
     request: Open
@@ -165,38 +165,38 @@ class Proposals:
 
     grammar: Grammar | None
     proposer: Proposer | None
-    pool: Pool | None
+    answer_cache: AnswerCache | None
 
     def keep(self, answer: Sequence[TokenId]) -> None:
-        """Add an answer, complete or not, to the pool, if there is one."""
-        if self.pool is not None:
-            self.pool.add(self.request.prompt, answer)
+        """Add an answer, complete or not, to the cache, if there is one."""
+        if self.answer_cache is not None:
+            self.answer_cache.add(self.request.prompt, answer)
 
 
-class Pools:
-    """Has a pool of answers for each owner: nobody's drafts come from another owner's answers.
+class EdgeAnswerCaches:
+    """Has a cache of answers for each owner: nobody's drafts come from another owner's answers.
 
-    An owner is the object that stands for a client, such as the holder of a key. A pool is
+    An owner is the object that stands for a client, such as the holder of a key. A cache is
     dropped with its owner, and when the target has another vocabulary.
 
-    max_tokens: the size of each pool; 0 keeps nothing.
+    max_tokens: the size of each cache; 0 keeps nothing.
     """
 
     def __init__(self, max_tokens: int) -> None:
-        self._max_tokens = max_tokens and max(MIN_POOL_TOKENS, max_tokens)
-        self._kept: WeakKeyDictionary[object, tuple[str, Pool]] = WeakKeyDictionary()
+        self._max_tokens = max_tokens and max(MIN_ANSWER_CACHE_TOKENS, max_tokens)
+        self._kept: WeakKeyDictionary[object, tuple[str, AnswerCache]] = WeakKeyDictionary()
 
-    def of(self, owner: object | None, target: ModelFacts) -> Pool | None:
-        """Return an owner's pool; None if nothing is kept, as without an owner."""
+    def of(self, owner: object | None, target: ModelFacts) -> AnswerCache | None:
+        """Return an owner's cache; None if nothing is kept, as without an owner."""
         if owner is None or not self._max_tokens:
             return None
         kept = self._kept.get(owner)
         if kept is None or kept[0] != target.vocabulary:
-            kept = self._kept[owner] = target.vocabulary, Pool(self._max_tokens)
+            kept = self._kept[owner] = target.vocabulary, AnswerCache(self._max_tokens)
         return kept[1]
 
     def empty(self, owner: object) -> None:
-        """Drop an owner's pool; answers that have begun still draft from it."""
+        """Drop an owner's cache; answers that have begun still draft from it."""
         self._kept.pop(owner, None)
 
 
@@ -231,42 +231,46 @@ class ProposalFinder:
         self._tokenizer = tokenizer
         self._grammars = EdgeGrammars()
         self._grams = OncePerPrompt[PromptGrams]()
-        self.pools = Pools(settings.pool_tokens)
+        self.answer_caches = EdgeAnswerCaches(settings.answer_cache_tokens)
 
     async def prepare(self) -> None:
         """Make what the grammars of the target in use need. Raises ApiError."""
         if self._settings.grammars and JUDGES[self._settings.judge].takes_any_draft:
             await self._grammars.prepare(await self._tokenizer(""))
 
-    async def find(self, request: Open, job: Job, target: ModelFacts) -> Proposals:
+    async def find(self, request: Open, job: Job, target: ModelFacts) -> DraftSources:
         """Return the proposals for one request.
 
         Only some judges take any draft token, and only with fill `auto` may a pass do without
         the edge's. Raises InvalidRequest for a grammar that cannot be compiled.
         """
         if not JUDGES[request.judge].takes_any_draft:
-            return Proposals(request, (), None, None, None)
+            return DraftSources(request, (), None, None, None)
         grammar = await self._grammar(request, job.owner)
-        pool = self.pools.of(job.owner, target)
+        answer_cache = self.answer_caches.of(job.owner, target)
         proposer: Proposer | None = None
         if self._settings.lookup:
-            proposer = await self._lookup(request.prompt, pool)
+            proposer = await self._lookup(request.prompt, answer_cache)
         if grammar is not None:
             proposer = GrammarProposer(DraftGrammar(grammar), proposer)
-        if not (self._settings.verifier_drafts and request.fill == "auto"):
-            return Proposals(request, (), grammar, proposer, pool)
+        if not (self._settings.ngram_drafts and request.fill == "auto"):
+            return DraftSources(request, (), grammar, proposer, answer_cache)
         predicted = await self._predicted(job, request.vocabulary)
-        expected = predicted or (pool.expected(request.prompt, EXPECTED_TOKENS) if pool else ())
-        request = replace(request, own_drafts=True, predicted=expected)
-        return Proposals(request, predicted, grammar, proposer, pool)
+        expected = predicted or (
+            answer_cache.expected(request.prompt, EXPECTED_TOKENS) if answer_cache else ()
+        )
+        request = replace(request, ngram_drafts=True, predicted=expected)
+        return DraftSources(request, predicted, grammar, proposer, answer_cache)
 
-    async def _lookup(self, prompt: tuple[TokenId, ...], pool: Pool | None) -> PromptLookup:
+    async def _lookup(
+        self, prompt: tuple[TokenId, ...], answer_cache: AnswerCache | None
+    ) -> PromptLookup:
         """Return the prompt lookup of one answer."""
         if len(prompt) <= INLINE_TOKENS:
-            return PromptLookup(prompt, pool=pool)
-        return PromptLookup(prompt, await self._grams.of(prompt, PromptGrams), pool)
+            return PromptLookup(prompt, answer_cache=answer_cache)
+        return PromptLookup(prompt, await self._grams.of(prompt, PromptGrams), answer_cache)
 
-    async def _grammar(self, request: Open, owner: Owner | None) -> Grammar | None:
+    async def _grammar(self, request: Open, owner: TenantOwner | None) -> Grammar | None:
         if not (self._settings.grammars and NAME in request.sampling.extras):
             return None
         tokenizer = await self._tokenizer(request.vocabulary)

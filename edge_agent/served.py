@@ -17,7 +17,7 @@ from typing import Final
 import structlog
 
 from edge_agent.draft.drafter import Drafter, NoDrafter
-from edge_agent.draft.late import Draft, Drafts, LateDrafter
+from edge_agent.draft.late import Drafts, LateDrafter, LoadedDraftModel
 from edge_agent.draft.loading import (
     AUTO,
     NONE,
@@ -34,8 +34,8 @@ from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, ModelSettings
-from gateway.doors.services import Backend, no_model
 from gateway.drain import kept_going, start
+from gateway.endpoints.services import Backend, no_model
 from gateway.errors import ApiError
 from local_models.choosing import HubPolicy
 from local_models.llama_cpp.library import has_llama
@@ -127,7 +127,7 @@ Make = Callable[[str, ModelSettings | None, Verifiers], ServedModel]
 
 
 class ServedModels:
-    """A gateway.doors.services.Models. whole: all verifiers. first: the name of the first
+    """A gateway.endpoints.services.Models. whole: all verifiers. first: the name of the first
     model, if it is known."""
 
     def __init__(
@@ -190,8 +190,8 @@ class ServedModels:
         of_settings = [entry.name for entry in self._settings.models]
         of_verifiers = [verifier.model for verifier in self._whole.all]
         names = dict.fromkeys((*of_settings, *of_verifiers))
-        found = [self._models[name] for name in names if name in self._models]
-        return found or list(self._models.values())[:1]
+        models = [self._models[name] for name in names if name in self._models]
+        return models or list(self._models.values())[:1]
 
     @property
     def first(self) -> ServedModel:
@@ -218,15 +218,15 @@ class ServedModels:
         return (self.named(name) or self.first).verifiers
 
     async def find(self, name: str | None) -> Backend:
-        if (found := self.named(name)) is None or not found.verifiers.all:
+        if (served := self.named(name)) is None or not served.verifiers.all:
             await self._learn(again=True)
-            found = self.named(name)
-        if found is None:
+            served = self.named(name)
+        if served is None:
             models = self.all
             if len(models) > 1 and not self._settings.accept_any_model:
                 raise no_model(name or "", [model.name for model in models])
-            found = self.first
-        return self._backend(found)
+            served = self.first
+        return self._backend(served)
 
     async def reachable(self) -> Sequence[Backend]:
         await self._learn()
@@ -265,10 +265,10 @@ class ServedModels:
 
         if self._learning is None or self._learning.done():
             unknown = [v for v in self._whole.all if not v.names]
-            asked = [verifier for verifier in unknown if again or verifier.latest is None]
-            if not asked or len(self._whole.all) == len(self._models) == 1:
+            verifiers = [verifier for verifier in unknown if again or verifier.latest is None]
+            if not verifiers or len(self._whole.all) == len(self._models) == 1:
                 return
-            self._learning = asyncio.gather(*map(learn, asked), return_exceptions=True)
+            self._learning = asyncio.gather(*map(learn, verifiers), return_exceptions=True)
         await asyncio.shield(self._learning)
 
     def start(self) -> None:
@@ -344,7 +344,7 @@ class Maker:
             verifiers, drafter, settings, self._metrics, tokenizer, self._policy
         )
         if answers == "draft" and draft is not None:
-            alone = open_engine(draft.found, draft.drafter, draft.context_tokens)
+            alone = open_engine(draft.stored, draft.drafter, draft.context_tokens)
             fallback = DraftFallback(alone, verifiers, tokenizer, self._metrics)
         aliases = entry.aliases if entry else ()
         return ServedModel(name, verifiers, tokenizer, drafter, engine, fallback, aliases)
@@ -357,7 +357,9 @@ class Maker:
             return self._first.name
         return None if wanted == NONE or not has_llama() else wanted
 
-    def _draft(self, name: str, entry: ModelSettings | None, pinned: bool) -> Draft | None:
+    def _draft(
+        self, name: str, entry: ModelSettings | None, pinned: bool
+    ) -> LoadedDraftModel | None:
         """Return a target's draft model if it is loaded; that of a fallback is in any case."""
         wanted = self._wanted(name, entry)
         if wanted is None or wanted == AUTO:
@@ -373,7 +375,7 @@ class Maker:
         self,
         name: str,
         entry: ModelSettings | None,
-        draft: Draft | None,
+        draft: LoadedDraftModel | None,
         tokenizer: TargetTokenizer,
         verifiers: Verifiers,
     ) -> Drafter:

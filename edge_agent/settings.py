@@ -4,7 +4,7 @@ The command line overrides the environment, which overrides a TOML file and the 
 A field is PICOSPEC_EDGE__FIELD in the environment, a nested one PICOSPEC_EDGE__DRAFTING__FIELD.
 Keys come from the environment alone: PICOSPEC_API_KEYS holds those that clients must show,
 separated by commas, PICOSPEC_VERIFIER_KEY the one that this edge shows the verifier, and
-PICOSPEC_RELAY_KEY the one for the upstream of `relay`.
+PICOSPEC_PROXY_KEY the one for the upstream of `proxy`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Url = TypeVar("Url", bound=AnyUrl | AnyHttpUrl)
 def _address(url: Url) -> Url:
     if url.username is not None or url.password is not None:
         raise ValueError(
-            "it may hold no user and no password; set PICOSPEC_VERIFIER_KEY, or of `relay`"
-            " PICOSPEC_RELAY_KEY"
+            "it may hold no user and no password; set PICOSPEC_VERIFIER_KEY, or of `proxy`"
+            "PICOSPEC_PROXY_KEY"
         )
     if url.query is not None or url.fragment is not None:
         raise ValueError("it may have no query and no fragment")
@@ -81,8 +81,8 @@ _OWN_PATHS: Final = (
 """Paths that begin so are answered here, or are between this edge and its verifier."""
 
 
-class RelaySettings(Table):
-    """The requests to pass on without drafts, and to whom. The key is PICOSPEC_RELAY_KEY."""
+class ProxySettings(Table):
+    """The requests to pass on without drafts, and to whom. The key is PICOSPEC_PROXY_KEY."""
 
     url: VerifierUrl | None = None
     """The service for `paths` and `models`; None means the verifier in use."""
@@ -94,7 +94,7 @@ class RelaySettings(Table):
     """A POST to one of these is passed on."""
 
     models: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
-    """Requests for one of these models are passed on, whichever door they use."""
+    """Requests for one of these models are passed on, whichever endpoint they use."""
 
     body_limit_bytes: Annotated[int, Field(ge=1024)] = 128 << 20
     """A request to one of `paths` may have this many bytes."""
@@ -104,7 +104,7 @@ class RelaySettings(Table):
     def _are_not_this_edges(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
         for path in paths:
             if path.startswith(_OWN_PATHS):
-                raise ValueError(f"{path} is not relayed; `models` are, by all doors")
+                raise ValueError(f"{path} is not proxied; `models` are, by all endpoints")
         return paths
 
     @field_validator("url")
@@ -156,7 +156,7 @@ class EdgeSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="PICOSPEC_EDGE__", hide_input_in_errors=True)
     secrets = ServiceSettings.secrets | {
         "verifier_key": "PICOSPEC_VERIFIER_KEY",
-        "relay_key": "PICOSPEC_RELAY_KEY",
+        "proxy_key": "PICOSPEC_PROXY_KEY",
     }
 
     port: Port = 8000
@@ -217,10 +217,10 @@ class EdgeSettings(ServiceSettings):
     """If true, drafts keep to an answer's grammar, and have the tokens that it forces at once;
     in `coupled` only."""
 
-    pool_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 100_000
+    answer_cache_tokens: Annotated[int, Field(ge=0, le=10_000_000)] = 100_000
     """This many tokens of answers are kept in memory for each key, 12 to 20 bytes each: both
     ends draft from them what an answer repeats."""
-    verifier_drafts: bool = True
+    ngram_drafts: bool = True
     """If true, the verifier proposes draft tokens too, where the edge's have not arrived: from
     the prompt, the answer and the client's prediction. In `coupled` with fill `auto` only."""
 
@@ -255,12 +255,12 @@ class EdgeSettings(ServiceSettings):
     waiting for draft tokens, `never`."""
 
     drafting: DraftingSettings = DraftingSettings()
-    relay: RelaySettings = RelaySettings()
+    proxy: ProxySettings = ProxySettings()
     verifier_key: tuple[SecretStr, ...] = ()
     """The key that this edge shows the verifier, if any."""
 
-    relay_key: tuple[SecretStr, ...] = ()
-    """The key that this edge shows at `relay.url`, if any. It goes to no other host."""
+    proxy_key: tuple[SecretStr, ...] = ()
+    """The key that this edge shows at `proxy.url`, if any. It goes to no other host."""
 
     @property
     def draft_settings(self) -> DraftSettings:
@@ -289,8 +289,8 @@ class EdgeSettings(ServiceSettings):
         shown: list[AnyUrl | AnyHttpUrl] = list(self.verifiers) if self.shown_key else []
         for model in self.models:
             shown += model.verifier_urls if model.verifier_key_file or self.shown_key else ()
-        if self.relay.url and self.relay_key:
-            shown.append(self.relay.url)
+        if self.proxy.url and self.proxy_key:
+            shown.append(self.proxy.url)
         plain = [url.host or "" for url in shown if url.scheme.removeprefix(DNS) == "http"]
         if not self.allow_plain_http and (hosts := [h for h in plain if not is_loopback(h)]):
             raise ValueError(

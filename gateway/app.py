@@ -17,17 +17,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
-from gateway.accounts import account_of
 from gateway.documents import FILES, Route, documents, root
-from gateway.doors.services import About, Models, Relay, Services
 from gateway.drain import Drain
+from gateway.endpoints.services import About, Models, ProxyPort, Services
 from gateway.errors import OPENAI, InvalidRequest, NotFound
 from gateway.hosting.settings import GatewaySettings
 from gateway.http import json_response
 from gateway.metrics import Metrics
-from gateway.middleware import PAGE_PATHS, Access, Accounts, ShapeOf
-from gateway.output.style import Styles
+from gateway.middleware import PAGE_PATHS, Access, RequestContexts, ShapeOf
+from gateway.output.output_format import OutputFormats
 from gateway.ports import SEEDS
+from gateway.request_context import context_of
 from gateway.routes import ROUTES, shape_of
 from gateway.tenants import TenantMetrics, Tenants
 
@@ -46,18 +46,18 @@ def create_app(
     draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     routes: Sequence[Route] = (),
     about: About | None = None,
-    relay: Relay | None = None,
+    proxy: ProxyPort | None = None,
 ) -> FastAPI:
     """Return the OpenAI API of these models; of one engine, see `one_model`.
 
-    The caller may add routes: `Accounts` applies to them too. /metrics shows `registry`, or a
-    registry of the app's own if it is None; `metrics`, if given, must be registered there
+    The caller may add routes: `RequestContexts` applies to them too. /metrics shows `registry`,
+    or a registry of the app's own if it is None; `metrics`, if given, must be registered there
     already. `draw_seed` returns the seed of a request that names none.
 
     drain: counts the answers, and rejects new ones once it has begun. routes: only this
     service has these routes. about: returns what only this service reports in /status.
 
-    relay: lets another service answer.
+    proxy: lets another service answer.
 
     Raises gateway.tenants.InvalidKeys.
     """
@@ -70,7 +70,7 @@ def create_app(
         title="PicoSpec",
         lifespan=lifespan,
         openapi_url=None,  # FastAPI's pages load scripts from elsewhere
-        middleware=accounted(settings, tenants, metrics, access, shape_of),
+        middleware=with_request_contexts(settings, tenants, metrics, access, shape_of),
         exception_handlers=HANDLERS,
     )
     services = Services(
@@ -78,10 +78,10 @@ def create_app(
         drain=drain or Drain(),
         registry=registry,
         settings=settings,
-        styles=Styles(settings.tool_format),
+        output_formats=OutputFormats(settings.tool_format),
         draw_seed=draw_seed,
         started=int(time.time()),
-        relay=relay,
+        proxy=proxy,
         about=about,
     )
     documented = (*ROUTES, *routes)
@@ -91,7 +91,7 @@ def create_app(
     return app
 
 
-def accounted(
+def with_request_contexts(
     settings: GatewaySettings,
     tenants: Tenants,
     metrics: Metrics,
@@ -100,8 +100,8 @@ def accounted(
 ) -> list[Middleware]:
     """Return the middleware of every route; see `create_app`. An app with this middleware needs
     HANDLERS too."""
-    accounts = Middleware(Accounts, settings, tenants, metrics, access, shape_of)
-    return [*_cors(settings), accounts]
+    request_contexts = Middleware(RequestContexts, settings, tenants, metrics, access, shape_of)
+    return [*_cors(settings), request_contexts]
 
 
 def _cors(settings: GatewaySettings) -> list[Middleware]:
@@ -131,8 +131,8 @@ async def _http_exception(request: Request, error: HTTPException) -> Response:
     if error.status_code == NotFound.status:
         raise NotFound(f"there is no {request.url.path}")
     invalid = InvalidRequest(error.detail, code="invalid_request")
-    account = account_of(request)
-    shown = account.shape.body(account.failed(invalid))
+    context = context_of(request)
+    shown = context.shape.body(context.failed(invalid))
     return json_response(shown, error.status_code, error.headers)
 
 

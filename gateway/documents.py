@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from gateway.doors.services import Services
+from gateway.endpoints.services import Services
 from gateway.http import json_response
 from gateway.schema import RequestModel
 

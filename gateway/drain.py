@@ -58,7 +58,7 @@ def _see(task: asyncio.Task[Result]) -> None:
 
 
 @asynccontextmanager
-async def beside(
+async def running_alongside(
     *meanwhile: Coroutine[None, None, object],
 ) -> AsyncGenerator[asyncio.TaskGroup]:
     """Run `meanwhile` until the body ends, then cancel it. Yields the tasks' TaskGroup.

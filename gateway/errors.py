@@ -154,7 +154,8 @@ class Draining(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Shapes errors for a client. Each door has its own Shape; the defaults are OpenAI's."""
+    """Shapes errors for a client. Each endpoint has its own Shape; the defaults are
+    OpenAI's."""
 
     body: Callable[[ApiError], object] = ApiError.body
     full: int = Overloaded.status

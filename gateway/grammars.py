@@ -378,10 +378,10 @@ class StructuredOutputs(RequestModel):
             "choice": self.choice,
             "grammar": self.grammar,
         }
-        given = {kind: value for kind, value in kinds.items() if value is not None}
-        if len(given) != 1:
+        values = {kind: value for kind, value in kinds.items() if value is not None}
+        if len(values) != 1:
             raise InvalidRequest.of(NAME, f"give exactly one of {', '.join(kinds)}")
-        return given
+        return values
 
 
 _FORMATS: Final[Mapping[str, str]] = {
@@ -414,12 +414,15 @@ class Constrained(RequestModel):
     def constraints(self) -> Iterator[tuple[str, Constraint]]:
         """Yield each constraint's path in the request, and the constraint. Raises
         InvalidRequest."""
-        if (form := self.response_format) is not None and (found := form.constraint()):
+        if (form := self.response_format) is not None and (constraint := form.constraint()):
             path = "schema" if form.json_schema is None else "json_schema.schema"
-            yield f"response_format.{path}" if "json" in found else "response_format", found
+            yield (
+                f"response_format.{path}" if "json" in constraint else "response_format",
+                constraint,
+            )
         if (outputs := self.structured_outputs) is not None:
-            found = outputs.constraint()
-            yield f"structured_outputs.{next(iter(found))}", found
+            constraint = outputs.constraint()
+            yield f"structured_outputs.{next(iter(constraint))}", constraint
         for name, kind in _FORMATS.items():
             if (value := getattr(self, name)) not in (None, False):
                 yield name, {kind: value}

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.drain import beside
+from gateway.drain import running_alongside
 from gateway.errors import (
     OPENAI,
     ApiError,
@@ -111,7 +111,7 @@ class RequestBody:
             raise RequestTimeout(reason) from None
         self.check(self._taken_bytes)
         if self.is_held:
-            self._scope["state"]["account"].hold(self._taken_bytes)
+            self._scope["state"]["context"].hold(self._taken_bytes)
         return message
 
     async def next_piece(self, until: float) -> bytes | None:
@@ -194,9 +194,9 @@ def json_response(
     body: object, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """Return a response whose body msgspec encodes."""
-    given, encoded = {**(headers or {}), **NOSNIFF}, msgspec.json.encode(body)
-    made = Response if len(encoded) <= PIECE_BYTES else _InPieces
-    return made(encoded, status, given, "application/json")
+    all_headers, encoded = {**(headers or {}), **NOSNIFF}, msgspec.json.encode(body)
+    response_class = Response if len(encoded) <= PIECE_BYTES else _InPieces
+    return response_class(encoded, status, all_headers, "application/json")
 
 
 def error_response(error: ApiError, shape: Shape = OPENAI) -> Response:
@@ -217,7 +217,7 @@ def connected(
 
     read: set once the request's body has been read; None if it has been read already.
     """
-    return beside(_disconnect(receive, read))
+    return running_alongside(_disconnect(receive, read))
 
 
 async def send_to_client(send: Send, message: Message) -> None:

@@ -99,10 +99,10 @@ class Metrics:
 
     def of(self, model: str) -> ModelMetrics:
         """Return the series of a model. They begin with the first call."""
-        if (found := self._models.get(model)) is None:
+        if (series := self._models.get(model)) is None:
             name = model if len(self._models) < MAX_MODELS else OTHERS
-            found = self._models[name] = self._models.get(name) or self._begin(name)
-        return found
+            series = self._models[name] = self._models.get(name) or self._begin(name)
+        return series
 
     def _begin(self, model: str) -> ModelMetrics:
         return ModelMetrics(
@@ -154,7 +154,7 @@ class ModelMetrics:
             position.inc(accepted)
 
 
-class Shown(Collector):
+class WithoutCreatedSeries(Collector):
     """A registry as /metrics shows it: without the time at which each series began, which would
     double the page."""
 
@@ -197,4 +197,4 @@ class MetricsPage:
 
 def exposition(registry: CollectorRegistry) -> bytes:
     """Return the metrics of a registry in Prometheus' text format."""
-    return generate_latest(Shown(registry))
+    return generate_latest(WithoutCreatedSeries(registry))

@@ -1,4 +1,5 @@
-"""Gives every route an account, checks of `Host`, keys and limits, and errors as responses.
+"""Gives every route a request context, checks of `Host`, keys and limits, and errors as
+responses.
 
 The body of a request that is not admitted is discarded, and not each such request is logged.
 
@@ -23,12 +24,12 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.accounts import Account, Clock, Ledger
 from gateway.errors import ClientGone, RateLimited, Shape
 from gateway.hosting.limits import allowed_connections
 from gateway.hosting.settings import GatewaySettings, check_head, check_page
 from gateway.http import MAX_BODY_BYTES, NOSNIFF, RequestBody, error_response
 from gateway.metrics import Metrics
+from gateway.request_context import Clock, RequestContext, Usage
 from gateway.tenants import Tenants
 from gateway.tracing import NO_TRACING, LogLimit, Tracing, shown
 
@@ -111,8 +112,8 @@ ShapeOf = Callable[[str, Headers], Shape]
 
 
 @dataclass(eq=False)
-class Accounts:
-    """Gives each request an id and an Account in `scope["state"]`; logs and counts it.
+class RequestContexts:
+    """Gives each request an id and a RequestContext in `scope["state"]`; logs and counts it.
 
     An exception before an answer has begun becomes an error response; one that is not an
     ApiError becomes a 500, and its traceback is logged.
@@ -135,61 +136,65 @@ class Accounts:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         anonymous, headers = self.tenants.anonymous, Headers(scope=scope)
-        ledger = Ledger(self.metrics, self._clock, self._clock())
-        account = Account(self._request_id(headers), ledger, anonymous)
-        account.shape = self.shape_of(scope["path"], headers)
-        scope.setdefault("state", {})["account"] = account
+        usage = Usage(self.metrics, self._clock, self._clock())
+        context = RequestContext(self._request_id(headers), usage, anonymous)
+        context.shape = self.shape_of(scope["path"], headers)
+        scope.setdefault("state", {})["context"] = context
         if self.access.is_message(scope["path"]):
-            await self._serve(account, scope, receive, send)
-            return self._close_message(account, scope)
+            await self._serve(context, scope, receive, send)
+            return self._close_message(context, scope)
         try:
-            await self._serve(account, scope, receive, send)
+            await self._serve(context, scope, receive, send)
         finally:
-            if account.goes_on is None:
-                self._close(account, scope)
+            if context.goes_on is None:
+                self._close(context, scope)
             else:
-                account.goes_on.add_done_callback(lambda _: self._close(account, scope))
+                context.goes_on.add_done_callback(lambda _: self._close(context, scope))
 
     def _request_id(self, headers: Headers) -> str:
-        given = headers.get("x-request-id", "")
+        header = headers.get("x-request-id", "")
         return (
-            given if _SANE_ID.fullmatch(given) else f"req-{self._random.getrandbits(128):032x}"
+            header
+            if _SANE_ID.fullmatch(header)
+            else f"req-{self._random.getrandbits(128):032x}"
         )
 
     async def _serve(
-        self, account: Account, scope: Scope, receive: Receive, send: Send
+        self, context: RequestContext, scope: Scope, receive: Receive, send: Send
     ) -> None:
         try:
-            await self._run(account, scope, receive, partial(_send_with_id, account, send))
+            await self._run(context, scope, receive, partial(_send_with_id, context, send))
         except Exception as fault:
-            account.fault = fault
+            context.fault = fault
 
-    async def _run(self, account: Account, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _run(
+        self, context: RequestContext, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         limit_bytes = self.access.body_limit_bytes(scope) or self.settings.body_limit_bytes
         body = RequestBody(scope, receive, limit_bytes or MAX_BODY_BYTES)
         try:
-            self._admit(account, scope)
+            self._admit(context, scope)
             if scope["method"] == "POST" and not self.access.is_message(scope["path"]):
                 path = self.access.shown(scope["path"])  # others take no time worth tracing
-                account.span = self.access.tracing.begin(
+                context.span = self.access.tracing.begin(
                     "request", Headers(scope=scope), method="POST", path=path
                 )
-            with self._place(account, scope):
+            with self._place(context, scope):
                 await self.app(scope, body.admitted(), send)
         except Exception as raised:
-            if account.status:
+            if context.status:
                 raise
-            response = error_response(account.failed(raised), account.shape)
+            response = error_response(context.failed(raised), context.shape)
             await body.refuse(response, send, briefly=isinstance(raised, RateLimited))
 
-    def _place(self, account: Account, scope: Scope) -> AbstractContextManager[None]:
+    def _place(self, context: RequestContext, scope: Scope) -> AbstractContextManager[None]:
         """Return the context in which a request takes one of its tenant's places. Whatever a
         tenant holds open, others find connections. Raises RateLimited."""
         if is_open(scope["path"]):
             return nullcontext()
-        return account.tenant.running(self.tenants.share(allowed_connections()))
+        return context.tenant.running(self.tenants.share(allowed_connections()))
 
-    def _admit(self, account: Account, scope: Scope) -> None:
+    def _admit(self, context: RequestContext, scope: Scope) -> None:
         """Find the tenant of a request, and count the request. Raises ApiError."""
         headers = Headers(scope=scope)
         check_head(headers, scope.get("http_version", ""), self.access.hosts)
@@ -197,34 +202,34 @@ class Accounts:
         if is_open(path):
             return
         key = _key_in(headers)
-        account.tenant = self.tenants.of(key, now)
-        account.check_key = lambda: self.tenants.of(key, self._clock())
+        context.tenant = self.tenants.of(key, now)
+        context.check_key = lambda: self.tenants.of(key, self._clock())
         paths = self.access.session_paths
-        account.has_unknown_session = paths is not None and path.startswith(paths)
-        if not account.has_unknown_session:
+        context.has_unknown_session = paths is not None and path.startswith(paths)
+        if not context.has_unknown_session:
             if not self.tenants.need_key:
                 check_page(headers, scope["method"], self.settings.cors_origins)
-            account.tenant.admit(now)
+            context.tenant.admit(now)
 
-    def _close_message(self, account: Account, scope: Scope) -> None:
-        if account.status < HTTPStatus.BAD_REQUEST:
+    def _close_message(self, context: RequestContext, scope: Scope) -> None:
+        if context.status < HTTPStatus.BAD_REQUEST:
             return
-        self.metrics.failed_messages.labels(str(account.status)).inc()
-        if self._exceeds_unknown_sessions(account):
-            self._log_rate_limit(account)
-        elif account.status != HTTPStatus.NOT_FOUND:  # otherwise its request has just ended
-            self._write(account, scope, account.status)
+        self.metrics.failed_messages.labels(str(context.status)).inc()
+        if self._exceeds_unknown_sessions(context):
+            self._log_rate_limit(context)
+        elif context.status != HTTPStatus.NOT_FOUND:  # otherwise its request has just ended
+            self._write(context, scope, context.status)
 
-    def _close(self, account: Account, scope: Scope) -> None:
-        status = account.status or ClientGone.status  # cancelled before any answer
+    def _close(self, context: RequestContext, scope: Scope) -> None:
+        status = context.status or ClientGone.status  # cancelled before any answer
         route = route_of(scope["method"], scope["path"])
         self.metrics.requests.labels(str(status), route).inc()
-        account.close()
-        if account.error == RateLimited.code or self._exceeds_unknown_sessions(account):
-            self._log_rate_limit(account)
-        elif account.fault or self._is_logged(scope, status):
-            self._write(account, scope, status)
-        account.end_span(status)
+        context.close()
+        if context.error == RateLimited.code or self._exceeds_unknown_sessions(context):
+            self._log_rate_limit(context)
+        elif context.fault or self._is_logged(scope, status):
+            self._write(context, scope, status)
+        context.end_span(status)
 
     def _is_logged(self, scope: Scope, status: int) -> bool:
         """Return False for probes, and for what succeeds and changes nothing: a page loads some
@@ -234,71 +239,71 @@ class Accounts:
         reads = scope["method"] in ("GET", "HEAD", "OPTIONS")
         return status >= HTTPStatus.BAD_REQUEST or (self.settings.log_requests and not reads)
 
-    def _exceeds_unknown_sessions(self, account: Account) -> bool:
+    def _exceeds_unknown_sessions(self, context: RequestContext) -> bool:
         """Count a request for a session that does not exist; return True if it exceeds a limit.
 
         The request gets a 404 in any case, which an edge ignores: its draft may come late, and
         the cut stream has shown it a loss. After a 429 it would try again.
         """
         try:
-            if account.has_unknown_session:
-                account.tenant.admit(self._clock())
+            if context.has_unknown_session:
+                context.tenant.admit(self._clock())
         except RateLimited:
             return True
         return False
 
-    def _write(self, account: Account, scope: Scope, status: int) -> None:
-        is_refusal = self._is_refusal(account, status)
+    def _write(self, context: RequestContext, scope: Scope, status: int) -> None:
+        is_refusal = self._is_refusal(context, status)
         refused = self._refused[status].count(self._clock()) if is_refusal else 0
         if is_refusal and not refused:
             return
-        write, ledger = self._log.error if account.fault else self._log.info, account.ledger
+        write, usage = self._log.error if context.fault else self._log.info, context.usage
         rare: dict[str, object] = {
-            "error": account.error,
+            "error": context.error,
             "refused": refused,
-            "ignored": account.ignored,
-            "fallback": account.fallback,
-            "relayed": account.relayed,
-            "relayed_for": account.relayed_for,
-            "first_token_s": ledger.first_token_s and round(ledger.first_token_s, 3),
-            "traceback": _traceback(account.fault),
+            "ignored": context.ignored,
+            "fallback": context.fallback,
+            "proxied": context.proxied,
+            "proxied_for": context.proxied_for,
+            "first_token_s": usage.first_token_s and round(usage.first_token_s, 3),
+            "traceback": _traceback(context.fault),
         }
         write(
             "request",
             status=status,
             method=shown(scope["method"]),
             path=self.access.shown(scope["path"]),
-            tenant=account.tenant.name,
-            prompt_tokens=ledger.prompt_tokens,
-            completion_tokens=ledger.completion_tokens,
+            tenant=context.tenant.name,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
             **{name: fact for name, fact in rare.items() if fact},
-            duration_s=round(ledger.elapsed_s, 3),
-            request_id=account.request_id,
+            duration_s=round(usage.elapsed_s, 3),
+            request_id=context.request_id,
         )
 
-    def _is_refusal(self, account: Account, status: int) -> bool:
+    def _is_refusal(self, context: RequestContext, status: int) -> bool:
         """Return True if any client could cause such a line, and as often as it likes."""
-        if account.fault or account.tenant is not self.tenants.anonymous:
+        if context.fault or context.tenant is not self.tenants.anonymous:
             return False
         return self.tenants.need_key or status in _REFUSALS
 
-    def _log_rate_limit(self, account: Account) -> None:
-        tenant = account.tenant
+    def _log_rate_limit(self, context: RequestContext) -> None:
+        tenant = context.tenant
         if tenant.limited.count(self._clock()):
             self._log.warning(
                 "rate_limited", tenant=tenant.name, limits=tenant.limits.model_dump()
             )
 
 
-async def _send_with_id(account: Account, send: Send, message: Message) -> None:
+async def _send_with_id(context: RequestContext, send: Send, message: Message) -> None:
     if message["type"] == "http.response.start":
-        account.status = message["status"]
+        context.status = message["status"]
         message = {**message}  # a stream's message is a constant; MutableHeaders changes it
         headers = MutableHeaders(scope=message)
-        headers["x-request-id"] = account.request_id
+        headers["x-request-id"] = context.request_id
         headers.update(NOSNIFF)
-        facts = {"ignored": ", ".join(account.ignored), "fallback": account.fallback}
-        facts |= {"relayed": account.relayed, "relayed-for": account.relayed_for}
+        facts = {"ignored": ", ".join(context.ignored), "fallback": context.fallback}
+        facts |= {"relayed": context.proxied, "relayed-for": context.proxied_for}
         headers.update({f"x-picospec-{name}": text for name, text in facts.items() if text})
     await send(message)
 

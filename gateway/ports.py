@@ -42,7 +42,7 @@ MAX_CHAT_BYTES: Final = 32 << 20
 """A chat rendered as text has at most this many bytes, unless a caller sets a smaller limit."""
 
 
-class Tokenizer(Protocol):
+class GatewayTokenizer(Protocol):
     @property
     def template(self) -> str:
         """Return the text of the chat template; empty if there is none."""
@@ -108,7 +108,7 @@ class Tokenizer(Protocol):
         """
 
 
-TokenizerSource = Callable[[str], Awaitable[Tokenizer]]
+TokenizerSource = Callable[[str], Awaitable[GatewayTokenizer]]
 """Returns the target's tokenizer, which must have the given digest (Facts.vocabulary) unless
 that is empty. Raises gateway.errors.Unavailable while there is none. `chat` and `encode` are
 called in worker threads while `piece` is called in the event loop's thread."""
@@ -122,7 +122,7 @@ SEEDS: Final = 2**64
 of a signed number, as in vLLM."""
 
 
-class Owner(Protocol):
+class TenantOwner(Protocol):
     """An owner is the tenant who asks. The object lives as long as the tenant's key."""
 
     @property
@@ -160,7 +160,7 @@ class Job:
     identity: str = ""
     """The prompt was made for the model with this Facts.identity; empty: any model."""
 
-    owner: Owner | None = None
+    owner: TenantOwner | None = None
     """The job is for this owner; None if unknown. No other owner may notice what an engine
     remembers of an answer, unless the settings share it."""
 
@@ -313,12 +313,12 @@ def opening(
 
 def _stop_tokens(extras: Mapping[str, object], facts: ModelFacts) -> tuple[TokenId, ...]:
     """Return the stop tokens: the model's own, unless they are ignored, and the client's."""
-    asked = msgspec.convert({k: v for k, v in extras.items() if k in STOPPING}, Stopping)
-    for token in asked.stop_token_ids:
+    stopping = msgspec.convert({k: v for k, v in extras.items() if k in STOPPING}, Stopping)
+    for token in stopping.stop_token_ids:
         if not 0 <= token < facts.vocabulary_size:
             raise InvalidSetting("stop_token_ids", f"{token} is not a token")
-    own = () if asked.ignore_eos else facts.stop_tokens
-    return tuple(dict.fromkeys((*own, *asked.stop_token_ids)))
+    own = () if stopping.ignore_eos else facts.stop_tokens
+    return tuple(dict.fromkeys((*own, *stopping.stop_token_ids)))
 
 
 class Fallback(Protocol):

@@ -1,9 +1,8 @@
 """Lists the routes of every service, and the shape of errors on each.
 
-A door's route has its path, its schema and the reader of its requests. Besides OpenAI's and
-Anthropic's routes there are those of llama-server and of Ollama, and OpenAI's that llama-server
-has without /v1. Ollama's routes that manage models answer 501.
-"""
+An endpoint's route has its path, its schema and the reader of its requests. Besides OpenAI's
+and Anthropic's routes there are those of llama-server and of Ollama, and OpenAI's that
+llama-server has without /v1. Ollama's routes that manage models answer 501."""
 
 from __future__ import annotations
 
@@ -18,9 +17,8 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.accounts import account_of
 from gateway.documents import VERSION, Route, answer_version
-from gateway.doors import (
+from gateway.endpoints import (
     chat,
     completions,
     llama_server,
@@ -28,20 +26,21 @@ from gateway.doors import (
     ollama,
     responses_handlers,
 )
-from gateway.doors.chat import ChatRequest
-from gateway.doors.completions import CompletionRequest, text_of
-from gateway.doors.door import Body, Convert
-from gateway.doors.generation import checked, count_prompt, generate, parse
-from gateway.doors.llama_server import InfillRequest, NativeCompletionRequest
-from gateway.doors.messages import MessagesRequest
-from gateway.doors.messages_schema import ChatMessage
-from gateway.doors.ollama import OllamaChat, OllamaGenerate
-from gateway.doors.request import parameters_of
-from gateway.doors.responses import ResponsesRequest
-from gateway.doors.services import Listed, Services
+from gateway.endpoints.chat import ChatRequest
+from gateway.endpoints.completions import CompletionRequest, text_of
+from gateway.endpoints.endpoint import Body, Convert
+from gateway.endpoints.generation import checked, count_prompt, generate, parse
+from gateway.endpoints.llama_server import InfillRequest, NativeCompletionRequest
+from gateway.endpoints.messages import MessagesRequest
+from gateway.endpoints.messages_schema import ChatMessage
+from gateway.endpoints.ollama import OllamaChat, OllamaGenerate
+from gateway.endpoints.request import parameters_of
+from gateway.endpoints.responses import ResponsesRequest
+from gateway.endpoints.services import Listed, Services
 from gateway.errors import OPENAI, ApiError, InvalidRequest, PromptTooLong, Shape
 from gateway.http import json_response
-from gateway.ports import Facts, Tokenizer
+from gateway.ports import Facts, GatewayTokenizer
+from gateway.request_context import context_of
 from gateway.schema import FIRST_ERROR, Flag, Integer, RequestModel, missing
 from gateway.turns import BoundedTokenizer
 
@@ -70,11 +69,11 @@ async def status(services: Services, request: Request) -> Response:
     facts = error = None
     about = await services.about() if services.about else {}
     for listed, name in (("models", "name"), ("verifiers", "model"), ("placed", "model")):
-        if isinstance(found := about.get(listed), list):
-            opens = account_of(request).tenant.opens
-            about[listed] = [each for each in found if opens(each.get(name, ""))]
+        if isinstance(value := about.get(listed), list):
+            opens = context_of(request).tenant.opens
+            about[listed] = [each for each in value if opens(each.get(name, ""))]
     try:
-        _, facts = await services.own(account_of(request), None)
+        _, facts = await services.own(context_of(request), None)
     except ApiError as failed:
         error = failed.message
     state = "draining" if services.drain.begun else "unavailable" if facts is None else "ok"
@@ -101,36 +100,36 @@ async def prometheus_metrics(services: Services, _: Request) -> Response:
 async def list_models(services: Services, request: Request) -> Response:
     """Answer with the models that can be reached, under each of their names, and their
     adapters; then with those for which another service is asked, and those that are away."""
-    account = account_of(request)
-    away, elsewhere = services.away(account), services.models_elsewhere(account)
-    found = await services.all(account)
+    context = context_of(request)
+    away, proxied = services.away(context), services.proxied_models(context)
+    models = await services.all(context)
     if "anthropic-version" in request.headers:
-        named = [(each.name, each.facts) for each in found]
-        others = [(name, None) for name in (*elsewhere, *away)]
+        named = [(each.name, each.facts) for each in models]
+        others = [(name, None) for name in (*proxied, *away)]
         listed = [
             messages_answer.model_of(name, services.started, each)
             for name, each in (*named, *others)
         ]
         return json_response(messages_answer.page_of(listed))
-    listed = [await _model(services, each, request) for each in found]
-    listed += [_entry(services, name) for name in elsewhere]
+    listed = [await _model(services, each, request) for each in models]
+    listed += [_entry(services, name) for name in proxied]
     listed += [_entry(services, name, "picospec") | AWAY for name in away]
     return json_response({"object": "list", "data": listed})
 
 
 async def retrieve_model(services: Services, request: Request) -> Response:
     """Answer with the model of the given name."""
-    account, name = account_of(request), request.path_params["name"]
-    away = AWAY if name in services.away(account) else {}
-    if away or name in services.models_elsewhere(account):
+    context, name = context_of(request), request.path_params["name"]
+    away = AWAY if name in services.away(context) else {}
+    if away or name in services.proxied_models(context):
         if "anthropic-version" in request.headers:
             return json_response(messages_answer.model_of(name, services.started))
         return json_response(_entry(services, name, "picospec" if away else "relayed") | away)
-    found = Listed(name, *await services.find(account, name))
+    model = Listed(name, *await services.find(context, name))
     if "anthropic-version" in request.headers:
-        shown = messages_answer.model_of(name, services.started, found.facts)
+        shown = messages_answer.model_of(name, services.started, model.facts)
         return json_response(shown)
-    return json_response(await _model(services, found, request))
+    return json_response(await _model(services, model, request))
 
 
 AWAY: Final = {"state": "away"}
@@ -142,20 +141,20 @@ async def _capabilities(
 ) -> dict[str, object]:
     """Return the model's capabilities; nothing while its tokenizer is not available. A page
     asks for those of all models every few seconds, whose tokenizers memory may not hold."""
-    digest, styles = listed.facts.vocabulary, services.styles
-    if (found := styles.capabilities.get(digest)) is None:
+    digest, output_formats = listed.facts.vocabulary, services.output_formats
+    if (capabilities := output_formats.capabilities.get(digest)) is None:
         try:
             tokenizer = await listed.backend.tokenizer(digest)
-            style = await services.style_of(tokenizer, account_of(request))
+            output_format = await services.output_format_of(tokenizer, context_of(request))
         except ApiError:
             return {}
-        found = styles.remember(digest, style)
-    return {"capabilities": found}
+        capabilities = output_formats.remember(digest, output_format)
+    return {"capabilities": capabilities}
 
 
 async def props(services: Services, request: Request) -> Response:
     """Answer with the properties of the model that llama-server's clients read."""
-    backend, facts = await services.find(account_of(request), None)
+    backend, facts = await services.find(context_of(request), None)
     tokenizer = await backend.tokenizer(facts.vocabulary)
     body = {
         "default_generation_settings": {"n_ctx": facts.context_tokens},
@@ -170,7 +169,7 @@ async def props(services: Services, request: Request) -> Response:
 
 async def tokenizer_info(services: Services, request: Request) -> Response:
     """Answer with what vLLM's clients ask about the tokenizer."""
-    backend, facts = await services.find(account_of(request), None)
+    backend, facts = await services.find(context_of(request), None)
     tokenizer = await backend.tokenizer(facts.vocabulary)
     return json_response({**tokenizer.named_tokens, "chat_template": tokenizer.template})
 
@@ -227,7 +226,7 @@ class TokenizeRequest(RequestModel):
         """Return the field that errors about the text refer to."""
         return "messages" if self.messages else "prompt" if self.content is None else "content"
 
-    def tokenise(self, tokenizer: Tokenizer) -> Sequence[int]:
+    def tokenise(self, tokenizer: GatewayTokenizer) -> Sequence[int]:
         if self.content is not None:
             special, begin = self.parse_special, self.add_special
             return tokenizer.encode(self.content, special=special, begin=begin)
@@ -241,32 +240,32 @@ class DetokenizeRequest(RequestModel):
 
 async def tokenize(services: Services, request: Request) -> Response:
     """Answer with the tokens of a text or of a chat."""
-    account = account_of(request)
-    account.begin_answers(1)  # it takes what an answer's prompt does
+    context = context_of(request)
+    context.begin_answers(1)  # it takes what an answer's prompt does
     body = await parse(TokenizeRequest, services, request)
-    backend, facts = await services.find(account, body.model)
+    backend, facts = await services.find(context, body.model)
     source = await backend.tokenizer(facts.vocabulary)
     tokenizer = BoundedTokenizer(source, facts, body.field)
     chat = await parse(ChatRequest, services, request) if body.messages else None
     if chat is not None:
         await checked(services, request, partial(parameters_of, chat, facts))
     answer = partial(_tokens_answer, body, chat, facts, tokenizer)
-    return await services.reader.read(account.tenant, answer)
+    return await services.reader.read(context.tenant, answer)
 
 
 async def detokenize(services: Services, request: Request) -> Response:
     """Answer with the text of tokens; special tokens are spelt out."""
-    account = account_of(request)
-    account.begin_answers(1)
+    context = context_of(request)
+    context.begin_answers(1)
     body = await parse(DetokenizeRequest, services, request)
-    backend, facts = await services.find(account, body.model)
+    backend, facts = await services.find(context, body.model)
     tokenizer = await backend.tokenizer(facts.vocabulary)
     answer = partial(_text_answer, body.tokens, facts, tokenizer)
-    return await services.reader.read(account.tenant, answer)
+    return await services.reader.read(context.tenant, answer)
 
 
 def _tokens_answer(
-    body: TokenizeRequest, chat: ChatRequest | None, facts: Facts, tokenizer: Tokenizer
+    body: TokenizeRequest, chat: ChatRequest | None, facts: Facts, tokenizer: GatewayTokenizer
 ) -> Response:
     tokens = chat.tokenise(tokenizer)[0] if chat is not None else body.tokenise(tokenizer)
     pieces: list[str] = []
@@ -283,7 +282,7 @@ def _tokens_answer(
     return json_response(answer)
 
 
-def _text_answer(tokens: Sequence[int], facts: Facts, tokenizer: Tokenizer) -> Response:
+def _text_answer(tokens: Sequence[int], facts: Facts, tokenizer: GatewayTokenizer) -> Response:
     _check_count(len(tokens), facts, "tokens")
     for index, token in enumerate(tokens):
         if not 0 <= token < facts.vocabulary_size:
@@ -308,10 +307,11 @@ def shape_of(path: str, headers: Headers) -> Shape:
     return ollama.SHAPE if path.startswith("/api/") else OPENAI
 
 
-def _door(
+def _endpoint(
     path: str, summary: str, schema: type[Body], convert: Convert[Body], *kind: str
 ) -> Route:
-    """Return the route of a door. kind: media type of its streams, unless they are events."""
+    """Return the route of an endpoint. kind: media type of its streams, unless they are
+    events."""
     return Route("POST", path, summary, partial(generate, schema, convert), schema, *kind)
 
 
@@ -320,7 +320,7 @@ _CHATS: Final = "/v1/chat/completions/{name}"
 _SAME: Final = "The same as with /v1"
 _LINES: Final = "application/x-ndjson"
 _COUNT: Final = partial(count_prompt, MessagesRequest, messages_answer.convert)
-_CHAT: Final = partial(ollama.convert, ollama.ChatAnswer)
+_CHAT: Final = partial(ollama.convert, ollama.OllamaChatAnswer)
 _TEXT: Final = partial(ollama.convert, ollama.TextAnswer)
 _COMPLETION: Final = ("Go on with a text", NativeCompletionRequest, llama_server.convert)
 
@@ -328,8 +328,8 @@ ROUTES: Final = (
     Route("POST", "/v1/chat/completions", "Answer a chat", chat.create, ChatRequest),
     Route("GET", _CHATS, "A chat of the page, joined again", responses_handlers.retrieve),
     Route("POST", f"{_CHATS}/cancel", "End a chat of the page", responses_handlers.cancel),
-    _door("/v1/completions", "Go on with a text", CompletionRequest, completions.convert),
-    _door(
+    _endpoint("/v1/completions", "Go on with a text", CompletionRequest, completions.convert),
+    _endpoint(
         "/v1/messages",
         "Answer messages, as Anthropic does",
         MessagesRequest,
@@ -386,16 +386,16 @@ ROUTES: Final = (
     Route("GET", "/status", "What this service is, and how it is", status),
     Route("GET", "/metrics", "Metrics", prometheus_metrics, answer_type="text/plain"),
     Route("GET", "/version", "The version of this service", answer_version),
-    _door("/chat/completions", _SAME, ChatRequest, chat.convert),
+    _endpoint("/chat/completions", _SAME, ChatRequest, chat.convert),
     Route("GET", "/models", _SAME, list_models),
     Route("GET", "/v1/health", "The same as without /v1", health),
     Route("GET", "/ping", "The same as /health", health),
     Route("GET", "/props", "The model, as llama-server tells it", props),
-    _door("/completion", *_COMPLETION),
-    _door("/completions", *_COMPLETION),
-    _door("/infill", "Fill in between two texts", InfillRequest, llama_server.convert),
-    _door("/api/chat", "Answer a chat", OllamaChat, _CHAT, _LINES),
-    _door("/api/generate", "Answer a prompt", OllamaGenerate, _TEXT, _LINES),
+    _endpoint("/completion", *_COMPLETION),
+    _endpoint("/completions", *_COMPLETION),
+    _endpoint("/infill", "Fill in between two texts", InfillRequest, llama_server.convert),
+    _endpoint("/api/chat", "Answer a chat", OllamaChat, _CHAT, _LINES),
+    _endpoint("/api/generate", "Answer a prompt", OllamaGenerate, _TEXT, _LINES),
     Route("POST", "/api/show", "What a model can do", ollama.show, ollama.ShowRequest),
     Route("GET", "/api/tags", "The model, by each of its names", ollama.tags),
     Route("GET", "/api/ps", "The same, as what is loaded", ollama.running),

@@ -171,17 +171,17 @@ class RequestModel(BaseModel):
     def unknown_inside(self) -> list[str]:
         """Return the names of fields inside nested objects that the objects' schemas do not
         have, such as `messages.cache_control`."""
-        found = []
+        names = []
         for name, value in self.__dict__.items():
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, RequestModel):
                     inside = (*(item.model_extra or ()), *item.unknown_inside())
-                    found += [f"{name}.{each}" for each in inside]
-        return found
+                    names += [f"{name}.{each}" for each in inside]
+        return names
 
 
 class Converted(RequestModel):
-    """Parses a body that becomes the request of another door, where its count goes on."""
+    """Parses a body that becomes the request of another endpoint, where its count goes on."""
 
     _values: Values = PrivateAttr(default_factory=Values)
 
@@ -213,14 +213,14 @@ class Typed(RequestModel):
 
 def validated(
     schema: type[Model],
-    given: object,
+    body: object,
     names: Mapping[str, str] = MappingProxyType({}),
     values: Values | None = None,
 ) -> Model:
-    """Return `given` as parsed by a schema. names: maps the schema's names of fields to the
+    """Return `body` as parsed by a schema. names: maps the schema's names of fields to the
     client's. values: count those of JSON within texts, too. Raises InvalidRequest."""
     try:
-        return schema.model_validate(given, context=values)
+        return schema.model_validate(body, context=values)
     except ValidationError as error:
         raised = invalid(error)
         raised.name_field(names)
@@ -246,9 +246,9 @@ def invalid(error: ValidationError, *, under: str | None = None) -> InvalidReque
     if first["type"] == "json_invalid":
         reason = "the body is not valid JSON"
     message = f"{param}: {reason}" if param else reason
-    found = InvalidRequest(message, param=param, code=_CODES.get(first["type"]))
-    found.may_be_served = first["type"] not in _WRONG
-    return found
+    invalid_request = InvalidRequest(message, param=param, code=_CODES.get(first["type"]))
+    invalid_request.may_be_served = first["type"] not in _WRONG
+    return invalid_request
 
 
 # Lists the fields by which OpenAI, vLLM and llama-server let a client change an answer.

@@ -202,10 +202,10 @@ class KeysFile:
 def _version(path: Path) -> _Version:
     """Return a value that changes if the file is written or replaced; None without a file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 # Tracks what a tenant, the holder of one key, uses and may use, without a clock of its own.
@@ -383,14 +383,14 @@ def identity_of_key(digest: bytes, environ: MutableMapping[str, str]) -> str:
     return hmac.new(salt_secret(environ), digest, hashlib.sha256).hexdigest()
 
 
-def salted(identity: str, asked: object = None) -> str:
-    """Return the salt of what a tenant asks at a target that others ask, too. asked: the salt
+def salted(identity: str, salt: object = None) -> str:
+    """Return the salt of what a tenant asks at a target that others ask, too. salt: the salt
     by which the tenant's own users differ, if any.
 
     An identity has no space, so different pairs have different salts. Sessions and plain
     requests of one tenant, or of one of its users, have the same: what the target has read for
     either serves both."""
-    return f"{identity} {asked}" if isinstance(asked, str) and asked else identity
+    return f"{identity} {salt}" if isinstance(salt, str) and salt else identity
 
 
 KEPT_PART: Final = 4

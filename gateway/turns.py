@@ -17,7 +17,7 @@ from itertools import accumulate, chain
 from typing import Final, TypeVar
 
 from gateway.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailable
-from gateway.ports import MAX_CHAT_BYTES, NONE, Facts, Json, Tokenizer
+from gateway.ports import MAX_CHAT_BYTES, NONE, Facts, GatewayTokenizer, Json
 
 T = TypeVar("T")
 
@@ -184,7 +184,7 @@ class BoundedTokenizer:
     """Wraps a tokenizer and refuses texts that cannot fit into the context. field: name of the
     prompt's field, for errors."""
 
-    def __init__(self, tokenizer: Tokenizer, facts: Facts, field: str) -> None:
+    def __init__(self, tokenizer: GatewayTokenizer, facts: Facts, field: str) -> None:
         self.tokenizer = tokenizer
         self.template = tokenizer.template
         self.named_tokens = tokenizer.named_tokens
@@ -208,12 +208,12 @@ class BoundedTokenizer:
         most = min(self._max_bytes, max_bytes)
         self._check(*chain.from_iterable(map(_texts, messages)))
         try:
-            made = self.tokenizer.chat(messages, tools=tools, options=options, max_bytes=most)
+            tokens = self.tokenizer.chat(messages, tools=tools, options=options, max_bytes=most)
         except OverflowError as error:
             raise self._too_long(most) from error
         except OSError as error:  # no process for the template: descriptors or memory ran out
             raise Unavailable(f"the chat template cannot be run now: {error}") from error
-        return self._counted(made)
+        return self._counted(tokens)
 
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
         self._check(text)

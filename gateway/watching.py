@@ -22,7 +22,7 @@ Spans = Sequence[tuple[int, Origin]]
 """Each run of characters is given by its length and its origin."""
 
 
-class Chain(msgspec.Struct, frozen=True):
+class ChainEvent(msgspec.Struct, frozen=True):
     """Reports that the chain has changed."""
 
     name: ClassVar[str] = "chain"
@@ -40,7 +40,7 @@ class Chain(msgspec.Struct, frozen=True):
     """The draft model proposed this many of the chain's tokens, or agreed with them."""
 
 
-class Pass(msgspec.Struct, frozen=True):
+class PassEvent(msgspec.Struct, frozen=True):
     """Reports that a pass has committed tokens. Times are in milliseconds; None is unknown."""
 
     name: ClassVar[str] = "pass"
@@ -68,7 +68,7 @@ class LinkUse(msgspec.Struct, frozen=True):
     reopened: int
 
 
-Event = Chain | Pass | LinkUse
+Event = ChainEvent | PassEvent | LinkUse
 
 
 def event_json(event: Event, index: int) -> dict[str, object]:
@@ -159,7 +159,7 @@ class Watch:
         for event in report.events:
             if isinstance(event, LinkUse):
                 self._links[index] = event
-            elif isinstance(event, Pass) and event.cloud_row_ms is not None:
+            elif isinstance(event, PassEvent) and event.cloud_row_ms is not None:
                 self._row_ms[index] = event.cloud_row_ms
         return [event_json(event, index) for event in report.events]
 

@@ -86,10 +86,10 @@ class Blobs:
     def verify(self, link: Path) -> None:
         """Check the hash of a link's blob. If it is wrong, delete both and raise WrongHash."""
         blob = link.resolve()
-        if self._owns(link) and (found := sha256_of(blob)) != blob.name:
+        if self._owns(link) and (digest := sha256_of(blob)) != blob.name:
             blob.unlink()
             link.unlink()
-            raise WrongHash(f"{link} had sha256 {found}, not {blob.name}: pull it again")
+            raise WrongHash(f"{link} had sha256 {digest}, not {blob.name}: pull it again")
 
     def drop(self, paths: Iterable[Path], models: Iterable[ModelFile] = ()) -> int:
         """Delete links and the exact weights made from them, then every blob without a link.
@@ -143,12 +143,12 @@ class Blobs:
             progress(f"{model.file} from {where}{size}, {licence}", 0, 0)
         source.fetch(model, partial, progress)
         progress("checking", model.bytes, model.bytes)
-        found = sha256_of(partial)
-        if model.sha256 and found != model.sha256:
+        digest = sha256_of(partial)
+        if model.sha256 and digest != model.sha256:
             partial.unlink()
-            raise WrongHash(f"sha256 {found}, not {model.sha256}")
-        blob = partial.replace(self._folder("blobs") / found)
-        shutil.rmtree(self.root / "wheels" / found, ignore_errors=True)
+            raise WrongHash(f"sha256 {digest}, not {model.sha256}")
+        blob = partial.replace(self._folder("blobs") / digest)
+        shutil.rmtree(self.root / "wheels" / digest, ignore_errors=True)
         return blob
 
     def _partial(self, model: ModelFile) -> Path:
@@ -206,17 +206,17 @@ class FileHashes:
         real = file.resolve()
         status = real.stat()
         state = [status.st_size, status.st_mtime_ns, status.st_ino]
-        before, found = self._read().get(str(real), ([], ""))
+        before, digest = self._read().get(str(real), ([], ""))
         if before == state:
-            return found
+            return digest
         if status.st_size >= SLOW_BYTES:
             log = structlog.get_logger("models")
             log.info("the weights are hashed, once", path=str(file), bytes=status.st_size)
-        found = sha256_of(real)
-        if is_sha256(real.name) and found != real.name:
-            raise WrongHash(f"{file} has changed: its hash is {found}, not {real.name}")
-        self._keep(self._read() | {str(real): (state, found)})
-        return found
+        digest = sha256_of(real)
+        if is_sha256(real.name) and digest != real.name:
+            raise WrongHash(f"{file} has changed: its hash is {digest}, not {real.name}")
+        self._keep(self._read() | {str(real): (state, digest)})
+        return digest
 
     def _read(self) -> Kept:
         if self._kept is None:

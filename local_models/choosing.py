@@ -50,7 +50,7 @@ class HubPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DraftModelChoice:
     """A reference to a draft model, or None, and the reason in words."""
 
     name: str | None
@@ -65,23 +65,25 @@ def choose_draft(
     vocabulary: Vocabulary,
     policy: HubPolicy,
     target_bytes: int | None = None,
-) -> Choice:
+) -> DraftModelChoice:
     """Choose a draft model for a target, which may still have to be pulled.
 
     target: its name. target_bytes: the size of its file; None if unknown.
     """
     if name := fitting_draft(store, target, vocabulary, target_bytes):
-        return Choice(name, "the catalogue has it for this target or for its tokens")
+        return DraftModelChoice(name, "the catalogue has it for this target or for its tokens")
     if policy.consent == "never":
-        return Choice(None, "none of the catalogue fits")
+        return DraftModelChoice(None, "none of the catalogue fits")
     search = find_sibling(store, target, vocabulary, policy.max_gb * 1e9, target_bytes)
-    if (found := search.sibling) is None:
-        return Choice(None, f"none of the catalogue fits, and none on the hub: {search}")
-    may = found.is_here or policy.consent == "always"
-    if may or policy.ask(f"A draft model may make {target} faster. Fetch {found}?"):
-        return Choice(found.reference, f"a sibling of this target: {found}")
-    remedy = f"picospec models pull --as draft {found.reference}"
-    return Choice(None, f"none is here; on the hub is {found}", remedy)
+    if (sibling := search.sibling) is None:
+        return DraftModelChoice(
+            None, f"none of the catalogue fits, and none on the hub: {search}"
+        )
+    may = sibling.is_here or policy.consent == "always"
+    if may or policy.ask(f"A draft model may make {target} faster. Fetch {sibling}?"):
+        return DraftModelChoice(sibling.reference, f"a sibling of this target: {sibling}")
+    remedy = f"picospec models pull --as draft {sibling.reference}"
+    return DraftModelChoice(None, f"none is here; on the hub is {sibling}", remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,6 @@ def _examined(store: Store, reference: str, target: Vocabulary, max_bytes: float
 
 def _vocabulary_on_the_hub(store: Store, file: ModelFile) -> Vocabulary:
     """Return the vocabulary of a file of the hub. It is tried out in a process of its own."""
-    found = TokenizerFile("gguf", store.hub.metadata(file))
+    tokenizer = TokenizerFile("gguf", store.hub.metadata(file))
     cache = TokenizerCache(store.root / "tokenizers")
-    return cache.keep(found.digest, found.pack()).vocabulary
+    return cache.keep(tokenizer.digest, tokenizer.pack()).vocabulary

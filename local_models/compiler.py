@@ -16,7 +16,7 @@ from local_models.confined import Worker
 from local_models.errors import CannotCheck, InvalidGrammar
 from local_models.grammars import Constraint, Grammar, MatcherTokens, make_tokenizer
 from local_models.tokenizer import Tokenizer
-from local_models.trial import CPU_S, Attempt, Outcome, Tokens
+from local_models.trial import CPU_S, Attempt, Tokens, TrialOutcome
 from local_models.vocabulary import Vocabulary
 from speculation.untrusted import decode_json
 
@@ -49,7 +49,7 @@ class Checker:
         self._worker: Worker | None = None
         self._thread = ThreadPoolExecutor(1, "grammars")
 
-    async def check(self, constraint: Constraint) -> Outcome:
+    async def check(self, constraint: Constraint) -> TrialOutcome:
         """Return the grammar in llguidance's form, or the error in it.
 
         Raises CannotCheck, or InvalidGrammar for a grammar during whose attempts two processes
@@ -68,7 +68,7 @@ class Checker:
             except (OSError, EOFError):
                 self.close()
                 if worker.process.returncode == -SIGPROF:  # the limit of processor time
-                    return Outcome(where=constraint.kind, reason=reason)
+                    return TrialOutcome(where=constraint.kind, reason=reason)
             except asyncio.CancelledError:
                 self.close()  # or the next attempt would read this one's answer
                 raise
@@ -92,10 +92,12 @@ class Checker:
             raise
         return self._worker
 
-    async def _ask(self, worker: Worker, message: msgspec.Struct, limit_s: float) -> Outcome:
+    async def _ask(
+        self, worker: Worker, message: msgspec.Struct, limit_s: float
+    ) -> TrialOutcome:
         line = msgspec.json.encode(message)
         answer = await self.in_thread(worker.ask, line, limit_s, MAX_LINE_BYTES)
-        return decode_json(answer, Outcome)
+        return decode_json(answer, TrialOutcome)
 
     async def in_thread(self, function: Callable[..., K], *arguments: object) -> K:
         """Await a function in the one thread for this vocabulary's grammars, which may take
@@ -134,7 +136,7 @@ class GrammarCompiler:
         self.tokenizer = tokenizer
         self._turn = turn
         self._checker = Checker(tokenizer.vocabulary)
-        self._verdicts: dict[_Asked, Outcome] = {}
+        self._verdicts: dict[_Asked, TrialOutcome] = {}
         self._compiled: dict[_Asked, Grammar] = {}
 
     def prepare(self) -> None:
@@ -142,46 +144,46 @@ class GrammarCompiler:
         before its first answer."""
         _ = self._tokens
 
-    async def check(self, asked: bytes, owner: str | None = None) -> str:
+    async def check(self, data: bytes, owner: str | None = None) -> str:
         """Return the grammar of a constraint (JSON). Raises InvalidGrammar or CannotCheck, and
         the errors of `turn`."""
-        if (verdict := self._verdicts.get((owner, asked))) is None:
+        if (verdict := self._verdicts.get((owner, data))) is None:
             async with self._turn(owner):
-                verdict = await self._verdict(owner, asked)
+                verdict = await self._verdict(owner, data)
         return _grammar(verdict)
 
-    async def compile(self, asked: bytes, owner: str | None = None) -> Grammar:
+    async def compile(self, data: bytes, owner: str | None = None) -> Grammar:
         """Return the compiled grammar of a constraint. Raises the errors of `check`."""
-        if (verdict := self._verdicts.get((owner, asked))) is not None:
+        if (verdict := self._verdicts.get((owner, data))) is not None:
             _grammar(verdict)
-            if (grammar := self.compiled(asked, owner)) is not None:
+            if (grammar := self.compiled(data, owner)) is not None:
                 return grammar
         async with self._turn(owner):
-            text = _grammar(await self._verdict(owner, asked))
-            if (grammar := self.compiled(asked, owner)) is None:
+            text = _grammar(await self._verdict(owner, data))
+            if (grammar := self.compiled(data, owner)) is None:
                 grammar = await self._checker.in_thread(lambda: Grammar(self._tokens, text))
-                _keep(self._compiled, (owner, asked), grammar, COMPILED)
+                _keep(self._compiled, (owner, data), grammar, COMPILED)
         return grammar
 
-    def compiled(self, asked: bytes, owner: str | None = None) -> Grammar | None:
+    def compiled(self, data: bytes, owner: str | None = None) -> Grammar | None:
         """Return the grammar that `compile` made of these bytes, unless it was dropped."""
-        grammar = self._compiled.get((owner, asked))
+        grammar = self._compiled.get((owner, data))
         return None if grammar is None or grammar.is_spent else grammar
 
     async def close(self) -> None:
         """End the process that checks grammars."""
         self._checker.close()
 
-    async def _verdict(self, owner: str | None, asked: bytes) -> Outcome:
+    async def _verdict(self, owner: str | None, data: bytes) -> TrialOutcome:
         """Return the kept verdict on a constraint, or check it."""
-        if (verdict := self._verdicts.get((owner, asked))) is None:
+        if (verdict := self._verdicts.get((owner, data))) is None:
             try:
-                constraint = Constraint.of(asked)
+                constraint = Constraint.of(data)
             except InvalidGrammar as error:
-                verdict = Outcome(where=error.where, reason=error.reason)
+                verdict = TrialOutcome(where=error.where, reason=error.reason)
             else:
                 verdict = await self._checker.check(constraint)
-            _keep(self._verdicts, (owner, asked), verdict, VERDICTS)
+            _keep(self._verdicts, (owner, data), verdict, VERDICTS)
         return verdict
 
     @cached_property
@@ -191,7 +193,7 @@ class GrammarCompiler:
         return make_tokenizer(tokenizer.vocabulary, encode)
 
 
-def _grammar(verdict: Outcome) -> str:
+def _grammar(verdict: TrialOutcome) -> str:
     if verdict.reason:
         raise InvalidGrammar(verdict.where, verdict.reason)
     return verdict.grammar

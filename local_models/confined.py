@@ -32,8 +32,8 @@ def command(module: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Return the environment of a confined process."""
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    paths = [str(Path(__file__).parents[1]), *filter(os.path.isabs, given)]
+    folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    paths = [str(Path(__file__).parents[1]), *filter(os.path.isabs, folders)]
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     return {**inherited, "PYTHONPATH": os.pathsep.join(paths)}
 

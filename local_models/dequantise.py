@@ -59,8 +59,8 @@ def amend(folder: Path, vocabulary: Vocabulary) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_bytes())
-    return found
+    value: dict[str, Any] = json.loads(path.read_bytes())
+    return value
 
 
 def _write(path: Path, value: object) -> None:

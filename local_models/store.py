@@ -52,7 +52,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class StoredModel:
     """A reference means this file, and requests call the model by this name."""
 
     name: str
@@ -74,14 +74,14 @@ class Store:
         self._blobs = Blobs(root, sources)
         self.hub = hub
 
-    def find(self, reference: str, role: Role) -> Found:
+    def find(self, reference: str, role: Role) -> StoredModel:
         """Return the file of a reference; for a target the exact file, if pull has made one.
 
         This fetches nothing. Raises UnknownModel or NotPulled.
         """
-        found = self._find(reference, role)
-        exact = self._blobs.exact_link(found.path) if role == "target" else found.path
-        return Found(found.name, exact) if exact.exists() else found
+        model = self._find(reference, role)
+        exact = self._blobs.exact_link(model.path) if role == "target" else model.path
+        return StoredModel(model.name, exact) if exact.exists() else model
 
     def pull(self, reference: str, progress: Progress, role: Role | None = None) -> list[Path]:
         """Fetch or make the files of a reference, and return them.
@@ -147,18 +147,18 @@ class Store:
             return hub
         return self.catalogue.recipe(self.catalogue.part(reference, role))
 
-    def _find(self, reference: str, role: Role) -> Found:
+    def _find(self, reference: str, role: Role) -> StoredModel:
         match self._meaning(reference, role):
             case Path() as path:
-                return Found(path.stem, path)
+                return StoredModel(path.stem, path)
             case HubReference() as hub:
                 if not (here := self._of_hub(hub)):
                     raise _not_pulled(reference)
-                return Found(hub.name, here[hub.choose(here, role)])
+                return StoredModel(hub.name, here[hub.choose(here, role)])
             case recipe:
                 if not self._is_here(recipe):
                     raise _not_pulled(reference)
-                return Found(recipe.model, self._path(recipe))
+                return StoredModel(recipe.model, self._path(recipe))
 
     def _here(self, reference: str) -> list[Path]:
         """Return the files that a reference means: all of a repository, both of a pair."""
@@ -266,7 +266,7 @@ MIN_RATIO: Final = 2
 draft model, drafting takes so long that little is gained."""
 
 
-def obtain(store: Store, reference: str, role: Role, progress: Progress) -> Found:
+def obtain(store: Store, reference: str, role: Role, progress: Progress) -> StoredModel:
     """Return the file of a reference, after fetching or making it if it is missing.
 
     Raises UnknownModel, CannotOpen, CannotQuantise or PullError.

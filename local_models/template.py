@@ -31,11 +31,11 @@ Json = Mapping[str, object]
 
 def shaped(messages: Sequence[Json], template: str, *, takes_parts: bool) -> list[Json]:
     """Return the messages as a template takes them. template: its text."""
-    found = [_with_content(message, takes_parts=takes_parts) for message in messages]
+    shaped_messages = [_with_content(message, takes_parts=takes_parts) for message in messages]
     knows_developers = any(f"{quote}developer{quote}" in template for quote in "\"'")
-    if knows_developers or all(message["role"] != "developer" for message in found):
-        return found
-    return system_first([_as_system(message) for message in found])
+    if knows_developers or all(message["role"] != "developer" for message in shaped_messages):
+        return shaped_messages
+    return system_first([_as_system(message) for message in shaped_messages])
 
 
 def _with_content(message: Json, *, takes_parts: bool) -> Json:
@@ -111,11 +111,16 @@ class ChatTemplate:
         them: `documents`, `enable_thinking`, `add_generation_prompt`.
         """
         _check(options)
-        given = {"add_generation_prompt": True, "documents": None, **self._variables, **options}
-        given |= {"messages": messages, "tools": tools or None}
+        variables = {
+            "add_generation_prompt": True,
+            "documents": None,
+            **self._variables,
+            **options,
+        }
+        variables |= {"messages": messages, "tools": tools or None}
         pieces, size = [], 0
         try:
-            for piece in self._template.generate(given):
+            for piece in self._template.generate(variables):
                 size += len(piece.encode(errors="surrogatepass"))
                 if size > max_bytes:
                     break
@@ -295,8 +300,8 @@ class Renderer:
             answer = worker.ask(json.dumps(question).encode(), within_s, max_bytes)
         except (EOFError, OSError) as error:
             raise Overrun from error
-        found: dict[str, Any] = json.loads(answer)
-        return found
+        reply: dict[str, Any] = json.loads(answer)
+        return reply
 
 
 def main() -> None:
@@ -307,22 +312,22 @@ def main() -> None:
     def answer(line: bytes) -> bytes:
         with limited_cpu(CPU_S):
             try:
-                found = _answered(json.loads(line), templates)
+                reply = _answered(json.loads(line), templates)
             except ValueError as error:
-                found = {"error": str(error)}
+                reply = {"error": str(error)}
             except OverflowError as error:
-                found = {"too_long": str(error)}
+                reply = {"too_long": str(error)}
             except MemoryError:
-                found = {"error": "the chat template takes too much memory"}
-            return json.dumps(found).encode()
+                reply = {"error": "the chat template takes too much memory"}
+            return json.dumps(reply).encode()
 
     serve(answer)
 
 
-def _answered(asked: dict[str, Any], templates: list[ChatTemplate]) -> dict[str, object]:
+def _answered(request: dict[str, Any], templates: list[ChatTemplate]) -> dict[str, object]:
     if templates:
-        return {"text": templates[0].render(**asked)}
-    templates.append(ChatTemplate(**asked))
+        return {"text": templates[0].render(**request)}
+    templates.append(ChatTemplate(**request))
     return {"takes_tools": templates[0].takes_tools}
 
 

@@ -200,11 +200,11 @@ class Tokenizer:
         if self._template is None:
             raise ValueError("the model has no chat template; use /v1/completions")
         shown = shaped(messages, self.template, takes_parts=self._takes_parts)
-        given = {"messages": shown, "tools": tools, "options": options}
-        sentinel = _unused(self.template + "".join(_texts(given)))
+        arguments = {"messages": shown, "tools": tools, "options": options}
+        sentinel = _unused(self.template + "".join(_texts(arguments)))
         if continues := options.get(CONTINUES) is True:
-            given |= {"messages": _marked(shown, sentinel), "options": _left_open(options)}
-        safe: Any = {name: self._break(value, sentinel) for name, value in given.items()}
+            arguments |= {"messages": _marked(shown, sentinel), "options": _left_open(options)}
+        safe: Any = {name: self._break(value, sentinel) for name, value in arguments.items()}
         rendered = _rendered(self._template, safe, max_bytes)
         if continues:
             rendered = _cut(rendered, sentinel)
@@ -282,8 +282,8 @@ def _cut(rendered: str, sentinel: str) -> str:
     """Return a chat up to the mark, as `transformers` does; if the template strips contents,
     without the space before it. Raises ValueError if there is no mark."""
     mark = f"{sentinel}0"
-    before, found, after = rendered.rpartition(mark)
-    if not found:
+    before, separator, after = rendered.rpartition(mark)
+    if not separator:
         raise ValueError("the chat template does not show the last message")
     before = before.replace(mark, "")
     return before if after.startswith(" ") else before.rstrip()

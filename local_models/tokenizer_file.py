@@ -91,16 +91,16 @@ class TokenizerFile(msgspec.Struct, frozen=True):
             data = inflater.decompress(packed, MAX_BYTES)
             if not inflater.eof:
                 raise ValueError(f"cut, or more than {MAX_BYTES} bytes")
-            found = decode_msgpack(data, cls)
-            if len(found.template) > MAX_TEMPLATE_CHARS:
+            file = decode_msgpack(data, cls)
+            if len(file.template) > MAX_TEMPLATE_CHARS:
                 raise ValueError(f"a template of more than {MAX_TEMPLATE_CHARS} characters")
-            if not _is_json(found.variables):
+            if not _is_json(file.variables):
                 raise ValueError("a variable of the template is no JSON, or nested too deeply")
-            if found.kind == "gguf":
-                check_metadata(found.data)
+            if file.kind == "gguf":
+                check_metadata(file.data)
         except (ValueError, zlib.error) as error:
             raise CannotOpen(f"the tokenizer cannot be read: {error}") from error
-        return found
+        return file
 
     def open(self) -> Tokenizer:
         """Return a tokenizer made of this file. Raises CannotOpen."""
@@ -165,11 +165,11 @@ def tokenizer_file(model: Path, template: str | None = None) -> TokenizerFile:
     so it is 0. template: replaces the model's own.
     """
     if model.is_dir():
-        found = TokenizerFile("huggingface", **read_directory(model))
+        file = TokenizerFile("huggingface", **read_directory(model))
     else:
         gguf = Model(model, vocabulary_only=True)
         facts, key = gguf.metadata(), "tokenizer.chat_template"
-        found = TokenizerFile(
+        file = TokenizerFile(
             "gguf",
             metadata_of(model),
             template=joined(facts.get(key, ""), facts.get(f"{key}.tool_use")),
@@ -177,7 +177,7 @@ def tokenizer_file(model: Path, template: str | None = None) -> TokenizerFile:
             defaults=_recommended(facts),
         )
         gguf.close()
-    return found if template is None else msgspec.structs.replace(found, template=template)
+    return file if template is None else msgspec.structs.replace(file, template=template)
 
 
 def _recommended(facts: Mapping[str, str]) -> dict[str, float]:
@@ -215,26 +215,26 @@ class TokenizerCache:
         """Open the kept tokenizer with this digest; None if none is kept. Raises CannotOpen."""
         path = self._path(digest)
         try:
-            found = TokenizerFile.unpack(path.read_bytes())
+            file = TokenizerFile.unpack(path.read_bytes())
         except (OSError, CannotOpen):
             return None
-        if found.digest != digest:
+        if file.digest != digest:
             return None
         with suppress(OSError):
             os.utime(path)  # marks it as used now
-        return found.open()
+        return file.open()
 
     def keep(self, digest: str, packed: bytes) -> Tokenizer:
         """Try a tokenizer out, keep it if the disk has room, and open it. If it raises
         CannotOpen, it keeps nothing."""
         path = self._path(digest)
-        found = TokenizerFile.unpack(packed)
-        if found.digest != digest:
-            raise CannotOpen(f"the tokenizer has the digest {found.digest}, not {digest}")
+        file = TokenizerFile.unpack(packed)
+        if file.digest != digest:
+            raise CannotOpen(f"the tokenizer has the digest {file.digest}, not {digest}")
         _try_out(packed)
         with suppress(OSError):
             self._write(path, packed)
-        return found.open()
+        return file.open()
 
     def _path(self, digest: str) -> Path:
         try:
@@ -276,8 +276,8 @@ def _try_out(packed: bytes) -> None:
     except subprocess.TimeoutExpired:
         raise CannotOpen(f"the tokenizer takes more than {TRIAL_S:g} s to open") from None
     if result.returncode != 0:
-        said = result.stderr.decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"status {result.returncode}"
+        lines = result.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else f"status {result.returncode}"
         raise CannotOpen(f"the tokenizer cannot be used: {reason}")
 
 

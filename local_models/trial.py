@@ -90,7 +90,7 @@ class Attempt(msgspec.Struct):
     value: str | list[str] | bool
 
 
-class Outcome(msgspec.Struct):
+class TrialOutcome(msgspec.Struct):
     """An Outcome is the text of a valid grammar, or the place and reason of an error."""
 
     grammar: str = ""
@@ -110,20 +110,20 @@ class Trial:
         self._rest = by_length[TRIED:]
         self._tokenizer = make_tokenizer(vocabulary, lambda text: ())
 
-    def attempt(self, asked: Attempt) -> Outcome:
+    def attempt(self, attempt: Attempt) -> TrialOutcome:
         try:
-            text = grammar_text(asked.kind, asked.value)
+            text = grammar_text(attempt.kind, attempt.value)
             make_matcher(self._tokenizer, text)
         except InvalidGrammar as error:
             path = ""
-            if asked.kind == "json":
+            if attempt.kind == "json":
                 with suppress(RecursionError):
-                    path = self._path(json.loads(str(asked.value)), error.reason)
-            return Outcome(where=f"{asked.kind}{path}", reason=error.reason)
+                    path = self._path(json.loads(str(attempt.value)), error.reason)
+            return TrialOutcome(where=f"{attempt.kind}{path}", reason=error.reason)
         for seed in range(TEXTS):
             if reason := self._generate(text, Random(seed)):
-                return Outcome(where=asked.kind, reason=reason)
-        return Outcome(text)
+                return TrialOutcome(where=attempt.kind, reason=reason)
+        return TrialOutcome(text)
 
     def _generate(self, text: str, chance: Random) -> str:
         """Generate a text. Return the error in the grammar that this shows; "" if none."""
@@ -135,17 +135,17 @@ class Trial:
             tried = [self._texts, self._rest]
             if chance.random() < 0.5:
                 tried.insert(0, self._structure)
-            if not (found := next(filter(None, (_in(mask, each) for each in tried)), None)):
+            if not (token := next(filter(None, (_in(mask, each) for each in tried)), None)):
                 return ""
-            matcher.consume_token(chance.choice(found))
+            matcher.consume_token(chance.choice(token))
         return ""
 
     def _path(self, schema: Any, reason: str) -> str:  # noqa: ANN401
         """Return the path of the innermost schema that is invalid for the same reason."""
         shared = {name: schema[name] for name in _SHARED if name in schema}
         path = ""
-        while found := self._wrong_part(schema, shared, reason):
-            step, schema = found
+        while part := self._wrong_part(schema, shared, reason):
+            step, schema = part
             path = f"{path}.{step}"
         return path
 
@@ -191,10 +191,10 @@ def main() -> None:
     def answer(line: bytes) -> bytes:
         if not trials:
             trials.append(Trial(msgspec.json.decode(line, type=Tokens).vocabulary))
-            return msgspec.json.encode(Outcome())
-        asked = msgspec.json.decode(line, type=Attempt)
+            return msgspec.json.encode(TrialOutcome())
+        attempt = msgspec.json.decode(line, type=Attempt)
         with limited_cpu(CPU_S):
-            return msgspec.json.encode(thread.submit(trials[0].attempt, asked).result())
+            return msgspec.json.encode(thread.submit(trials[0].attempt, attempt).result())
 
     serve(answer)
 

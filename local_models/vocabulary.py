@@ -101,14 +101,14 @@ class Markers:
         done = at = 0
         while at < len(text):
             window_end = at + CHUNK
-            found = self._pattern.search(text, at, window_end + self._longest)
-            if found is None or found.start() >= window_end:  # it may be cut off there
+            match = self._pattern.search(text, at, window_end + self._longest)
+            if match is None or match.start() >= window_end:  # it may be cut off there
                 at = window_end
                 continue
-            if found.start() > done:
-                yield text[done : found.start()], False
-            yield found[0], True
-            done = at = found.end()
+            if match.start() > done:
+                yield text[done : match.start()], False
+            yield match[0], True
+            done = at = match.end()
         if done < len(text):
             yield text[done:], False
 

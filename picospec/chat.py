@@ -30,16 +30,16 @@ from picospec.chat_client import (
     CHAT,
     DIRECT,
     SILENCE_S,
+    AnswerProgress,
     ChatError,
     Chunk,
-    Model,
-    Progress,
+    ListedModel,
     Race,
     Turn,
     chosen,
     client_of,
     distinct,
-    empty_pool,
+    empty_answer_cache,
     model_to_ask,
     models_of,
     stream_answer,
@@ -172,11 +172,11 @@ async def answer(
     client: httpx.AsyncClient,
     turns: Sequence[Turn],
     console: Console,
-    progress: Progress,
+    progress: AnswerProgress,
     *,
     model: str | None = None,
     seed: int | None = None,
-) -> tuple[Model, str]:
+) -> tuple[ListedModel, str]:
     """Stream one answer to the console; return its model and its text. Raises ChatError.
 
     progress: counts the answer. model: None takes the first that is ready. seed: None lets the
@@ -215,7 +215,7 @@ MAX_SEED: Final = 2**31
 class Exchange:
     """A question and its answer, which took `seconds`."""
 
-    model: Model
+    model: ListedModel
     messages: Sequence[Turn]
     seed: int
     text: str
@@ -288,7 +288,7 @@ class Conversation:
     async def _answer(self, question: str) -> None:
         turns = [*self._turns, Turn("user", question)]
         seed = int(self._seed) if self._seed else self._draw_seed()
-        progress, began_s = Progress(time.monotonic), time.monotonic()
+        progress, began_s = AnswerProgress(time.monotonic), time.monotonic()
         messages = self._messages(turns)
         async with self._connect() as client:
             model, text = await answer(
@@ -390,15 +390,15 @@ def run(
     api_keys: Keys = "",
 ) -> None:
     """Ask once, and print the answer: picospec run "Explain this." < file"""
-    asked = question(prompt, "" if sys.stdin.isatty() else sys.stdin.read())
-    if not asked:
+    prompt_text = question(prompt, "" if sys.stdin.isatty() else sys.stdin.read())
+    if not prompt_text:
         raise typer.BadParameter("there is nothing to ask", param_hint="PROMPT")
 
     async def ask(client: httpx.AsyncClient) -> None:
         harmless, put = sys.stdout.isatty(), partial(typer.echo, nl=False)
         options = {"seed": seed, "max_tokens": max_tokens, "temperature": temperature}
         await ask_once(
-            client, asked, put, model=model, system=system, harmless=harmless, **options
+            client, prompt_text, put, model=model, system=system, harmless=harmless, **options
         )
 
     ask_service(url, edge_port, api_keys, ask)
@@ -407,7 +407,7 @@ def run(
 @app.command()
 def forget(url: Url = None, edge_port: EdgePort = 8000, api_keys: Keys = "") -> None:
     """Make the edge forget the answers that it keeps for this key, to draft from."""
-    ask_service(url, edge_port, api_keys, empty_pool)
+    ask_service(url, edge_port, api_keys, empty_answer_cache)
 
 
 def ask_service(
@@ -436,7 +436,7 @@ def question(prompt: str, piped: str) -> str:
 
 async def ask_once(
     client: httpx.AsyncClient,
-    asked: str,
+    prompt_text: str,
     put: Callable[[str], object],
     *,
     model: str | None = None,
@@ -449,7 +449,7 @@ async def ask_once(
     model: None: the first that is offered. harmless: True if terminal control characters are
     replaced; a file may have them. options: see `stream_answer`.
     """
-    turns = [*([Turn("system", system)] if system else []), Turn("user", asked)]
+    turns = [*([Turn("system", system)] if system else []), Turn("user", prompt_text)]
     used, text = model_to_ask(await models_of(client), model), ""
     async for chunk in stream_answer(client, used, turns, CHAT, **options):
         if chunk.text:

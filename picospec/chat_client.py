@@ -18,7 +18,7 @@ CHAT: Final = "/v1/chat/completions"
 DIRECT: Final = "/v1/picospec/direct/chat/completions"
 """On this path an edge lets the large model alone answer a chat."""
 
-POOL: Final = "/v1/picospec/pool"
+ANSWER_CACHE: Final = "/v1/picospec/pool"
 """A DELETE on this path makes an edge forget answers."""
 
 SILENCE_S: Final = 120.0
@@ -62,7 +62,7 @@ class Chunk(msgspec.Struct):
     reasoning: str = ""
 
 
-class Model(msgspec.Struct):
+class ListedModel(msgspec.Struct):
     id: str
     owned_by: str | None = ""
     max_model_len: int | None = None
@@ -96,7 +96,7 @@ class Model(msgspec.Struct):
 
 
 class _Models(msgspec.Struct):
-    data: Annotated[Sequence[Model], msgspec.Meta(min_length=1)]
+    data: Annotated[Sequence[ListedModel], msgspec.Meta(min_length=1)]
 
 
 class _Delta(msgspec.Struct):
@@ -128,49 +128,49 @@ def client_of(url: str, key: str | None, silence_s: float = 5.0) -> httpx.AsyncC
     return httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout, trust_env=False)
 
 
-async def empty_pool(client: httpx.AsyncClient) -> None:
+async def empty_answer_cache(client: httpx.AsyncClient) -> None:
     """Make an edge forget the answers that it keeps for this key."""
-    await _request(client, "DELETE", POOL)
+    await _request(client, "DELETE", ANSWER_CACHE)
 
 
-async def models_of(client: httpx.AsyncClient) -> Sequence[Model]:
+async def models_of(client: httpx.AsyncClient) -> Sequence[ListedModel]:
     """Return the models that the service offers, each under all its names."""
     return _decoded(await _request(client, "GET", "/v1/models"), _Models).data
 
 
-async def first_model(client: httpx.AsyncClient) -> Model:
+async def first_model(client: httpx.AsyncClient) -> ListedModel:
     """Return the first model that the service offers now."""
     return chosen(await models_of(client), None)
 
 
-def distinct(models: Sequence[Model]) -> list[Model]:
+def distinct(models: Sequence[ListedModel]) -> list[ListedModel]:
     """Return the models without further names of the same ones."""
     names = {each.id for each in models}
     return [each for each in models if str(each.root) not in names - {each.id}]
 
 
-def chosen(models: Sequence[Model], name: str | None) -> Model:
+def chosen(models: Sequence[ListedModel], name: str | None) -> ListedModel:
     """Return the model of that name, or without a name the first that is ready and no other
     service's, if there is one. Raises ChatError, which lists the names."""
     if name is None:
         ready = (each for each in models if not (each.is_away or each.owned_by == "relayed"))
         return next(ready, models[0])
-    found = next((each for each in models if each.id == name), None)
-    if found is None:
+    model = next((each for each in models if each.id == name), None)
+    if model is None:
         raise ChatError(f"there is no model {name}; there are {listed(models)}")
-    if found.is_away:
+    if model.is_away:
         raise ChatError(f"the model {name} is away; there are {listed(models)}")
-    return found
+    return model
 
 
-def model_to_ask(models: Sequence[Model], name: str | None) -> Model:
+def model_to_ask(models: Sequence[ListedModel], name: str | None) -> ListedModel:
     """Return the model to ask. The service says whether it has that name: the fallback answers
     for a model that is away."""
     first = chosen(models, None)
     return first if name is None else msgspec.structs.replace(first, id=name)
 
 
-def listed(models: Sequence[Model]) -> str:
+def listed(models: Sequence[ListedModel]) -> str:
     """Return the models' names in a line."""
     return ", ".join(f"{each.id} (away)" if each.is_away else each.id for each in models)
 
@@ -190,18 +190,18 @@ async def _request(client: httpx.AsyncClient, method: str, path: str) -> bytes:
 
 async def stream_answer(
     client: httpx.AsyncClient,
-    model: Model,
+    model: ListedModel,
     turns: Sequence[Turn],
     path: str = CHAT,
     **options: float | None,
 ) -> AsyncGenerator[Chunk]:
     """Yield the answer as it comes. Closing the generator cancels the answer. options: further
     fields of the request, such as `seed`; None: not given."""
-    asked: dict[str, object] = {"model": model.id, "messages": turns, "stream": True}
-    asked |= {name: value for name, value in options.items() if value is not None}
+    payload: dict[str, object] = {"model": model.id, "messages": turns, "stream": True}
+    payload |= {name: value for name, value in options.items() if value is not None}
     if model.reports_speculation and path == CHAT:
-        asked["stream_options"] = {"include_speculation": True}
-    body = msgspec.json.encode(asked)
+        payload["stream_options"] = {"include_speculation": True}
+    body = msgspec.json.encode(payload)
     headers = {"content-type": "application/json"}
     request = client.stream("POST", path, content=body, headers=headers)
     try:
@@ -281,7 +281,7 @@ class Race:
         return f"{ratio:.1f} times as fast as the large model alone, in its own words."
 
 
-class Progress:
+class AnswerProgress:
     """Counts one answer. clock: monotonic, in seconds."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -328,7 +328,7 @@ class Progress:
         seconds = self._last_s - (self._first_s or 0.0)
         parts = (
             f"{self._tokens / seconds:.1f} tokens/s" if self._tokens and seconds > 0 else "",
-            f"{self._accepted / self._judged:.0%} of drafts accepted" if self._judged else "",
+            f"{self._accepted / self._judged:0.0%} of drafts accepted" if self._judged else "",
             f"RTT {self._rtt_ms:.0f} ms" if self._rtt_ms else "",
         )
         return " · ".join(filter(None, parts))

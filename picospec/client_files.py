@@ -32,14 +32,14 @@ MAX_OUTPUT_TOKENS: Final = 32_000
 """Clients are told this limit of an answer's tokens, or a quarter of a smaller context."""
 
 
-class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PartReference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A part of the client, by its index: its text, or the path of a file that has the text."""
 
     text: int | None = None
     file: int | None = None
 
 
-class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FilePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A text for the client, which reads it from one of `files`, the usual place last. The
     variable `home` replaces the first folder of that path."""
 
@@ -55,23 +55,23 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         paths = [Path(file).expanduser() for file in self.files]
         if home := environ.get(self.home):
             paths = [Path(home, *Path(file).parts[2:]) for file in self.files]
-        found = [path for path in paths if path.exists()]
-        found += [path for path in paths if path.parent.exists()]
-        return next(iter([*found, *paths[-1:]]), None)
+        existing_paths = [path for path in paths if path.exists()]
+        existing_paths += [path for path in paths if path.parent.exists()]
+        return next(iter([*existing_paths, *paths[-1:]]), None)
 
 
 class Launch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The way to start the client for the edge alone, without a change of its files."""
 
     program: str = ""
-    arguments: tuple[str | Reference, ...] = ()
-    environment: dict[str, str | Reference] = {}
+    arguments: tuple[str | PartReference, ...] = ()
+    environment: dict[str, str | PartReference] = {}
 
 
 class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     title: str
-    parts: tuple[Part, ...]
+    parts: tuple[FilePart, ...]
     program: str = ""
     signs: tuple[str, ...] = ()
     """Paths with wildcards. If one exists, the client is on this machine."""
@@ -100,7 +100,7 @@ class Edge:
     key: str
     others: tuple[Edge, ...] = ()
 
-    def fill(self, part: Part) -> str:
+    def fill(self, part: FilePart) -> str:
         """Return the text of a part; each line ends with a newline."""
         quote = _QUOTES.get(part.format, escaped)
         between = ",\n" if part.format == "json" else "\n"
@@ -124,7 +124,7 @@ class Edge:
             "input": str(self.context - output),
             "output": str(output),
         }
-        return re.sub(r"\$\{(\w+)\}", lambda found: quote(values[found[1]]), text)
+        return re.sub(r"\$\{(\w+)\}", lambda match: quote(values[match[1]]), text)
 
 
 def read_clients() -> dict[str, Client]:
@@ -168,12 +168,12 @@ def _merged_json(before: str, ours: str) -> str:
         settings = json.loads(before, object_pairs_hook=_without_doubles)
     except ValueError as error:
         raise NotMergeable(f"it is no plain JSON ({error}); it may have comments") from error
-    given = json.loads(ours)
-    if type(settings) is not type(given):
+    our_table = json.loads(ours)
+    if type(settings) is not type(our_table):
         raise NotMergeable("it holds something else than this client's settings")
     indent = re.search(r"^([ \t]+)\S", before, re.MULTILINE)
     text = json.dumps(
-        _over(settings, given),
+        _over(settings, our_table),
         indent=indent[1] if indent else 2,
         ensure_ascii=False,
     )
@@ -184,18 +184,18 @@ def _merged_json(before: str, ours: str) -> str:
 def _merged_toml(before: str, ours: str) -> str:
     try:
         settings, expected = tomlkit.parse(before), tomllib.loads(before)
-        given = tomllib.loads(ours)
-        _set(settings, given)
+        our_table = tomllib.loads(ours)
+        _set(settings, our_table)
         after = settings.as_string()
-        if tomllib.loads(after) != _over(expected, given):
+        if tomllib.loads(after) != _over(expected, our_table):
             raise NotMergeable("its tables are in an order that cannot be kept")
     except (tomlkit.exceptions.TOMLKitError, tomllib.TOMLDecodeError, TypeError) as error:
         raise NotMergeable(f"it is no TOML that can be added to: {error}") from error
     return after
 
 
-def _set(table: MutableMapping[str, Any], given: Mapping[str, object]) -> None:
-    for name, value in given.items():
+def _set(table: MutableMapping[str, Any], our_values: Mapping[str, object]) -> None:
+    for name, value in our_values.items():
         if isinstance(value, Mapping) and isinstance(table.get(name), Mapping):
             _set(table[name], value)
         else:
@@ -214,10 +214,10 @@ def _over(theirs: object, ours: object) -> object:
 
 
 def _without_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         raise ValueError("a name is there twice")
-    return found
+    return table
 
 
 # Writes clients' files, and undoes that: each write keeps a copy of the file before it.
@@ -251,8 +251,8 @@ class Copies:
         copy.mkdir(parents=True, mode=0o700)
         if path.exists():
             shutil.copy2(path, copy / "before")
-        made = not path.parent.exists()
-        record = _Record(str(path), hashlib.sha256(content).hexdigest(), made)
+        is_new_folder = not path.parent.exists()
+        record = _Record(str(path), hashlib.sha256(content).hexdigest(), is_new_folder)
         (copy / "record.json").write_bytes(msgspec.json.encode(record))
         path.parent.mkdir(parents=True, exist_ok=True)
         there = path if path.exists() else None

@@ -31,9 +31,9 @@ from picospec.client_files import (
     Client,
     Copies,
     Edge,
+    FilePart,
     NotMergeable,
-    Part,
-    Reference,
+    PartReference,
     escaped,
     merged,
     read_clients,
@@ -123,7 +123,7 @@ def undo(client: Client, copies: Copies, console: Console) -> None:
 
 
 def _write_part(
-    client: Client, part: Part, edge: Edge, path: Path, copies: Copies, console: Console
+    client: Client, part: FilePart, edge: Edge, path: Path, copies: Copies, console: Console
 ) -> bool:
     ours, before = edge.fill(part), ""
     try:
@@ -193,13 +193,13 @@ def connect(
     try:
         if client is None:
             return show_list(read_clients(), console)
-        asked = _client(client)
+        client_spec = _client(client)
         if undoes:
-            return undo(asked, copies, console)
+            return undo(client_spec, copies, console)
         edge = find_edge(edge_url(url, edge_port), first_key(api_keys), model)
         if not writes:
-            show(asked, edge, os.environ, console)
-        elif not write(asked, edge, os.environ, copies, console):
+            show(client_spec, edge, os.environ, console)
+        elif not write(client_spec, edge, os.environ, copies, console):
             raise typer.Exit(1)
     except (ChatError, Changed, OSError) as error:
         fail(error)
@@ -218,10 +218,10 @@ def launch(
     api_keys: Keys = "",
 ) -> None:
     """Run a client for this edge, and change none of its files."""
-    asked = _client(client)
+    client_spec = _client(client)
     try:
         edge = find_edge(edge_url(url, edge_port), first_key(api_keys), model)
-        status = run_client(asked, edge, context.args, os.environ)
+        status = run_client(client_spec, edge, context.args, os.environ)
     except (ChatError, NotLaunched, OSError) as error:
         fail(error)
     raise typer.Exit(status)
@@ -245,11 +245,11 @@ def run_client(
     if (how := client.launch) is None:
         raise NotLaunched(f"{client.title} is connected by its settings: picospec connect")
     program = how.program or client.program
-    if (found := shutil.which(program)) is None:
+    if (program_path := shutil.which(program)) is None:
         raise NotLaunched(f"there is no {program} on the PATH")
     with tempfile.TemporaryDirectory(prefix="picospec-") as folder:
 
-        def value(of: str | Reference) -> str:
+        def value(of: str | PartReference) -> str:
             if isinstance(of, str):
                 return edge.fill_line(of)
             part = client.parts[of.text if of.text is not None else of.file or 0]
@@ -265,7 +265,7 @@ def run_client(
         ]
         changed = {name: value(of) for name, of in how.environment.items()}
         kept = {n: text for n, text in environ.items() if not _SECRET.fullmatch(n)}
-        return _run([found, *own, *arguments], {**kept, **changed})
+        return _run([program_path, *own, *arguments], {**kept, **changed})
 
 
 def _run(command: Sequence[str], environ: Mapping[str, str]) -> int:

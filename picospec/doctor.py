@@ -30,7 +30,7 @@ from edge_agent.settings import EdgeSettings, load
 from gateway.errors import ApiError, EngineFault
 from gateway.hosting import logs
 from gateway.hosting.limits import compute_threads
-from local_models.choosing import Choice, Consent, HubPolicy, choose_draft
+from local_models.choosing import Consent, DraftModelChoice, HubPolicy, choose_draft
 from local_models.errors import ModelError, NoLlama, NotPulled
 from local_models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
 from local_models.llama_cpp.model import Model
@@ -38,7 +38,7 @@ from local_models.store import Store, open_store
 from local_models.tokenizer_file import TokenizerCache
 from local_models.vocabulary import Relation, Vocabulary, relate
 from picospec.configuration import HOST, visible
-from picospec.expecting import Pace, pace
+from picospec.expecting import MeasuredPace, pace
 from picospec.preparing import DEFAULT_PAIR
 from speculation.messages import PROTOCOL_VERSION, Judge, ModelFacts
 
@@ -116,15 +116,15 @@ def check_gpu(gpu: tuple[str, str] | None, supported: bool) -> Finding:
     kind, option = gpu
     if supported:
         return Finding("GPU", True, f"{kind}; the draft model runs on it (gpu_layers)")
-    found = f"{kind}, which this build of llama.cpp does not use"
-    return Finding("GPU", False, found, f'CMAKE_ARGS="{option}" make clean setup')
+    finding = f"{kind}, which this build of llama.cpp does not use"
+    return Finding("GPU", False, finding, f'CMAKE_ARGS="{option}" make clean setup')
 
 
 def check_cores() -> Finding:
     """Count the cores. One is enough, but then the two ends take turns on it."""
     count = compute_threads()
-    found = f"{count} to use" if count > 1 else "1: run the verifier on another machine"
-    return Finding("cores", True, found)
+    finding = f"{count} to use" if count > 1 else "1: run the verifier on another machine"
+    return Finding("cores", True, finding)
 
 
 def check_cache(directory: Path) -> Finding:
@@ -257,8 +257,8 @@ def check_protocol(facts: ModelFacts) -> Finding:
     """Check that both ends speak one version of the protocol."""
     if facts.is_compatible:
         return Finding("protocol", True, f"version {PROTOCOL_VERSION}")
-    found = f"the verifier speaks version {facts.protocol}, this edge {PROTOCOL_VERSION}"
-    return Finding("protocol", False, f"{found}: answers have no drafts", ONE_VERSION)
+    finding = f"the verifier speaks version {facts.protocol}, this edge {PROTOCOL_VERSION}"
+    return Finding("protocol", False, f"{finding}: answers have no drafts", ONE_VERSION)
 
 
 def check_context(facts: ModelFacts) -> Finding:
@@ -282,8 +282,8 @@ def not_reached(error: ApiError, url: str) -> list[Finding]:
         remedy = "verifier_ca must name the PEM file of the authority that signed it"
         return [reached, Finding("certificate", False, error.message, remedy)]
     if error.error_code == NO_PICOSPEC:
-        found = f"{url} answers, but speaks no PicoSpec that an edge can use"
-        return [Finding("verifier", False, found, f"its operator runs: {START_PLUGIN}")]
+        finding = f"{url} answers, but speaks no PicoSpec that an edge can use"
+        return [Finding("verifier", False, finding, f"its operator runs: {START_PLUGIN}")]
     if urlsplit(url).hostname in LOOPBACK and "refused" in error.message:
         return [Finding("verifier", True, "not running here; picospec up starts it")]
     remedy = (
@@ -314,9 +314,9 @@ async def check_drafting(
         target = (await TargetTokenizer(verifier, cache, None)()).vocabulary
         choice = await asyncio.to_thread(draft_choice, settings, store, facts, target)
         if (name := choice.name) is None:
-            found = f"none: only repeated text is drafted; {choice.why}"
+            finding = f"none: only repeated text is drafted; {choice.why}"
             warns = bool(choice.remedy)
-            return [Finding("draft model", True, found, choice.remedy, warns=warns)]
+            return [Finding("draft model", True, finding, choice.remedy, warns=warns)]
         path = store.find(name, "draft").path
         model = await asyncio.to_thread(Model, path, gpu_layers=settings.gpu_layers)
     except ApiError as error:
@@ -327,8 +327,8 @@ async def check_drafting(
         remedy = f"picospec models pull --as draft {name}"
         if isinstance(error, NotPulled):
             remedy += ": then the doctor times it"
-            found = f"{name} is not here; an edge fetches it when it starts"
-            return [Finding("draft model", True, found, remedy, warns=True)]
+            finding = f"{name} is not here; an edge fetches it when it starts"
+            return [Finding("draft model", True, finding, remedy, warns=True)]
         return [Finding("draft model", False, str(error), remedy)]
     with closing(model):
         relation = relate(target, model.vocabulary)
@@ -341,12 +341,12 @@ async def check_drafting(
 
 def draft_choice(
     settings: EdgeSettings, store: Store, facts: ModelFacts, target: Vocabulary
-) -> Choice:
+) -> DraftModelChoice:
     """Return the draft model that an edge would have now: the doctor fetches none."""
     if settings.drafter == "none" or settings.draft_model == NONE:
-        return Choice(None, "the settings want none")
+        return DraftModelChoice(None, "the settings want none")
     if settings.draft_model != AUTO:
-        return Choice(settings.draft_model, "the settings name it")
+        return DraftModelChoice(settings.draft_model, "the settings name it")
     consent: Consent = "never" if settings.draft_from_hub == "never" else "ask"
     policy = HubPolicy(consent, settings.draft_max_gb, ask=lambda _: False)
     return choose_draft(store, facts.model, target, policy)
@@ -354,7 +354,7 @@ def draft_choice(
 
 def check_vocabulary(relation: Relation, judge: Judge) -> Finding:
     """Check that the draft model's tokens can serve as drafts for the target."""
-    found = {
+    findings = {
         "identical": "the draft model has the target's tokens",
         "padded": "the draft model has the target's tokens; padding is never drawn",
         "different": "the draft model has other tokens, which are translated",
@@ -363,39 +363,41 @@ def check_vocabulary(relation: Relation, judge: Judge) -> Finding:
     remedy = "a draft model of the target's family gains more"
     if not ok:
         remedy = 'judge = "coupled", or a draft model of the target\'s family'
-    return Finding("vocabulary", ok, f"{relation}: {found[relation]}", remedy, warns=not same)
+    return Finding(
+        "vocabulary", ok, f"{relation}: {findings[relation]}", remedy, warns=not same
+    )
 
 
-async def check_pace(measuring: Awaitable[Pace]) -> list[Finding]:
+async def check_pace(measuring: Awaitable[MeasuredPace]) -> list[Finding]:
     """Check the speed of both ends, and what it gains, once it is measured."""
     try:
-        found = await measuring
+        pace = await measuring
     except (ApiError, TimeoutError) as error:
         reason = f"the target alone does not answer: {error}"
         return [Finding("speed", False, reason, "see the verifier's log")]
     except ModelError as error:
         return [Finding("speed", False, f"the draft model does not run: {error}", NO_ROOM)]
-    return [check_speed(found), check_gain(found)]
+    return [check_speed(pace), check_gain(pace)]
 
 
-def check_speed(found: Pace) -> Finding:
+def check_speed(pace: MeasuredPace) -> Finding:
     """Check that the draft model is faster than the target: else it gains nothing."""
     text = (
-        f"a token takes the target {milliseconds(found.token_s)}, and the draft model"
-        f" {milliseconds(found.draft_s)}; the round trip takes {milliseconds(found.rtt_s)}"
+        f"a token takes the target {milliseconds(pace.token_s)}, and the draft model"
+        f" {milliseconds(pace.draft_s)}; the round trip takes {milliseconds(pace.rtt_s)}"
     )
     remedy = "a smaller draft model, or a GPU for it: one as slow as the target gains nothing"
-    return Finding("speed", found.draft_s < found.token_s, text, remedy)
+    return Finding("speed", pace.draft_s < pace.token_s, text, remedy)
 
 
-def check_gain(found: Pace) -> Finding:
+def check_gain(pace: MeasuredPace) -> Finding:
     """Warn if the times predict that drafting gains nothing on any kind of text."""
-    gains = found.gains()
-    said = " and ".join(f"{kind} {gain:.2f} times" for kind, gain in gains.items())
-    shares = " and ".join(f"{share:.0%}" for share in found.agreement.values())
-    slowed = f", which it makes {found.slowed:.2f} times as long" if found.slowed > 1.02 else ""
+    gains = pace.gains()
+    gain_texts = " and ".join(f"{kind} {gain:.2f} times" for kind, gain in gains.items())
+    shares = " and ".join(f"{share:0.0%}" for share in pace.agreement.values())
+    slowed = f", which it makes {pace.slowed:.2f} times as long" if pace.slowed > 1.02 else ""
     text = (
-        f"expect {said} as fast as the target alone: the draft model has {shares} of its"
+        f"expect {gain_texts} as fast as the target alone: the draft model has {shares} of its"
         f" tokens{slowed}"
     )
     remedy = "a larger target, a verifier further away, or a draft model nearer to the target"

@@ -56,7 +56,7 @@ DRAFT_STEPS: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class MeasuredPace:
     """Both ends of a host take these times, in seconds."""
 
     token_s: float
@@ -71,7 +71,7 @@ class Pace:
     draft_s: float
     """A step of the draft model takes this long while the target is idle."""
 
-    beside_s: float
+    busy_step_s: float
     """It takes this long while the target works."""
 
     rtt_s: float
@@ -92,12 +92,12 @@ class Pace:
         """
         alone_s, row_s = self.token_s * self.slowed, self.row_s * self.slowed
         drafted_s = min(
-            max(alone_s + rows * row_s, rows * self.beside_s) / (1 + _accepted(share, rows))
+            max(alone_s + rows * row_s, rows * self.busy_step_s) / (1 + _accepted(share, rows))
             for rows in range(1, MOST_ROWS + 1)
         )
-        if max(drafted_s, self.beside_s) >= alone_s:
+        if max(drafted_s, self.busy_step_s) >= alone_s:
             return 1.0
-        behind = REJECTED + self.rtt_s / (alone_s - self.beside_s)
+        behind = REJECTED + self.rtt_s / (alone_s - self.busy_step_s)
         ahead: float = share**behind  # this share of the tokens is committed from a chain
         return max(1.0, self.token_s / ((1 - ahead) * alone_s + ahead * drafted_s))
 
@@ -109,15 +109,15 @@ def _accepted(share: float, rows: int) -> float:
 
 async def pace(
     verifier: Verifier, facts: ModelFacts, model: Model, settings: EdgeSettings
-) -> Pace:
+) -> MeasuredPace:
     """Time both ends, which takes about 80 tokens of the target.
 
     Raises ApiError, TimeoutError, models.errors.ModelError.
     """
-    target = Target(verifier, facts)
+    target = TimedTarget(verifier, facts)
     with closing(open_context(model, settings, CONTEXT_TOKENS)) as context:
         draft_s = median(await _in_thread(partial(_steps, context, Event(), DRAFT_STEPS)))
-        found = {kind: await target.answer(prompt) for kind, prompt in SAMPLES.items()}
+        answers = {kind: await target.answer(prompt) for kind, prompt in SAMPLES.items()}
         row_s = await target.row_s(SAMPLES["prose"])
         stop = Event()
         drafting = asyncio.create_task(_in_thread(partial(_steps, context, stop)))
@@ -125,14 +125,14 @@ async def pace(
             busy_s = (await target.answer(SAMPLES["prose"])).token_s
         finally:
             stop.set()
-            beside_s = median(await drafting)
+            busy_step_s = median(await drafting)
         agreement = {
             kind: await _in_thread(partial(agreed, context, SAMPLES[kind], answer.text))
-            for kind, answer in found.items()
+            for kind, answer in answers.items()
         }
-    token_s = min(answer.token_s for answer in found.values())
+    token_s = min(answer.token_s for answer in answers.values())
     slowed = max(1.0, busy_s / token_s)
-    return Pace(token_s, row_s, slowed, draft_s, beside_s, verifier.rtt_s, agreement)
+    return MeasuredPace(token_s, row_s, slowed, draft_s, busy_step_s, verifier.rtt_s, agreement)
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
@@ -175,7 +175,7 @@ def _steps(context: Context, stop: Event, count: int | None = None) -> list[floa
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SampleAnswer:
     text: str
     token_s: float
 
@@ -194,7 +194,7 @@ class _Completion(msgspec.Struct):
     choices: tuple[_Choice, ...]
 
 
-class Target:
+class TimedTarget:
     """Asks the target alone for answers, and times them."""
 
     def __init__(
@@ -207,13 +207,13 @@ class Target:
         self._verifier = verifier
         self._model = facts.model
 
-    async def answer(self, prompt: str) -> Answer:
+    async def answer(self, prompt: str) -> SampleAnswer:
         """Return an answer, and the time that each token takes after the first one."""
         await self._timed(prompt, 1)  # reads the prompt, whose cache is kept
         first_s, _ = await self._timed(prompt, 1)
-        all_s, said = await self._timed(prompt, SAMPLE_TOKENS)
-        later = max(said.usage.completion_tokens - 1, 1)
-        return Answer(said.choices[0].text, max(all_s - first_s, 1e-6) / later)
+        all_s, usage = await self._timed(prompt, SAMPLE_TOKENS)
+        later = max(usage.usage.completion_tokens - 1, 1)
+        return SampleAnswer(usage.choices[0].text, max(all_s - first_s, 1e-6) / later)
 
     async def row_s(self, prompt: str) -> float:
         """Return how much each further row of a pass adds, by reading more of a prompt."""

@@ -178,7 +178,7 @@ class Lane:
             self._has_room.set()
 
 
-class Connection:
+class EmulatedConnection:
     """A Connection joins a client's and an upstream socket by a lane in each direction."""
 
     def __init__(self, reader: StreamReader, writer: StreamWriter, link: Link) -> None:
@@ -252,7 +252,7 @@ class Link:
         self.down = Path(self.conditions, Random(f"{seed} down"))
         self.port = 0
         self.max_in_flight_bytes = max_in_flight_bytes
-        self.connections: set[Connection] = set()
+        self.connections: set[EmulatedConnection] = set()
         self.tasks = asyncio.TaskGroup()
         self._clients: WeakSet[StreamWriter] = WeakSet()
         """These are the clients' sockets, including those of finished connections that are not
@@ -294,4 +294,4 @@ class Link:
         self._clients.add(writer)
         if self._server is None or not self._server.is_serving():  # the port was just closed
             return reset(writer)
-        self.connections.add(Connection(reader, writer, self))
+        self.connections.add(EmulatedConnection(reader, writer, self))

@@ -146,12 +146,12 @@ def _add(name: str, module: str, help: str) -> None:
     @app.command(name, help=help, context_settings=FORWARD)
     def become(context: typer.Context) -> None:
         sys.stdout.flush()
-        given = context.args
-        if name == "edge" and (change := _SERVICE_OPTIONS & {*given}):
-            return _change_service(change, [each for each in given if each not in change])
+        arguments = context.args
+        if name == "edge" and (change := _SERVICE_OPTIONS & {*arguments}):
+            return _change_service(change, [each for each in arguments if each not in change])
         if name in SERVICES:
-            given = with_default_file(name, given, os.environ)
-        os.execv(sys.executable, [sys.executable, *program(module, *given)])
+            arguments = with_default_file(name, arguments, os.environ)
+        os.execv(sys.executable, [sys.executable, *program(module, *arguments)])
 
 
 _add("edge", "edge_agent", help="Run the edge alone, or as a service; --help.")
@@ -192,17 +192,17 @@ def status(
     from picospec.status import look, places, show
 
     try:
-        asked = places({"edge": edge_port, "verifier": verifier_port})
+        addresses = places({"edge": edge_port, "verifier": verifier_port})
     except (WrongSettings, OSError) as error:
         fail(error)
-    found = asyncio.run(look(asked))
+    statuses = asyncio.run(look(addresses))
     if as_json:
-        typer.echo(written(found))
+        typer.echo(written(statuses))
     else:
-        show(found, Console())
+        show(statuses, Console())
         if (unit := state(os.environ)) is not None:
             typer.echo(f"the service picospec-edge of this user is {unit}")
-    if not any(each.runs for each in found):
+    if not any(each.runs for each in statuses):
         raise typer.Exit(1)
 
 

@@ -18,9 +18,9 @@ from picospec.chat import ask_service
 from picospec.chat_client import (
     CHAT,
     DIRECT,
-    Model,
+    ListedModel,
     Turn,
-    empty_pool,
+    empty_answer_cache,
     first_model,
     stream_answer,
 )
@@ -69,14 +69,14 @@ async def measure(
 
 async def _compared(
     client: httpx.AsyncClient,
-    model: Model,
+    model: ListedModel,
     kind: str,
     tokens: int,
     turns: int,
     clock: Callable[[], float],
 ) -> Comparison:
     async def answer(path: str, most: int = tokens) -> TimedAnswer:
-        await empty_pool(client)
+        await empty_answer_cache(client)
         question = [Turn("user", PROMPTS[kind])]
         options = {"temperature": 0.0, "seed": 1, "max_tokens": most}
         began_s = clock()

@@ -35,8 +35,8 @@ def show(as_json: Json = False) -> None:
         store = open_store(os.environ)
         entries, pairs = list(store.entries()), store.catalogue.pairs
         if as_json:
-            found = {"models": [asdict(entry) for entry in entries], "pairs": pairs}
-            plain = msgspec.to_builtins(found, enc_hook=str)
+            listing = {"models": [asdict(entry) for entry in entries], "pairs": pairs}
+            plain = msgspec.to_builtins(listing, enc_hook=str)
             return typer.echo(json.dumps(plain, indent=2))
         width = max((len(entry.name) for entry in entries), default=0)
         for entry in entries:  # no table: it would cut paths where the terminal ends

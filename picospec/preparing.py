@@ -69,12 +69,12 @@ class ModelChoice:
             "draft_from_hub": ("edge", "draft_from_hub"),
             "draft_max_gb": ("edge", "draft_max_gb"),
         }
-        found = {}
+        choices = {}
         for field, (service, name) in places.items():
             variable = environ.get(f"PICOSPEC_{service.upper()}__{name.upper()}")
             if value := options.get(field) or variable or settings.get(service, {}).get(name):
-                found[field] = str(value)
-        return cls(**found)
+                choices[field] = str(value)
+        return cls(**choices)
 
 
 def prepare(choice: ModelChoice, store: Store, console: Console) -> dict[str, tuple[str, ...]]:
@@ -139,12 +139,12 @@ def _fitting(choice: ModelChoice, store: Store, console: Console) -> str:
     target = choice.target
     if target in store.catalogue.pairs:
         return target
-    found = store.find(target, "target")
-    model = Model(found.path, vocabulary_only=True)
+    target_model = store.find(target, "target")
+    model = Model(target_model.path, vocabulary_only=True)
     vocabulary = model.vocabulary
     model.close()
-    size = found.path.stat().st_size
-    chosen = choose_draft(store, found.name, vocabulary, choice.hub, size)
+    size = target_model.path.stat().st_size
+    chosen = choose_draft(store, target_model.name, vocabulary, choice.hub, size)
     more = f" ({chosen.remedy})" if chosen.remedy else ""
     line = f"Draft model: {chosen.name or NONE}, because {chosen.why}{more}"
     console.print(line, soft_wrap=True, highlight=False, markup=False)

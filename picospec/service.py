@@ -114,9 +114,9 @@ def state(environ: Mapping[str, str]) -> str | None:
     """Return the state of the service, such as "active"; None if none is installed."""
     if not unit_path(environ).exists() or shutil.which("systemctl") is None:
         return None
-    asked = ["systemctl", "--user", "is-active", NAME]
-    told = subprocess.run(asked, check=False, capture_output=True, text=True)
-    return told.stdout.strip() or told.stderr.strip()
+    command = ["systemctl", "--user", "is-active", NAME]
+    process = subprocess.run(command, check=False, capture_output=True, text=True)
+    return process.stdout.strip() or process.stderr.strip()
 
 
 def _systemctl(run: Run, step: str) -> None:

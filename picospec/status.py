@@ -30,7 +30,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ServiceStatus:
     """What a service has said. state: "ok", "unavailable", "draining", "loading", or "" if it
     is not known; `error` has the reason then."""
 
@@ -46,7 +46,7 @@ class Found:
 def places(ports: Mapping[str, int | None]) -> list[Place]:
     """Return where the settings have each service; a port given here wins. Raises
     WrongSettings, OSError."""
-    found = []
+    addresses = []
     for service, port in ports.items():
         settings = loaded(service, os.environ)
         host = settings.host
@@ -54,16 +54,16 @@ def places(ports: Mapping[str, int | None]) -> list[Place]:
             host = HOST
         scheme = "https" if settings.tls else "http"
         key = next((key.get_secret_value() for key in settings.api_keys), None)
-        found.append(Place(service, f"{scheme}://{host}:{port or settings.port}", key))
-    return found
+        addresses.append(Place(service, f"{scheme}://{host}:{port or settings.port}", key))
+    return addresses
 
 
-async def look(places: Sequence[Place]) -> list[Found]:
+async def look(places: Sequence[Place]) -> list[ServiceStatus]:
     """Ask all at once."""
     return await asyncio.gather(*map(_ask, places))
 
 
-async def _ask(place: Place) -> Found:
+async def _ask(place: Place) -> ServiceStatus:
     headers = {"authorization": f"Bearer {place.key}"} if place.key else {}
     try:
         # the certificate has the name by which others reach it, and this is its own machine
@@ -75,41 +75,43 @@ async def _ask(place: Place) -> Found:
         ) as client:
             response = await client.get(f"{place.url}/status")
     except httpx.ConnectError:
-        return Found(place.service, place.url, runs=False, error="not running")
+        return ServiceStatus(place.service, place.url, runs=False, error="not running")
     except httpx.TransportError as error:
         reason = f"something there does not answer ({type(error).__name__})"
-        return Found(place.service, place.url, runs=False, error=reason)
+        return ServiceStatus(place.service, place.url, runs=False, error=reason)
     return read(place, response.status_code, response.content)
 
 
-def read(place: Place, status: int, content: bytes) -> Found:
+def read(place: Place, status: int, content: bytes) -> ServiceStatus:
     """Read the answer of /status."""
     if status in (401, 403):
         reason = "runs, and wants a key: PICOSPEC_API_KEYS"
-        return Found(place.service, place.url, runs=True, error=reason)
+        return ServiceStatus(place.service, place.url, runs=True, error=reason)
     try:
-        said = decode_json(content, dict[str, Any])
-        if status == 503 and said["error"]["code"] == "loading":
-            return Found(place.service, place.url, runs=True, state="loading")
-        if said["service"] == place.service:
-            reason = visible(str(said.get("error") or ""))
-            return Found(place.service, place.url, True, str(said["status"]), reason, said)
+        body = decode_json(content, dict[str, Any])
+        if status == 503 and body["error"]["code"] == "loading":
+            return ServiceStatus(place.service, place.url, runs=True, state="loading")
+        if body["service"] == place.service:
+            reason = visible(str(body.get("error") or ""))
+            return ServiceStatus(
+                place.service, place.url, True, str(body["status"]), reason, body
+            )
     except (ValueError, LookupError, TypeError):
         pass
     reason = f"another service answers there, and no {place.service}"
-    return Found(place.service, place.url, runs=False, error=reason)
+    return ServiceStatus(place.service, place.url, runs=False, error=reason)
 
 
-def show(found: Sequence[Found], console: Console) -> None:
+def show(statuses: Sequence[ServiceStatus], console: Console) -> None:
     """Print a line for each service that runs, and for each verifier that the edge uses
     elsewhere; then what is wrong."""
-    rows = [row for each in found if each.runs for row in _rows(each, found)]
+    rows = [row for each in statuses if each.runs for row in _rows(each, statuses)]
     cells = [[visible(cell) for cell in row] for row in (_COLUMNS, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells if rows else ():  # no table of rich's: it cuts what does not fit
         line = "  ".join(map(str.ljust, row, widths)).rstrip()
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    for each in found:
+    for each in statuses:
         if each.error:
             line = f"{each.service} at {each.url}: {each.error}"
             console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -120,22 +122,22 @@ def show(found: Sequence[Found], console: Console) -> None:
 _COLUMNS: Final = ("service", "state", "model", "draft model", "context", "answers", "up", "at")
 
 
-def _rows(found: Found, all_found: Sequence[Found]) -> Iterator[Sequence[str]]:
-    said = found.said
-    model, draft = said.get("model") or {}, said.get("draft") or {}
+def _rows(service: ServiceStatus, statuses: Sequence[ServiceStatus]) -> Iterator[Sequence[str]]:
+    body = service.said
+    model, draft = body.get("model") or {}, body.get("draft") or {}
     yield (
-        found.service,
-        found.state or "?",
+        service.service,
+        service.state or "?",
         str(model.get("name", "-")),
-        str(draft.get("model", "-")) if found.service == "edge" else "",
+        str(draft.get("model", "-")) if service.service == "edge" else "",
         str(model.get("context_tokens", "-")),
-        str(said.get("requests", "-")),
-        _lasting(said.get("uptime_s")),
-        found.url,
+        str(body.get("requests", "-")),
+        _lasting(body.get("uptime_s")),
+        service.url,
     )
-    yield from _further(said.get("models", ())[1:])
-    shown = {each.url for each in all_found if each.runs}
-    for each in said.get("verifiers", ()):
+    yield from _further(body.get("models", ())[1:])
+    shown = {each.url for each in statuses if each.runs}
+    for each in body.get("verifiers", ()):
         if (url := str(each["url"]).rstrip("/")) not in shown:
             state = "ready" if each["ready"] else "away"
             trip = f"RTT {each['rtt_ms']:.0f} ms" if each["rtt_ms"] else ""
@@ -160,7 +162,7 @@ def _lasting(seconds: int | None) -> str:
     return f"{seconds} s"
 
 
-def as_json(found: Sequence[Found]) -> str:
+def as_json(statuses: Sequence[ServiceStatus]) -> str:
     """Return an object with an entry for each service: how it was found, and what it said."""
-    each = {one.service: asdict(one) for one in found}
+    each = {one.service: asdict(one) for one in statuses}
     return json.dumps(each, indent=2, ensure_ascii=False)

@@ -88,8 +88,8 @@ class Plan:
         urls = [word for url in self.far_urls for word in ("--verifier-url", url)]
         each = (self.arguments.get("verifier", ()), *self.others)
         verifiers = [
-            self._service("verifier", "verifier", port, self.pins.verifier, *given)
-            for port, given in zip(self.verifier_ports, each, strict=True)
+            self._service("verifier", "verifier", port, self.pins.verifier, *settings)
+            for port, settings in zip(self.verifier_ports, each, strict=True)
         ]
         more = (*urls, *self.arguments.get("edge", ()))
         edge = self._service("edge", "edge_agent", self.edge_port, self.pins.edge, *more)
@@ -128,12 +128,12 @@ def check_plain(
     settings: Mapping[str, Mapping[str, object]], environ: Mapping[str, str]
 ) -> None:
     """Raise WrongSettings if an end should use TLS, which `picospec up` does not offer."""
-    asked = [f"[{name}.tls]" for name, table in settings.items() if "tls" in table]
+    tls_tables = [f"[{name}.tls]" for name, table in settings.items() if "tls" in table]
     prefixes = tuple(f"PICOSPEC_{name}__TLS" for name in ("EDGE", "VERIFIER"))
-    asked += sorted(name for name in environ if name.upper().startswith(prefixes))
-    if asked:
+    tls_tables += sorted(name for name in environ if name.upper().startswith(prefixes))
+    if tls_tables:
         raise WrongSettings(
-            f"{', '.join(asked)}: `picospec up` serves this machine alone, without TLS;"
+            f"{', '.join(tls_tables)}: `picospec up` serves this machine alone, without TLS;"
             " start `picospec verifier` and `picospec edge` instead"
         )
 
@@ -190,20 +190,20 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
 async def _expectation(plan: Plan) -> list[str]:
     """Return lines that say what the edge will gain here, or why that is not known."""
     try:
-        found = await check_edge(plan.edge_settings)
+        findings = await check_edge(plan.edge_settings)
     except (ValueError, OSError) as error:
         return [f"What drafting gains here is not known: {error}"]
-    return told(found)
+    return told(findings)
 
 
-def told(found: Sequence[Finding]) -> list[str]:
+def told(findings: Sequence[Finding]) -> list[str]:
     """Return lines of the doctor's last finding, and of those before it with an advice. That on
     the context is left out: it matters to agents alone."""
-    bad = [each for each in found[:-1] if each.advice and each.subject != "context"]
+    bad = [each for each in findings[:-1] if each.advice and each.subject != "context"]
     return [
         visible(f"{each.subject.capitalize()}: {each.found}.")
         + visible(f" What to do: {each.advice}." if each.advice else "")
-        for each in (*bad, found[-1])
+        for each in (*bad, findings[-1])
     ]
 
 

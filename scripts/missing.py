@@ -48,8 +48,8 @@ def missing(lock: str, pyproject: str) -> list[str]:
 
 def named(requirements: Iterable[str]) -> Requirements:
     """Read requirements."""
-    found = map(Requirement, requirements)
-    return {each.name.lower().replace("_", "-"): each for each in found}
+    parsed_requirements = map(Requirement, requirements)
+    return {each.name.lower().replace("_", "-"): each for each in parsed_requirements}
 
 
 if __name__ == "__main__":

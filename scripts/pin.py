@@ -1,10 +1,10 @@
 """`make pin` writes the digest of each base image and the commit of each model beside its name.
 
 A tag and a branch can be moved; a digest and a commit cannot. An image is asked for at its
-registry by the distribution API of OCI, without an account, and a model at the hub. Nothing is
-written of a file in which one of them is not found. Files that are named in place of FILES are
-pinned instead: deploy/k8s/kustomization.yaml, for one, when your images are at their registry.
-"""
+registry by the distribution API of OCI, without a request context, and a model at the hub.
+Nothing is written of a file in which one of them is not found. Files that are named in place of
+FILES are pinned instead: deploy/k8s/kustomization.yaml, for one, when your images are at their
+registry."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ def digest_of(image: str, http: httpx.Client) -> str:
 
 def _token(challenge: str, http: httpx.Client) -> str:
     """Return the token that a registry asks for; whoever asks as it says gets one."""
-    asked: Mapping[str, str] = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-    if "realm" not in asked:
+    parameters: Mapping[str, str] = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+    if "realm" not in parameters:
         raise NotFound(f"a registry asks for {challenge[:80]!r}")
-    wanted = {name: asked[name] for name in ("service", "scope") if name in asked}
-    answer = http.get(asked["realm"], params=wanted).raise_for_status().json()
+    wanted = {name: parameters[name] for name in ("service", "scope") if name in parameters}
+    answer = http.get(parameters["realm"], params=wanted).raise_for_status().json()
     return str(answer.get("token") or answer.get("access_token"))
 
 
@@ -79,10 +79,10 @@ def commit_of(model: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        found = HfApi(os.environ.get("HF_ENDPOINT")).model_info(model, timeout=TIMEOUT_S).sha
+        commit = HfApi(os.environ.get("HF_ENDPOINT")).model_info(model, timeout=TIMEOUT_S).sha
     except (HfHubHTTPError, OSError) as error:
         raise NotFound(f"{model}: {error}") from error
-    return _matching(_COMMIT, found or "", model)
+    return _matching(_COMMIT, commit or "", model)
 
 
 def _matching(form: re.Pattern[str], text: str, what: str) -> str:

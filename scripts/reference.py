@@ -76,7 +76,7 @@ class Setting:
 
 def settings_of(kind: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
     """Yield each field of settings and of the tables in them."""
-    schema, told = kind.model_json_schema(), docstrings(kind)
+    schema, documentation = kind.model_json_schema(), docstrings(kind)
     for name, field in kind.model_fields.items():
         if name in getattr(kind, "secrets", {}):
             continue
@@ -88,7 +88,7 @@ def settings_of(kind: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
         if field.is_required():
             shown = "needed"
         kinds = kind_of(schema["properties"][name])
-        yield Setting(f"{prefix}{name}", kinds, shown, told.get(name, ""))
+        yield Setting(f"{prefix}{name}", kinds, shown, documentation.get(name, ""))
 
 
 def tables(annotation: object) -> Iterator[type[BaseModel]]:
@@ -120,12 +120,12 @@ def kind_of(schema: Mapping[str, Any]) -> str:
 
 def docstrings(kind: type[BaseModel]) -> dict[str, str]:
     """Return the text below each field of a class and of those that it inherits from."""
-    found: dict[str, str] = {}
+    by_name: dict[str, str] = {}
     for each in reversed(kind.__mro__):
         if issubclass(each, BaseModel) and each.__module__.partition(".")[0] in ROOMS:
             (body,) = ast.parse(textwrap.dedent(inspect.getsource(each))).body
-            found |= dict(_pairs(body.body))  # type: ignore[attr-defined]
-    return found
+            by_name |= dict(_pairs(body.body))  # type: ignore[attr-defined]
+    return by_name
 
 
 def _pairs(body: Sequence[ast.stmt]) -> Iterator[tuple[str, str]]:

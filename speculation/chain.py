@@ -10,7 +10,7 @@ from speculation.distributions import DraftToken
 from speculation.learning import Continuation, Precision, running_mean
 from speculation.lookup import PromptLookup
 from speculation.messages import Draft, Limits, Open, RemoteProtocolError, TokenId
-from speculation.ngrams import LENGTHS, SHARED, Owner, Pool, resumption
+from speculation.ngrams import LENGTHS, SHARED, AnswerCache, Owner, resumption
 from speculation.prediction import Prediction
 
 # The draft tokens that the verifier keeps of a session's newest epoch.
@@ -69,7 +69,7 @@ class Chain:
         self.newest = max(self.newest, (draft.epoch, draft.start + len(draft.tokens)))
         if draft.epoch > self.epoch:
             self.epoch = draft.epoch
-            self._agreed = self.reach = draft.start - draft.behind
+            self._agreed = self.reach = draft.start - draft.offset
             self._drafts.clear()
 
     def extend(self, draft: Draft, text: Sequence[TokenId]) -> None:
@@ -78,7 +78,7 @@ class Chain:
         placed = enumerate(zip(draft.tokens, weights, strict=True), draft.start)
         self._drafts.update((at, item) for at, item in placed if at >= self._agreed)
         self._extend_reach()
-        self.follow(text, draft.start - draft.behind)
+        self.follow(text, draft.start - draft.offset)
 
     def _extend_reach(self) -> None:
         self.reach = max(self.reach, self._agreed)
@@ -140,13 +140,13 @@ def check(draft: Draft, text_end: int, *, vocabulary_size: int, max_ahead: int) 
         raise RemoteProtocolError("Draft.tokens: empty")
     if (highest := max(draft.tokens)) >= vocabulary_size:
         raise RemoteProtocolError(f"Draft.tokens: {highest} is not a token")
-    if draft.behind > draft.start:
-        raise RemoteProtocolError(f"Draft.behind: {draft.behind} are not before {draft.start}")
+    if draft.offset > draft.start:
+        raise RemoteProtocolError(f"Draft.offset: {draft.offset} are not before {draft.start}")
     ahead = draft.start + len(draft.tokens) - text_end
     if ahead > max_ahead:
         raise RemoteProtocolError(f"Draft.start: {ahead} ahead, over {max_ahead}")
-    if draft.start - draft.behind > text_end:
-        raise RemoteProtocolError(f"Draft.behind: {draft.behind} leave a gap to the text")
+    if draft.start - draft.offset > text_end:
+        raise RemoteProtocolError(f"Draft.offset: {draft.offset} leave a gap to the text")
 
 
 # Draft tokens that the verifier proposes itself where the edge's have not arrived.
@@ -170,11 +170,11 @@ pass can start (on a core of an EPYC)."""
 MAX_DROPPED: Final = 64
 """This many tokens are kept of a broken chain; later ones are hardly ever right."""
 
-MAX_POOLS: Final = 32
-"""So many owners have a pool; the one that was used longest ago is dropped."""
+MAX_ANSWER_CACHES: Final = 32
+"""So many owners have a cache; the one that was used longest ago is dropped."""
 
-POOL_TOKENS: Final = 32_768
-"""A pool holds this many tokens of an owner's latest answers, and takes 1.5 MB."""
+ANSWER_CACHE_TOKENS: Final = 32_768
+"""A cache holds this many tokens of an owner's latest answers, and takes 1.5 MB."""
 
 RESUMPTION_PRIORS: Final = {1: (0.4, 4), 2: (0.6, 4), 3: (0.7, 4)}
 """Maps the number of tokens before a place that the broken chain and the text share to how
@@ -182,39 +182,45 @@ often the chain's next token is right, and to the observations that this prior c
 fitted to the Qwen pair (docs/decisions.md); each session corrects it by what it sees."""
 
 
-class Pools:
-    """Has a pool of answers for each owner: nobody drafts from another owner's answers."""
+class AnswerCaches:
+    """Has a cache of answers for each owner: nobody drafts from another owner's answers."""
 
     def __init__(self) -> None:
-        self._pools: dict[Owner, Pool] = {}  # the one that was used last is at the end
+        self._answer_caches: dict[
+            Owner, AnswerCache
+        ] = {}  # the one that was used last is at the end
 
-    def of(self, owner: Owner) -> Pool:
-        """Return an owner's pool, an empty one at first."""
-        pool = self._pools.pop(owner, None) or Pool(POOL_TOKENS, LENGTHS)
-        self._pools[owner] = pool
-        if len(self._pools) > MAX_POOLS:
-            del self._pools[next(iter(self._pools))]
-        return pool
+    def of(self, owner: Owner) -> AnswerCache:
+        """Return an owner's cache, an empty one at first."""
+        answer_cache = self._answer_caches.pop(owner, None) or AnswerCache(
+            ANSWER_CACHE_TOKENS, LENGTHS
+        )
+        self._answer_caches[owner] = answer_cache
+        if len(self._answer_caches) > MAX_ANSWER_CACHES:
+            del self._answer_caches[next(iter(self._answer_caches))]
+        return answer_cache
 
     def forget(self, owner: Owner) -> None:
-        """Drop an owner's pool, and the one that all tenants share; all pools of a tenant if
+        """Drop an owner's cache, and the one that all tenants share; all caches of a tenant if
         the owner is no user. Answers that have begun still draft from them."""
-        for each in list(self._pools):
+        for each in list(self._answer_caches):
             is_own = each.tenant == owner.tenant and owner.user in ("", each.user)
             if is_own or each == SHARED:
-                del self._pools[each]
+                del self._answer_caches[each]
 
 
-class OwnDrafts:
+class NgramDrafts:
     """Proposes draft tokens for one session, from its request's prompt and prediction, and from
-    a pool of earlier answers."""
+    a cache of earlier answers."""
 
-    def __init__(self, request: Open, limits: Limits, pool: Pool | None = None) -> None:
+    def __init__(
+        self, request: Open, limits: Limits, answer_cache: AnswerCache | None = None
+    ) -> None:
         self._most = limits.max_verify
         self._stop_tokens = frozenset(request.stop_tokens)
         self._initial_tokens = len(request.committed)
         text = (*request.prompt[-MAX_TEXT_TOKENS:], *request.committed)
-        self._lookup = PromptLookup(text[-MAX_TEXT_TOKENS:], pool=pool)
+        self._lookup = PromptLookup(text[-MAX_TEXT_TOKENS:], answer_cache=answer_cache)
         self._prediction = Prediction(request.predicted) if request.predicted else None
         self._resumption_precision = {
             agreed: Precision(*prior) for agreed, prior in RESUMPTION_PRIORS.items()
@@ -263,15 +269,15 @@ class OwnDrafts:
         self._lookup.follow(generated, [DraftToken(token, 1.0) for token in pending])
         if match := self._lookup.match(most):
             options.append(match)
-        if pooled := self._lookup.pooled(most):
-            options.append(pooled)
+        if cached_answer := self._lookup.cached_answer(most):
+            options.append(cached_answer)
         if self._prediction is not None:
             self._prediction.follow(committed, pending)
             options.append(self._prediction.continuation(most))
         if self._dropped and (resumed := self._resume([*committed, *pending], wrong_at, most)):
             options.append(resumed)
-        found = [each for each in options if each.tokens]
-        best = max(found, key=lambda each: each.precision.right, default=None)
+        continuations = [each for each in options if each.tokens]
+        best = max(continuations, key=lambda each: each.precision.right, default=None)
         if best is None or self._stop_tokens.isdisjoint(best.tokens):
             return best
         return replace(best, tokens=self._up_to_stop(best.tokens))

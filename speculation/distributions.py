@@ -44,8 +44,8 @@ class Distribution:
 
     def of(self, token: int) -> float:
         """Return the probability of one token."""
-        found = np.flatnonzero(self.tokens == token)
-        return float(self.p[found[0]]) if found.size else 0.0
+        places = np.flatnonzero(self.tokens == token)
+        return float(self.p[places[0]]) if places.size else 0.0
 
     def at(self, u: float) -> int:
         """Return the token at quantile u, 0 <= u < 1."""
@@ -125,10 +125,10 @@ def top(values: Logits, count: int) -> Tokens:
 
 def _largest(values: Logits, among: Tokens, count: int) -> Tokens:
     """Return the indices of the `count` largest values at `among`, which ascends."""
-    found = values[among]
+    largest = values[among]
     if count < len(among):
-        least = np.partition(found, -count)[-count]
-        above, equal = among[found > least], among[found == least]
+        least = np.partition(largest, -count)[-count]
+        above, equal = among[largest > least], among[largest == least]
         among = np.concatenate([above, equal[: count - len(above)]])
     return among[np.lexsort((among, -values[among]))]
 
@@ -149,9 +149,9 @@ def _nucleus(scaled: Logits, weights: Logits, top_p: float) -> _Weighted:
     count = _BLOCK
     while True:
         tokens = top(scaled, min(count, len(scaled)))
-        found = weights[tokens].astype(np.float64)
-        if count >= len(scaled) or found.sum() >= top_p * total:
-            return _top_p(tokens, found, top_p, total)
+        sorted_weights = weights[tokens].astype(np.float64)
+        if count >= len(scaled) or sorted_weights.sum() >= top_p * total:
+            return _top_p(tokens, sorted_weights, top_p, total)
         count *= 8
 
 
@@ -170,8 +170,8 @@ class QuantisedDistribution:
 
     def of(self, token: int) -> int:
         """Return the weight of one token, 0 if it has none."""
-        found = np.flatnonzero(self.tokens == token)
-        return int(self.weights[found[0]]) if found.size else 0
+        places = np.flatnonzero(self.tokens == token)
+        return int(self.weights[places[0]]) if places.size else 0
 
     def at(self, u: float) -> int:
         """Return the token at quantile u, 0 <= u < 1."""

@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from speculation.distributions import STEPS, DraftToken, mark_ahead
-from speculation.drafting import DraftingSession, DraftPolicy, check, should_rest
-from speculation.gain import Gains, Share
+from speculation.drafting import DraftingSession, DraftPolicy, check, should_pause
 from speculation.judge import EdgeHalf
 from speculation.learning import Latencies, Proposer, running_mean
 from speculation.messages import (
     MAX_VOCABULARY,
+    CachedPromptTokens,
     Commit,
     Down,
     Draft,
@@ -34,10 +34,10 @@ from speculation.messages import (
     Pushed,
     Recovered,
     Reject,
-    Reused,
     TokenId,
     Totals,
 )
+from speculation.speedup import AnswerSpeedup, SpeedupEstimates
 
 # The edge's machine returns an Outcome to its driver; tallies and an observer accompany it.
 
@@ -66,12 +66,13 @@ class Outcome:
 
 @dataclass(slots=True)
 class DraftCounts:
-    """Counts one answer's draft tokens by source, its stale steps and its reused tokens."""
+    """Counts one answer's draft tokens by source, its stale steps and its cached prompt
+    tokens."""
 
     drafted: int = 0
     looked_up: int = 0  # proposed without a step: by lookup, or forced by a grammar
     stale_steps: int = 0  # steps whose chain had broken when they ended
-    reused: int = 0  # tokens of the prompt that the target did not have to read
+    cached_tokens: int = 0  # tokens of the prompt that the target did not have to read
 
 
 class Tally:
@@ -92,7 +93,9 @@ class Tally:
         if commit.tokens:
             accepted = commit.drafts
             filled = int(accepted == 0)
-            self.totals = self.totals.plus(Totals(1, accepted, accepted, filled, commit.own))
+            self.totals = self.totals.plus(
+                Totals(1, accepted, accepted, filled, commit.verifier_accepted)
+            )
 
     def lost(self) -> None:
         """Note that the session is lost: another verifier counts from here on."""
@@ -121,7 +124,7 @@ class Observer:
 
 class DraftMachine:
     """rtt_s: returns the link's current round-trip time in seconds. drafts: True if there is a
-    draft model. gains: returns what draft tokens earn at the session's verifier; None drafts
+    draft model. speedups: returns what draft tokens earn at the session's verifier; None drafts
     whatever they earn. vocabulary_size: token ids below it are tokens of the target."""
 
     def __init__(
@@ -134,7 +137,7 @@ class DraftMachine:
         rtt_s: Callable[[], float],
         drafts: bool = False,
         lookup: Proposer | None = None,
-        gains: Callable[[], Gains] | None = None,
+        speedups: Callable[[], SpeedupEstimates] | None = None,
         vocabulary_size: int = MAX_VOCABULARY,
     ) -> None:
         self.session = DraftingSession(
@@ -157,10 +160,10 @@ class DraftMachine:
         self._opened_at = 0
         """The session began at this position; the pass there also read the prompt."""
 
-        self._gains = gains
-        here = gains() if gains else None
-        self._draft_share = Share(here.draft) if here and drafts else None
-        self._lookup_share = Share(here.lookup) if here and lookup else None
+        self._speedups = speedups
+        here = speedups() if speedups else None
+        self._draft_speedup = AnswerSpeedup(here.draft) if here and drafts else None
+        self._lookup_speedup = AnswerSpeedup(here.lookup) if here and lookup else None
         self._tally = Tally()
         self.observer = Observer()
 
@@ -189,17 +192,17 @@ class DraftMachine:
         if self._lookup is None:
             return
         session = self.session
-        asked = latencies if self._works else replace(latencies, draft_s=inf)
+        costs = latencies if self._works else replace(latencies, draft_s=inf)
         while self._may_look_up(latencies):
             self._lookup.follow(session.committed, session.chain)
-            if (found := self._lookup.propose(asked)) is None:
+            if (draft := self._lookup.propose(costs)) is None:
                 return
-            session.extend(found)
+            session.extend(draft)
             self.counts.looked_up += 1
 
     def _may_look_up(self, latencies: Latencies) -> bool:
-        session, share = self.session, self._lookup_share
-        if not session.may_extend or not (share is None or share.drafts):
+        session, speedup = self.session, self._lookup_speedup
+        if not session.may_extend or not (speedup is None or speedup.drafts):
             return False
         return self._policy.may_look_up(session, latencies, self.limits)
 
@@ -212,13 +215,15 @@ class DraftMachine:
     @property
     def slowed(self) -> float:
         """A pass takes so many times longer because the edge drafts, as far as is known."""
-        share = self._draft_share
-        return max(1.0, share.gain.cost) if share is not None and share.drafts else 1.0
+        speedup = self._draft_speedup
+        return (
+            max(1.0, speedup.estimate.cost) if speedup is not None and speedup.drafts else 1.0
+        )
 
     @property
     def _works(self) -> bool:
         """True if the draft model works for this answer, but for pauses."""
-        return self._drafts and (self._draft_share is None or self._draft_share.drafts)
+        return self._drafts and (self._draft_speedup is None or self._draft_speedup.drafts)
 
     def _step(self, now: float, latencies: Latencies) -> DraftStep:
         session, ahead = self.session, list[TokenId]()
@@ -254,15 +259,15 @@ class DraftMachine:
     def start_drafting(self) -> None:
         """Ask for steps from now on: the draft model is there by now."""
         self._drafts = True
-        if self._gains is not None:
-            self._draft_share = Share(self._gains().draft)
+        if self._speedups is not None:
+            self._draft_speedup = AnswerSpeedup(self._speedups().draft)
 
     def stop_drafting(self) -> None:
         """Ask for no more steps: the draft model failed."""
         self._drafts = False
-        if self._draft_share is not None:
-            self._draft_share.leave()
-            self._draft_share = None
+        if self._draft_speedup is not None:
+            self._draft_speedup.leave()
+            self._draft_speedup = None
 
     def _observe_step(self, step: DraftStep, took_s: float, tokens: int) -> None:
         """Learn from a step's time, unless the draft model rewound or read a prompt in it."""
@@ -292,8 +297,8 @@ class DraftMachine:
         match message:
             case Opened(limits=limits):
                 self.limits = limits
-            case Reused(tokens=tokens) if not self.session.committed:
-                self.counts.reused = tokens  # only the first token's session counts
+            case CachedPromptTokens(tokens=tokens) if not self.session.committed:
+                self.counts.cached_tokens = tokens  # only the first token's session counts
             case Commit():
                 return Outcome(commit=self._commit(message))
             case Reject():
@@ -316,19 +321,19 @@ class DraftMachine:
         """Learn what draft tokens earn."""
         works, chain = self._works, self.session.chain
         on_the_way = 2 * self._rtt_s() / self._pass_s
-        if (share := self._lookup_share) and not works:
-            share.committed(commit, on_the_way, clear=share.drafts or not chain)
-        if share := self._draft_share:
+        if (speedup := self._lookup_speedup) and not works:
+            speedup.committed(commit, on_the_way, clear=speedup.drafts or not chain)
+        if speedup := self._draft_speedup:
             drawn = not works and any(each.origin in STEPS for each in chain)
-            clear = not (should_rest(self.session) if works else drawn)
-            share.committed(commit, on_the_way, clear=clear)
+            clear = not (should_pause(self.session) if works else drawn)
+            speedup.committed(commit, on_the_way, clear=clear)
 
     def close(self) -> None:
         """Note that the answer has ended."""
-        for share in (self._draft_share, self._lookup_share):
-            if share is not None:
-                share.leave()
-        self._draft_share = self._lookup_share = None
+        for speedup in (self._draft_speedup, self._lookup_speedup):
+            if speedup is not None:
+                speedup.leave()
+        self._draft_speedup = self._lookup_speedup = None
 
     def _rejected(self, reject: Reject) -> Outcome:
         """Answer a Reject. The draft tokens that it accepts are committed, and so is a
@@ -355,11 +360,11 @@ class DraftMachine:
         self.observer.opened()
         self.session.in_flight = 0
         self._opened_at = len(self.session.committed)
-        if self._gains is not None:
-            gains = self._gains()
-            if self._draft_share is not None:
-                self._draft_share.moved(gains.draft)
-            if self._lookup_share is not None:
-                self._lookup_share.moved(gains.lookup)
+        if self._speedups is not None:
+            speedups = self._speedups()
+            if self._draft_speedup is not None:
+                self._draft_speedup.move_to(speedups.draft)
+            if self._lookup_speedup is not None:
+                self._lookup_speedup.move_to(speedups.lookup)
         committed = tuple(self.session.committed)
         return replace(self._request, committed=committed, rejected=self._judge.reopened())

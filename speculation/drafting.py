@@ -12,6 +12,7 @@ from speculation.distributions import DraftToken
 from speculation.learning import Latencies
 from speculation.messages import (
     MAX_VERIFY,
+    CachedPromptTokens,
     Commit,
     Down,
     Draft,
@@ -22,7 +23,6 @@ from speculation.messages import (
     Open,
     Reject,
     RemoteProtocolError,
-    Reused,
     TokenId,
 )
 
@@ -95,11 +95,11 @@ class DraftingSession:
         new = self.chain[self.in_flight :]
         if not new:
             return None
-        start, behind = len(self.committed) + self.in_flight, self.in_flight
+        start, offset = len(self.committed) + self.in_flight, self.in_flight
         tokens = tuple(drafted.token for drafted in new)
         q = tuple(drafted.q.of(drafted.token) for drafted in new if drafted.q)
         self.in_flight = len(self.chain)
-        return Draft(self.epoch, start, behind, tokens, q or None, pauses=pauses)
+        return Draft(self.epoch, start, offset, tokens, q or None, pauses=pauses)
 
     def receive(self, commit: Commit) -> tuple[TokenId, ...]:
         """Take in a Commit and return those of its tokens that were not known before. Raise
@@ -155,7 +155,7 @@ def check(
     message: Down, request: Open, vocabulary_size: int, committed: Sequence[TokenId]
 ) -> None:
     """Raise RemoteProtocolError for values that no message may have, whatever the chain is. A
-    Reused is compared with the number of tokens committed before."""
+    CachedPromptTokens is compared with the number of tokens committed before."""
     match message:
         case Commit(tokens=tokens, logprobs=logprobs):
             if len(tokens) > MAX_VERIFY + 1:
@@ -166,10 +166,14 @@ def check(
                 raise RemoteProtocolError(f"Commit.logprobs: more than {most} for a token")
         case Reject(head=head, tail=tail):
             _check_tokens("Reject", (token for token, _ in (*head, *tail)), vocabulary_size)
-        case Reused(tokens=count) if count > (known := len(request.prompt) + len(committed)):
-            raise RemoteProtocolError(f"Reused.tokens: {count} of {known}")
-        case Finish(totals=totals) if totals.own > totals.accepted:
-            raise RemoteProtocolError(f"Finish.own: {totals.own} of {totals.accepted}")
+        case CachedPromptTokens(tokens=count) if count > (
+            known := len(request.prompt) + len(committed)
+        ):
+            raise RemoteProtocolError(f"CachedPromptTokens.tokens: {count} of {known}")
+        case Finish(totals=totals) if totals.verifier_accepted > totals.accepted:
+            raise RemoteProtocolError(
+                f"Finish.verifier_accepted: {totals.verifier_accepted} of {totals.accepted}"
+            )
 
 
 def _check_tokens(field: str, tokens: Iterable[TokenId], vocabulary_size: int) -> None:
@@ -180,8 +184,8 @@ def _check_tokens(field: str, tokens: Iterable[TokenId], vocabulary_size: int) -
 # Decides when to draft and when to send. A policy cannot change a token; it only spends time.
 #
 # Judging and even reading draft tokens costs the verifier time. Where chains in a row are
-# rejected at their first token, the draft model is wrong here, and the edge rests for some
-# tokens. Where draft tokens earn less than they cost, it rests too (speculation.gain).
+# rejected at their first token, the draft model is wrong here, and the edge pauses for some
+# tokens. Where draft tokens earn less than they cost, it pauses too (speculation.speedup).
 
 MAX_UNSENT_SHARE: Final = 1 / 8
 """This share of the draft tokens on their way may wait to be sent: the passes about to start
@@ -189,11 +193,11 @@ have enough without them. Each message costs either end processor time. At passe
 it gains nothing to send earlier (docs/decisions.md)."""
 
 MAX_MISSES: Final = 6
-"""The edge rests after this many misses in a row. Found with `python -m
+"""The edge pauses after this many misses in a row. Found with `python -m
 bench.simulator`: 4 slows chat with poor drafts by 2 %, 6 does not."""
 
-MAX_REST_TOKENS: Final = 32
-"""A resting edge tries again after at most this many committed tokens."""
+MAX_PAUSE_TOKENS: Final = 32
+"""A pausing edge tries again after at most this many committed tokens."""
 
 
 class DraftPolicy(Protocol):
@@ -230,7 +234,7 @@ class StreamPolicy:
     for a verdict."""
 
     settings: DraftSettings = DraftSettings()
-    may_rest: bool = True
+    may_pause: bool = True
     """False with fill `never`: a verifier that must have a draft token would wait for ever."""
 
     def may_draft(self, session: DraftingSession, latencies: Latencies, limits: Limits) -> bool:
@@ -244,7 +248,7 @@ class StreamPolicy:
     def _may_extend(self, session: DraftingSession, room: int) -> bool:
         if len(session.chain) >= room or session.survival < self.settings.min_survival:
             return False
-        return not (self.may_rest and should_rest(session))
+        return not (self.may_pause and should_pause(session))
 
     def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
         enough = max(self.settings.flush_tokens, MAX_UNSENT_SHARE * session.in_flight)
@@ -262,8 +266,8 @@ def window(limits: Limits, latencies: Latencies) -> int:
     return ceil(min(limits.max_ahead, limits.max_verify + ahead))
 
 
-def should_rest(session: DraftingSession) -> bool:
-    """Return True if the edge should draft nothing now: after misses, it rests for 1, 2, 4, ...
-    committed tokens from the break of the chain."""
+def should_pause(session: DraftingSession) -> bool:
+    """Return True if the edge should draft nothing now: after misses, it pauses for 1, 2, 4,
+    ... committed tokens from the break of the chain."""
     excess = session.misses - MAX_MISSES
-    return excess >= 0 and session.since_break < min(2**excess, MAX_REST_TOKENS)
+    return excess >= 0 and session.since_break < min(2**excess, MAX_PAUSE_TOKENS)

@@ -126,8 +126,10 @@ class _Curve:
         way = (rows - known[at]) / (known[at + 1] - known[at])
         between_s = usual_s[at] + way * (usual_s[at + 1] - usual_s[at])
         within_s = np.minimum(between_s, bound_s[at])
-        found: NDArray[np.float64] = np.where(known[at + 1] <= rows, usual_s[at + 1], within_s)
-        return found
+        curve_s: NDArray[np.float64] = np.where(
+            known[at + 1] <= rows, usual_s[at + 1], within_s
+        )
+        return curve_s
 
 
 def size_class(rows: int) -> int:
@@ -224,7 +226,7 @@ class PassLatency:
             self._table_s = self._curve.upto(2 * most) * self._slowdown
         return self._table_s[: most + 1]
 
-    def beliefs(self) -> dict[str, float]:
+    def learned_statistics(self) -> dict[str, float]:
         """Return the expected latency, in seconds, of each size that was observed."""
         return {str(rows): self.of(rows) for rows in sorted(self._sizes)}
 

@@ -138,12 +138,12 @@ class SeenTokens:
         return SeenTokens(tokens, np.bincount(places, weights=more).astype(np.float32))
 
     def _then(self, token: TokenId) -> SeenTokens:
-        found = np.flatnonzero(self.tokens == token)
-        if not found.size:
+        places = np.flatnonzero(self.tokens == token)
+        if not places.size:
             tokens = np.append(self.tokens, np.int64(token))
             return SeenTokens(tokens, np.append(self.counts, np.float32(1.0)))
         counts = self.counts.copy()
-        counts[found] += np.float32(1.0)
+        counts[places] += np.float32(1.0)
         return SeenTokens(self.tokens, counts)
 
 
@@ -269,9 +269,9 @@ def budget(
 ) -> Callable[[Logits, Sequence[TokenId]], Logits]:
     """Return the Adjust for the budget of a request that has one. Raise InvalidSetting."""
     try:
-        found = decode_json(bytes(request.sampling.extras[BUDGET]), Budget)
+        limits = decode_json(bytes(request.sampling.extras[BUDGET]), Budget)
     except Malformed as error:
         raise InvalidSetting(BUDGET, str(error)) from None
-    if (highest := max(found.closing, found.opening or 0)) >= vocabulary_size:
+    if (highest := max(limits.closing, limits.opening or 0)) >= vocabulary_size:
         raise InvalidSetting(BUDGET, f"{highest} is not a token")
-    return partial(Budget.adjust, found)
+    return partial(Budget.adjust, limits)

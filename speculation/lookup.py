@@ -26,7 +26,7 @@ from typing import Final
 from speculation.distributions import DraftToken
 from speculation.learning import Continuation, Latencies, Precision, running_mean
 from speculation.messages import TokenId
-from speculation.ngrams import Index, Match, Pool, PromptGrams, resumption
+from speculation.ngrams import AnswerCache, Index, Match, PromptGrams, resumption
 
 MIN_UNREAD_LENGTH: Final = 3
 """This many tokens must match before a token is proposed unread; shorter matches are read."""
@@ -59,7 +59,7 @@ RESUMPTION_PRIORS: Final = {1: 0.45, 2: 0.8, 3: 0.9}
 rest of a broken chain. The prior is fitted to the Qwen pair."""
 
 
-def is_worth_unread(confidence: float, latencies: Latencies, *, read_s: float) -> bool:
+def pays_unread(confidence: float, latencies: Latencies, *, read_s: float) -> bool:
     """Return True if an unread token is expected to gain more time than a step of the draft
     model.
 
@@ -90,21 +90,21 @@ def ahead_size(right: float, latencies: Latencies, *, read_s: float) -> int:
 
 class PromptLookup:
     """A Proposer with one session's index and the precision of its matches. grams: the prompt's
-    n-grams, if they exist already. pool: another source of unread tokens; they are not read
-    ahead, because the draft model, which has not read the pool, would not agree."""
+    n-grams, if they exist already. cache: another source of unread tokens; they are not read
+    ahead, because the draft model, which has not read the cache, would not agree."""
 
     def __init__(
         self,
         prompt: Sequence[TokenId],
         grams: PromptGrams | None = None,
-        pool: Pool | None = None,
+        answer_cache: AnswerCache | None = None,
     ) -> None:
-        self._pool = pool
+        self._answer_cache = answer_cache
         self._index = Index(prompt=grams or PromptGrams(prompt))
         self._prompt_tokens = len(prompt)
         self._matches = [self._index.match()]  # for each position, up to the next one
-        self._pooled = [self._in_pool()]  # the same matches in the pool
-        self._precision, self._pool_precision = (
+        self._cache_matches = [self._in_cache()]  # the same matches in the cache
+        self._precision, self._cache_precision = (
             {length: Precision(*prior) for length, prior in MATCH_PRIORS.items()}
             for _ in range(2)
         )
@@ -126,24 +126,24 @@ class PromptLookup:
 
     def propose(self, latencies: Latencies) -> DraftToken | None:
         """Return the token to append to the chain unread, None if no token is worth it."""
-        sources = (self._matches, self._precision), (self._pooled, self._pool_precision)
-        found = [
+        sources = (self._matches, self._precision), (self._cache_matches, self._cache_precision)
+        candidates = [
             (match.length, precision[match.length].right, match.token)
             for matches, precision in sources
             if (match := matches[-1]) and match.length >= MIN_UNREAD_LENGTH
         ]
-        if not found:
+        if not candidates:
             return None
-        _, confidence, token = max(found)
-        worth = is_worth_unread(confidence, latencies, read_s=self._reading_s(latencies))
+        _, confidence, token = max(candidates)
+        worth = pays_unread(confidence, latencies, read_s=self._reading_s(latencies))
         return DraftToken(token, confidence, origin="lookup") if worth else None
 
     def ahead(self, latencies: Latencies) -> list[TokenId]:
         """Return the tokens for the draft model to read after the chain in its next step."""
         text = self._index.tokens
         options: list[tuple[float, Sequence[TokenId]]] = []
-        if found := self.match(max(AHEAD_SIZES)):
-            options.append((found.precision.right, found.tokens))
+        if continuation := self.match(max(AHEAD_SIZES)):
+            options.append((continuation.precision.right, continuation.tokens))
         longest = max(RESUMPTION_PRIORS)
         if match := resumption(self._dropped, text, self._dropped_at, most=longest):
             options.append((RESUMPTION_PRIORS[match.length], self._dropped[match.at :]))
@@ -157,12 +157,12 @@ class PromptLookup:
         followed = self._index.tokens[match.at : match.at + most]
         return Continuation(followed, match.length, self._precision)
 
-    def pooled(self, most: int) -> Continuation | None:
-        """Return at most `most` tokens that followed the longest match in the pool, if any."""
-        if self._pool is None or (match := self._pooled[-1]) is None:
+    def cached_answer(self, most: int) -> Continuation | None:
+        """Return at most `most` tokens that followed the longest match in the cache, if any."""
+        if self._answer_cache is None or (match := self._cache_matches[-1]) is None:
             return None
-        followed = self._pool.following(match.at, most)
-        return Continuation(followed, match.length, self._pool_precision)
+        followed = self._answer_cache.following(match.at, most)
+        return Continuation(followed, match.length, self._cache_precision)
 
     def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
         if more > 0 and draft_s > 0.0:
@@ -174,22 +174,24 @@ class PromptLookup:
     def _commit(self, position: int, token: TokenId) -> None:
         if match := self._matches[position]:
             self._precision[match.length].observe(match.token == token)
-        if match := self._pooled[position]:
-            self._pool_precision[match.length].observe(match.token == token)
+        if match := self._cache_matches[position]:
+            self._cache_precision[match.length].observe(match.token == token)
         at, tokens = self._prompt_tokens + position, self._index.tokens
         if at < len(tokens) and tokens[at] == token:
             return
         if len(tokens) > at + 1:
             self._dropped, self._dropped_at = tokens[at:], at
         self._index.truncate(at)
-        del self._matches[position + 1 :], self._pooled[position + 1 :]
+        del self._matches[position + 1 :], self._cache_matches[position + 1 :]
         self._append(token)
 
     def _append(self, token: TokenId) -> None:
         self._index.append(token)
         self._matches.append(self._index.match())
-        self._pooled.append(self._in_pool())
+        self._cache_matches.append(self._in_cache())
 
-    def _in_pool(self) -> Match | None:
+    def _in_cache(self) -> Match | None:
         index = self._index
-        return self._pool.match(index.tokens, index.keys) if self._pool else None
+        return (
+            self._answer_cache.match(index.tokens, index.keys) if self._answer_cache else None
+        )

@@ -120,7 +120,7 @@ class ModelFacts(msgspec.Struct, frozen=True):
 
     served: Annotated[dict[Name, Names], Meta(max_length=16)] = {}
     """Maps paths of the verifier's own API to the fields that requests there may have. An edge
-    relays a request with one of these that it cannot serve itself."""
+    proxies a request with one of these that it cannot serve itself."""
 
     parts: Annotated[dict[Name, Names], Meta(max_length=16)] = {}
     """Maps these paths to the types of the content parts that requests there may have."""
@@ -148,14 +148,14 @@ class ModelFacts(msgspec.Struct, frozen=True):
 # The messages that the two ends of a session exchange, as values without bytes or sockets.
 #
 #     up     Open, Draft, Recovered, Redraw
-#     down   Opened, Reused, Commit, Reject, Finish, Fault, Beat, Moved
+#     down   Opened, CachedPromptTokens, Commit, Reject, Finish, Fault, Heartbeat, Multiplexed
 #
 # A *position* counts output tokens from 0: the first token after the prompt has position 0. An
 # *epoch* numbers the edge's chains: it rises when the edge learns that its chain was wrong.
 
-BEAT_S = 0.3
-"""An open stream is silent for at most this time; then a Beat is sent. Three such times without
-a byte mean that the link or the verifier's process is lost."""
+STREAM_HEARTBEAT_S = 0.3
+"""An open stream is silent for at most this time; then a Heartbeat is sent. Three such times
+without a byte mean that the link or the verifier's process is lost."""
 
 RUN_CHARACTERS = 8
 """The names of all sessions of one run of a verifier share this many first characters. By them
@@ -199,7 +199,7 @@ class Open:
     identity: str = ""
     """The verifier must have this ModelFacts.identity; if empty, any verifier will do."""
 
-    own_drafts: bool = False
+    ngram_drafts: bool = False
     """True if the verifier may propose draft tokens itself; only in `coupled`."""
 
     predicted: tuple[TokenId, ...] = ()
@@ -223,7 +223,7 @@ class Draft:
 
     epoch: int
     start: int
-    behind: int
+    offset: int
     """The number of draft tokens between `start` and the committed text that the edge knew;
     other Drafts have them."""
 
@@ -263,7 +263,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Reused:
+class CachedPromptTokens:
     """The target had this many of the first tokens, of the prompt and `Open.committed`, in its
     cache and did not read them."""
 
@@ -288,8 +288,8 @@ class Commit:
     accepted: int = 0
     """This many of `tokens` were draft tokens of the edge."""
 
-    own: int = 0
-    """This many tokens after the accepted ones were the verifier's own draft tokens. The target
+    verifier_accepted: int = 0
+    """This many tokens after the accepted ones were the verifier's n-gram drafts. The target
     generated the others."""
 
     queue_s: float = 0.0
@@ -302,7 +302,7 @@ class Commit:
     @property
     def drafts(self) -> int:
         """The number of tokens that were draft tokens, of the edge or the verifier's own."""
-        return self.accepted + self.own
+        return self.accepted + self.verifier_accepted
 
     def after(self, known: int) -> Self:
         """Return the Commit without its first `known` tokens."""
@@ -313,7 +313,7 @@ class Commit:
             start=self.start + known,
             tokens=self.tokens[known:],
             accepted=max(0, self.accepted - known),
-            own=max(0, self.own - max(0, known - self.accepted)),
+            verifier_accepted=max(0, self.verifier_accepted - max(0, known - self.accepted)),
             logprobs=self.logprobs and self.logprobs[known:],
         )
 
@@ -339,7 +339,7 @@ class Totals:
     judged: int = 0
     accepted: int = 0
     filled: int = 0  # fill-in passes: those without a draft token
-    own: int = 0  # accepted draft tokens of the verifier's own
+    verifier_accepted: int = 0  # accepted draft tokens of the verifier
 
     def plus(self, more: Totals) -> Totals:
         return Totals(
@@ -347,7 +347,7 @@ class Totals:
             self.judged + more.judged,
             self.accepted + more.accepted,
             self.filled + more.filled,
-            self.own + more.own,
+            self.verifier_accepted + more.verifier_accepted,
         )
 
 
@@ -367,14 +367,14 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class Heartbeat:
     """The verifier is alive and has nothing to send."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
+class Multiplexed:
     """The session's further messages come on the upload stream whose edge asked for them; only
-    Beats follow here, for proxies that close silent streams."""
+    Heartbeats follow here, for proxies that close silent streams."""
 
 
 Answer = Recovered | Redraw
@@ -382,7 +382,7 @@ Answer = Recovered | Redraw
 
 Pushed = Draft | Answer
 Up = Open | Pushed
-Down = Opened | Reused | Commit | Reject | Finish | Fault | Beat | Moved
+Down = Opened | CachedPromptTokens | Commit | Reject | Finish | Fault | Heartbeat | Multiplexed
 Message = Up | Down
 
 
@@ -402,7 +402,7 @@ STOPPING: Final = Stopping.__struct_fields__
 PREDICTION: Final = "prediction"
 """A client's setting that changes no answer: its tokens are sent in `Open.predicted`."""
 
-POOL: Final = "/v1/picospec/pool"
+ANSWER_CACHE: Final = "/v1/picospec/pool"
 """A DELETE on this path makes either end forget answers; at a verifier the parameter SALT names
 one of the tenant's users."""
 

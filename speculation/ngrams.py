@@ -1,4 +1,4 @@
-"""Earlier text that an answer may repeat: the n-grams of a text, and a pool of answers."""
+"""Earlier text that an answer may repeat: the n-grams of a text, and a cache of answers."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class PromptGrams:
         keys = self._sorted[n]
         if not (place := bisect_right(keys, key | _PLACES)):
             return None
-        found = keys[place - 1]
-        return None if (found ^ key) >> PLACE_BITS else found & _PLACES
+        entry = keys[place - 1]
+        return None if (entry ^ key) >> PLACE_BITS else entry & _PLACES
 
 
 def _sorted_keys(tokens: NDArray[np.uint64]) -> dict[int, memoryview[int]]:
@@ -72,20 +72,20 @@ def _sorted_keys(tokens: NDArray[np.uint64]) -> dict[int, memoryview[int]]:
     for n, power in POWERS.items():
         mixed[n:] += (tokens[:-n] + np.uint64(1)) * np.uint64(power)
         if n in LENGTHS:
-            found = mixed[n:] & np.uint64(_MASK - _PLACES) | places[n:]
-            found.sort()
-            keys[n] = found.data
+            sorted_keys = mixed[n:] & np.uint64(_MASK - _PLACES) | places[n:]
+            sorted_keys.sort()
+            keys[n] = sorted_keys.data
     return keys
 
 
 def keys(tokens: Sequence[TokenId]) -> dict[int, int]:
     """Return by length the keys of the n-grams that end a text."""
-    found, key = {}, 0
+    keys_by_length, key = {}, 0
     for n, token in enumerate(reversed(tokens[-max(LENGTHS) :]), 1):
         key += (token + 1) * POWERS[n]
         if n in LENGTHS:
-            found[n] = key & _MASK
-    return found
+            keys_by_length[n] = key & _MASK
+    return keys_by_length
 
 
 class Index:
@@ -171,25 +171,25 @@ def resumption(
     """Return where a broken chain goes on like the text after it, None if nowhere: the place
     with most agreeing tokens before it, up to `most`, and among equals the nearest. dropped:
     the chain from its wrong token on, which had the index `at` in the text."""
-    found = []
+    matches = []
     for end, before in enumerate(dropped[:-1], 1):
         if not text or before != text[-1]:
             continue
         pairs = zip(reversed(dropped[:end]), reversed(text), range(most), strict=False)
         agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        found.append(Match(dropped[end], end, agreed))
+        matches.append(Match(dropped[end], end, agreed))
     here = len(text) - at
-    return max(found, key=lambda m: (m.length, -abs(m.at - here)), default=None)
+    return max(matches, key=lambda m: (m.length, -abs(m.at - here)), default=None)
 
 
-# A pool of answers to earlier requests: text that repeats one probably goes on as it did.
+# A cache of answers to earlier requests: text that repeats one probably goes on as it did.
 #
 # Answers lie one after another in a ring of tokens, each after the end of its prompt. Hash
 # tables, one for each n-gram length, hold where an n-gram occurred last. Nothing is deleted
 # from them: a match counts only if its tokens are still in the ring, so the oldest ones leave
 # first.
 
-POOL_LENGTHS: Final = (16, 8)
+ANSWER_CACHE_LENGTHS: Final = (16, 8)
 """An edge keeps n-grams of these lengths, longest first. A token takes 4 bytes in the ring, and
 4 to 8 in each table."""
 
@@ -211,11 +211,11 @@ SHARED: Final = Owner("")
 """This owner stands for all tenants, where they share prefixes and so answers too."""
 
 
-class Pool:
+class AnswerCache:
     """max_tokens: size of the ring, more than max(LENGTHS). lengths: those of the n-grams, the
     longest first."""
 
-    def __init__(self, max_tokens: int, lengths: Sequence[int] = POOL_LENGTHS) -> None:
+    def __init__(self, max_tokens: int, lengths: Sequence[int] = ANSWER_CACHE_LENGTHS) -> None:
         self._lengths = tuple(lengths)
         self._ring = np.zeros(max_tokens, np.uint32)  # token ids plus 1; 0 ends each text
         self._next = 0
@@ -227,7 +227,7 @@ class Pool:
         self._views = {n: after.data for n, after in self._after.items()}
 
     def add(self, prompt: Sequence[TokenId], answer: Sequence[TokenId]) -> None:
-        """Add an answer, complete or not, unless it is the one that the pool expects."""
+        """Add an answer, complete or not, unless it is the one that the cache expects."""
         if not answer or self.expected(prompt, len(answer)) == tuple(answer):
             return
         kept = [*prompt[-CONTEXT:], *answer][: len(self._ring) - 1]
@@ -244,7 +244,7 @@ class Pool:
         self, text: Sequence[TokenId], known: Mapping[int, int] | None = None
     ) -> Match | None:
         """Return what followed the longest n-gram that ends a text at its last occurrence in
-        the pool. The match's index is for `following`. known: the text's `keys`."""
+        the cache. The match's index is for `following`. known: the text's `keys`."""
         known = keys(text) if known is None else known
         for n in self._lengths:
             key = known.get(n)
@@ -270,7 +270,9 @@ class Pool:
         begins: Counter[int] = Counter()
         compared = min(CONTEXT, len(prompt))
         for behind in range(compared):
-            if match := self.match(prompt[-max(POOL_LENGTHS) - behind : len(prompt) - behind]):
+            if match := self.match(
+                prompt[-max(ANSWER_CACHE_LENGTHS) - behind : len(prompt) - behind]
+            ):
                 begins[(match.at + behind) % len(self._ring)] += 1
         (at, votes), *_ = begins.most_common(1) or [(0, 0)]
         return self.following(at, most) if 0 < compared <= 2 * votes else ()

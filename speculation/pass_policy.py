@@ -1,7 +1,8 @@
-"""Decides how long to hold a pass, and how many draft tokens it judges. No token depends on it.
+"""Decides how long a pass waits for drafts, and how many draft tokens it judges. No token
+depends on it.
 
 A pass starts at once unless draft tokens are about to arrive that are worth the wait: a short
-hold trades a fill-in pass (one token) for a pass that commits several. A row is worth the
+wait trades a fill-in pass (one token) for a pass that commits several. A row is worth the
 tokens that it is likely to commit:
 
 A pass over `rows` rows takes T(rows). From a session whose draft tokens are accepted with
@@ -113,7 +114,7 @@ class Arrivals:
         """Return how soon the next draft token should arrive; inf if none is expected."""
         return inf if self._late_s(now) > 0.0 else self._next_at - now
 
-    def behind(self, session: VerifyingSession) -> int:
+    def lag_tokens(self, session: VerifyingSession) -> int:
         """Return how many draft tokens must arrive before one is ahead of the text."""
         begins = max(session.chain.reach, self._awaited[0] if self._awaited else 0)
         return max(0, len(session.committed) - begins)
@@ -129,8 +130,8 @@ class Arrivals:
         return now - self._next_at - LATE_INTERVALS * self.interval_s
 
 
-MAX_HELD_FOR: Final = 4
-"""No pass is held with this many pending draft tokens: more would come too late to pay."""
+MAX_AWAITED: Final = 4
+"""No pass waits with this many pending draft tokens: more would come too late to pay."""
 
 MIN_GAIN: Final = 1.1
 """Draft tokens are judged only if they are expected to commit this many times the tokens that
@@ -138,7 +139,7 @@ the pass would commit without them in the time that they take. A run of accepted
 acceptance look better than it is. Found with `python -m bench.simulator` where a row
 costs nearly a pass: sessions with 0.92 to 0.95 accepted lost 18 % without it, 2 % with it."""
 
-LEFT_OUT: Final = 1.0
+MIN_EXPECTED_ACCEPTED: Final = 1.0
 """A step that is planned before the outcome of the last one leaves out the sessions that wait
 for it. One that does not wait commits a token in each of the two; one that does must expect to
 have this many draft tokens accepted to commit as many."""
@@ -152,58 +153,59 @@ class Waiting:
     pending: int
     acceptance: float
     due_s: float
-    behind: int
+    lag_tokens: int
     interval_s: float
     restart_s: float
 
 
 def waiting(session: VerifyingSession, arrivals: Arrivals, now: float) -> Waiting:
-    """Return the values that decide how long to hold the session's pass."""
+    """Return the values that decide how long the session's pass waits for drafts."""
     fill, acceptance = session.request.fill, session.chain.acceptance
-    due_s, behind = arrivals.due_s(now), arrivals.behind(session)
+    due_s, lag_tokens = arrivals.due_s(now), arrivals.lag_tokens(session)
     interval_s, restart_s = arrivals.interval_s, arrivals.restart_s
-    return Waiting(fill, session.pending, acceptance, due_s, behind, interval_s, restart_s)
+    return Waiting(fill, session.pending, acceptance, due_s, lag_tokens, interval_s, restart_s)
 
 
-def hold_s(session: Waiting, latency: PassLatency, max_verify: int) -> float:
-    """Return how many seconds to hold the pass: 0 starts it now, inf waits for a draft. Ask
-    again whenever one arrives. max_verify: the most draft tokens that a pass may judge."""
+def draft_wait_s(session: Waiting, latency: PassLatency, max_verify: int) -> float:
+    """Return how many seconds the pass waits for drafts: 0 starts it now, inf waits for a
+    draft. Ask again whenever one arrives. max_verify: the most draft tokens that a pass may
+    judge."""
     if session.fill == "never":
         return 0.0 if session.pending else inf
     if session.fill == "always" or session.due_s == inf:
         return 0.0
-    worth = _is_worth_waiting(session, latency, max_verify)
-    return left_s(session.due_s, session.interval_s) if worth else 0.0
+    pays = _pays_to_wait(session, latency, max_verify)
+    return left_s(session.due_s, session.interval_s) if pays else 0.0
 
 
-TRUST_WEIGHT: Final = 1 / 16
-"""The latest pass has this weight in what a session's expectations are worth."""
+CALIBRATION_WEIGHT: Final = 1 / 16
+"""The latest pass has this weight in how far a session's expectations come true."""
 
 
 @dataclass(slots=True)
-class Outcomes:
-    """Learns what a session's hopes are worth: draft tokens that are due come late, or not, for
-    instance because their chain has ended at the edge."""
+class Calibration:
+    """Learns how far a session's expectations come true: draft tokens that are due come late,
+    or not, for instance because their chain has ended at the edge."""
 
-    _hoped: float = 1.0
+    _expected: float = 1.0
     _accepted: float = 1.0
     _next: float | None = None  # what the pass after the one under way may accept
     _now: float | None = None
 
     @property
-    def trust(self) -> float:
-        """The accepted draft tokens of a pass for each one that was hoped for, 1 at most."""
-        return min(1.0, self._accepted / self._hoped)
+    def factor(self) -> float:
+        """The accepted draft tokens of a pass for each one that was expected, 1 at most."""
+        return min(1.0, self._accepted / self._expected)
 
-    def hoped(self, accepted: float) -> None:
-        """Note what the pass that waits for the one under way was hoped to accept."""
+    def expect(self, accepted: float) -> None:
+        """Note what the pass that waits for the one under way was expected to accept."""
         self._next = accepted
 
     def passed(self, accepted: int) -> None:
         """Note that a pass has run."""
         if self._now is not None:
-            self._hoped = running_mean(self._hoped, self._now, TRUST_WEIGHT)
-            self._accepted = running_mean(self._accepted, accepted, TRUST_WEIGHT)
+            self._expected = running_mean(self._expected, self._now, CALIBRATION_WEIGHT)
+            self._accepted = running_mean(self._accepted, accepted, CALIBRATION_WEIGHT)
         self._now, self._next = self._next, None
 
 
@@ -217,40 +219,39 @@ def accepted_after(
     target generates one more token after them, so later draft tokens alone can help.
     """
     begins = under_way + 1
-    ahead = (session.pending or -session.behind) - begins
+    ahead = (session.pending or -session.lag_tokens) - begins
     if session.due_s <= pass_s:
         left_s = pass_s - max(0.0, session.due_s)
         ahead += (session.due_s >= 0.0) + (
             int(left_s / session.interval_s) if session.interval_s else 0
         )
     a = session.acceptance
-    reached = a ** (begins + (0 if session.pending else session.behind))
+    reached = a ** (begins + (0 if session.pending else session.lag_tokens))
     coming = reached * (expected_tokens(a, ahead) - 1.0) if ahead > 0 else 0.0
     return max(sum(gains[begins:]), coming)
 
 
 def left_s(due_s: float, interval_s: float) -> float:
-    """Return how long to go on holding a pass until its draft token is no longer expected."""
+    """Return how long a pass goes on waiting until its draft token is no longer expected."""
     return max(0.0, due_s + LATE_INTERVALS * interval_s) if due_s < inf else 0.0
 
 
-def _is_worth_waiting(session: Waiting, latency: PassLatency, max_verify: int) -> bool:
+def _pays_to_wait(session: Waiting, latency: PassLatency, max_verify: int) -> bool:
     """Return True if some number of further draft tokens earns more than the time they take.
 
     This is an optimal stopping rule. Starting with k draft tokens instead of the n pending ones
     commits a^(n+1) + ... + a^k tokens more, and takes the wait and T(k+1) - T(n+1) longer,
     where T(r) is the latency of r rows. In that time the session would have continued at its
-    `best_rate`. The draft tokens `behind`, which the text has overtaken, arrive first, and the
-    later ones are useful only if all of these equal the text.
-    """
+    `best_rate`. The draft tokens `lag_tokens`, which the text has overtaken, arrive first, and
+    the later ones are useful only if all of these equal the text."""
     if (alone_s := latency.of(1)) <= 0.0:
         return False
     rate = 0.0  # not computed yet
-    wait_s = max(0.0, session.due_s) + session.behind * session.interval_s
-    reached = session.acceptance**session.behind
+    wait_s = max(0.0, session.due_s) + session.lag_tokens * session.interval_s
+    reached = session.acceptance**session.lag_tokens
     tokens_now = expected_tokens(session.acceptance, session.pending)
     pass_now_s = latency.of(session.pending + 1)
-    for k in range(session.pending + 1, MAX_HELD_FOR + 1):
+    for k in range(session.pending + 1, MAX_AWAITED + 1):
         gain = reached * (expected_tokens(session.acceptance, k) - tokens_now)
         longer_s = wait_s + (latency.of(k + 1) - pass_now_s)
         if gain > longer_s / alone_s:  # otherwise the target alone would earn more

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from speculation.chain import Pools
+from speculation.chain import AnswerCaches
 from speculation.judge import Judgement
 from speculation.latency import OutcomeCost, PassLatency
 from speculation.learning import Precision
@@ -32,15 +32,15 @@ from speculation.messages import (
     TokenId,
     TokenLogprob,
 )
-from speculation.ngrams import Owner, Pool
+from speculation.ngrams import AnswerCache, Owner
 from speculation.pass_policy import (
-    LEFT_OUT,
+    MIN_EXPECTED_ACCEPTED,
     MIN_GAIN,
     Arrivals,
-    Outcomes,
+    Calibration,
     accepted_after,
     allocate,
-    hold_s,
+    draft_wait_s,
     left_s,
     waiting,
 )
@@ -57,8 +57,8 @@ observations. EAGLE-3 and n-grams are reported from 0.5 to 0.8."""
 
 PRIOR_SEEN: Final = 4
 
-NO_HOLD: Final = 0.5
-"""A session is not held for its edge's draft tokens if the head is expected to have this many
+NO_DRAFT_WAIT: Final = 0.5
+"""A session does not wait for its edge's draft tokens if the head is expected to have this many
 tokens accepted: waiting for the edge would then gain little. Not tuned."""
 
 
@@ -86,10 +86,10 @@ MIN_PASS_S: Final = 1e-6
 """A pass counts as at least this long, even if less remains without `extra_judging_s`."""
 
 MAX_SHOWN: Final = 16
-"""`beliefs` has at most this many sessions."""
+"""`learned_statistics` has at most this many sessions."""
 
-MIN_HOLD_S: Final = 1e-6
-"""Shorter holds count as zero: rounding may leave a remainder of a hold that has ended."""
+MIN_DRAFT_WAIT_S: Final = 1e-6
+"""Shorter waits count as zero: rounding may leave a remainder of a wait that has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,9 @@ class Offer:
     should start yet."""
 
     wait_s: float  # when to ask again if no message arrives; inf: not before one arrives
-    on_hold: Collection[str] = ()  # sessions that wait for draft tokens about to arrive
+    waiting_for_drafts: Collection[
+        str
+    ] = ()  # sessions that wait for draft tokens about to arrive
     heads: Mapping[str, int] = field(default_factory=dict)
     """Maps sessions of `start` that judge the target's head instead to its number of tokens."""
 
@@ -129,12 +131,12 @@ class _Observed:
 
     session: VerifyingSession
     passed_at: float
-    pool: Pool | None = None
+    answer_cache: AnswerCache | None = None
     arrivals: Arrivals = field(default_factory=Arrivals)
     head: Head = field(default_factory=Head)
-    outcomes: Outcomes = field(default_factory=Outcomes)
-    held_at: int | None = None
-    """The session's pass was found worth holding after this many observations of latency;
+    calibration: Calibration = field(default_factory=Calibration)
+    waits_since: int | None = None
+    """The session's pass was found to pay for a wait after this many observations of latency;
     None if something has happened to the session since."""
 
 
@@ -146,7 +148,7 @@ class VerifyMachine:
         self.outcome = OutcomeCost()
         self._u = u
         self._sessions: dict[str, _Observed] = {}
-        self._pools = Pools()
+        self._answer_caches = AnswerCaches()
 
     def open(
         self,
@@ -160,13 +162,17 @@ class VerifyMachine:
     ) -> None:
         """Begin a session. owner: whose earlier answers it may draft from, and to whose its own
         is added; None for neither."""
-        pool = self._pools.of(owner) if owner and request.own_drafts else None
+        answer_cache = self._answer_caches.of(owner) if owner and request.ngram_drafts else None
         session = VerifyingSession(
-            request, limits, vocabulary_size=vocabulary_size, u=self._u, pool=pool
+            request,
+            limits,
+            vocabulary_size=vocabulary_size,
+            u=self._u,
+            answer_cache=answer_cache,
         )
-        self._sessions[name] = _Observed(session, now, pool)
+        self._sessions[name] = _Observed(session, now, answer_cache)
 
-    def beliefs(self) -> dict[str, object]:
+    def learned_statistics(self) -> dict[str, object]:
         """Return what was learned, for a person to read: the seconds of a pass by its rows, and
         what waiting for an outcome adds; each session's acceptance, and the interval between
         its draft tokens in seconds."""
@@ -179,19 +185,21 @@ class VerifyMachine:
             for each in self._sessions.values()
         ]
         return {
-            "pass_s": self.latency.beliefs(),
+            "pass_s": self.latency.learned_statistics(),
             "outcome_s": self.outcome.of(self.latency.of(1)),
             "sessions": sessions[:MAX_SHOWN],
         }
 
     def close(self, name: str) -> None:
         """Forget a session; a running pass drops its outcome. Harmless when repeated."""
-        if (observed := self._sessions.pop(name, None)) and observed.pool is not None:
-            observed.pool.add(observed.session.request.prompt, observed.session.committed)
+        if (observed := self._sessions.pop(name, None)) and observed.answer_cache is not None:
+            observed.answer_cache.add(
+                observed.session.request.prompt, observed.session.committed
+            )
 
     def forget(self, owner: Owner) -> None:
-        """Forget the answers that are kept for an owner; see Pools.forget."""
-        self._pools.forget(owner)
+        """Forget the answers that are kept for an owner; see AnswerCaches.forget."""
+        self._answer_caches.forget(owner)
 
     def session(self, name: str) -> VerifyingSession:
         return self._sessions[name].session
@@ -200,13 +208,13 @@ class VerifyMachine:
         """Take in an edge's message, which reached the host at `arrived`; return the messages
         to send at once. Raise RemoteProtocolError for what no correct edge sends."""
         observed = self._sessions[name]
-        chain, arrivals, observed.held_at = observed.session.chain, observed.arrivals, None
+        chain, arrivals, observed.waits_since = observed.session.chain, observed.arrivals, None
         newest, broken = chain.newest, chain.broken
         down = observed.session.receive(message)
         if isinstance(message, Draft) and chain.newest > newest:
             arrivals.drafts_arrived(arrived, len(message.tokens))
             if message.pauses:
-                arrivals.paused(message.start - message.behind)
+                arrivals.paused(message.start - message.offset)
         if chain.broken and not broken:
             arrivals.chain_broke(chain.wrong_at)
         return down
@@ -219,42 +227,43 @@ class VerifyMachine:
         """Return how long no pass should start: 0 for at once, inf until a message arrives."""
         wait_s = inf
         for name in ready:
-            wait_s = min(wait_s, self._hold_s(name, now))
+            wait_s = min(wait_s, self._draft_wait_s(name, now))
             if wait_s <= 0.0:
                 break
         return wait_s
 
-    def run_on(
+    def asynchronous_sessions(
         self, under_way: Collection[str], now: float, *, others: int
     ) -> Collection[str] | None:
         """Return the sessions whose next pass, without draft tokens, should be planned before
         the outcome of the one under way is known; None if no pass should be.
 
         under_way: sessions that are in that pass. others: rows of the next one that belong to
-        no session, and always are planned ahead. Else both ways are compared by the tokens that
-        they are expected to commit in a second: all wait for the outcome, and the host's part
-        of a pass adds to the device's; or those that expect much are left out of every second
-        pass, and the others go on without draft tokens.
-        """
+        no session, and always are planned asynchronously. Else both ways are compared by the
+        tokens that they are expected to commit in a second: all wait for the outcome, and the
+        host's part of a pass adds to the device's; or those that expect much are left out of
+        every second pass, and the others go on without draft tokens."""
         pass_s = self.latency.of(max(1, len(under_way)))
-        waits, ahead, found = 0.0, 0.0, set[str]()
-        hopes = {name: self._hope(name, now, pass_s) for name in under_way}
-        for name, hope in hopes.items():
+        waits, ahead, unlikely = 0.0, 0.0, set[str]()
+        expected_tokens_of = {
+            name: self._expected_accepted(name, now, pass_s) for name in under_way
+        }
+        for name, expected_tokens in expected_tokens_of.items():
             observed = self._sessions[name]
-            expected = observed.outcomes.trust * hope / MIN_GAIN
+            expected = observed.calibration.factor * expected_tokens / MIN_GAIN
             waits += 1.0 + expected
-            if observed.session.is_running or expected >= LEFT_OUT:
+            if observed.session.is_running or expected >= MIN_EXPECTED_ACCEPTED:
                 ahead += (1.0 + expected) / 2
             else:
                 ahead += 1.0
-                found.add(name)
+                unlikely.add(name)
         is_faster = ahead * (pass_s + self.outcome.of(pass_s)) > waits * pass_s
-        plans_ahead = others > 0 or (bool(found) and is_faster)
-        for name in hopes.keys() - (found if plans_ahead else ()):
-            self._sessions[name].outcomes.hoped(hopes[name])
-        return found if plans_ahead else None
+        is_asynchronous = others > 0 or (bool(unlikely) and is_faster)
+        for name in expected_tokens_of.keys() - (unlikely if is_asynchronous else ()):
+            self._sessions[name].calibration.expect(expected_tokens_of[name])
+        return unlikely if is_asynchronous else None
 
-    def _hope(self, name: str, now: float, pass_s: float) -> float:
+    def _expected_accepted(self, name: str, now: float, pass_s: float) -> float:
         observed = self._sessions[name]
         session = observed.session
         state = waiting(session, observed.arrivals, now)
@@ -281,7 +290,7 @@ class VerifyMachine:
 
         The pass starts when one session need wait no longer. It then takes all sessions but
         those that must have a draft token and lack one: a session left out of this pass waits
-        for the next one, which is longer than any hold is worth.
+        for the next one, which is longer than any wait pays for.
         """
         going = [name for name in ready if self._sessions[name].session.may_take_part]
         if not (due or without_drafts or others) and (wait_s := self.wait_s(going, now)) > 0.0:
@@ -292,7 +301,9 @@ class VerifyMachine:
         counts = self._allocated(sessions, gains, len(start) + others, rows)
         if ahead:
             pairs = zip(gains, counts, strict=True)
-            counts = [count * (sum(some[:count]) >= LEFT_OUT) for some, count in pairs]
+            counts = [
+                count * (sum(some[:count]) >= MIN_EXPECTED_ACCEPTED) for some, count in pairs
+            ]
         heads: dict[str, int] = {}
         for name, session, some, count in zip(going, sessions, gains, counts, strict=True):
             start[name] = session.plan(count)
@@ -304,20 +315,20 @@ class VerifyMachine:
         left = rows - others - sum(1 + len(draft) for draft in start.values())
         return Offer(start, 0.0, heads=_fitting(heads, left))
 
-    def _hold_s(self, name: str, now: float) -> float:
+    def _draft_wait_s(self, name: str, now: float) -> float:
         observed = self._sessions[name]
         session = observed.session
         if not session.may_take_part:
             return inf
-        if observed.head.tokens and observed.head.expected(session.head_room) >= NO_HOLD:
+        if observed.head.tokens and observed.head.expected(session.head_room) >= NO_DRAFT_WAIT:
             return 0.0
-        if observed.held_at == self.latency.observed:  # waiting has only become cheaper
+        if observed.waits_since == self.latency.observed:  # waiting has only become cheaper
             seconds = left_s(observed.arrivals.due_s(now), observed.arrivals.interval_s)
         else:
             state = waiting(session, observed.arrivals, now)
-            seconds = hold_s(state, self.latency, session.limits.max_verify)
-        observed.held_at = self.latency.observed if seconds > MIN_HOLD_S else None
-        return seconds if seconds > MIN_HOLD_S else 0.0
+            seconds = draft_wait_s(state, self.latency, session.limits.max_verify)
+        observed.waits_since = self.latency.observed if seconds > MIN_DRAFT_WAIT_S else None
+        return seconds if seconds > MIN_DRAFT_WAIT_S else 0.0
 
     def _allocated(
         self,
@@ -383,22 +394,22 @@ class VerifyMachine:
                 continue
             if head := plan.passes[name].head:
                 observed.head.judged(head, verdict.judgement.accepted)
-            observed.outcomes.passed(verdict.judgement.accepted)
+            observed.calibration.passed(verdict.judgement.accepted)
             down[name] = observed.session.resolve(
                 verdict.judgement,
                 queue_s=max(0.0, plan.started - observed.passed_at),
                 pass_s=pass_s,
                 logprobs=verdict.logprobs,
             )
-            observed.passed_at, observed.held_at = now, None
+            observed.passed_at, observed.waits_since = now, None
             observed.arrivals.committed(observed.session, now)
         return down
 
 
 def _fitting(heads: Mapping[str, int], rows: int) -> dict[str, int]:
     """Return the head tokens that fit into `rows` rows of a pass, the first heads first."""
-    found: dict[str, int] = {}
+    fitting: dict[str, int] = {}
     for name, tokens in heads.items():
         if (taken := min(tokens, rows)) > 0:
-            found[name], rows = taken, rows - taken
-    return found
+            fitting[name], rows = taken, rows - taken
+    return fitting

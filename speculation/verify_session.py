@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from speculation.chain import Chain, OwnDrafts, check
+from speculation.chain import Chain, NgramDrafts, check
 from speculation.judge import Judgement, Rule
 from speculation.judges import JUDGES
 from speculation.learning import Continuation
@@ -31,7 +31,7 @@ from speculation.messages import (
     TokenLogprob,
     Totals,
 )
-from speculation.ngrams import Pool
+from speculation.ngrams import AnswerCache
 
 Tokens = tuple[TokenId, ...]
 
@@ -43,7 +43,7 @@ class Pass:
     start: int
     draft: Tokens
     rule: Rule
-    own: int = 0  # this many of the last draft tokens are the verifier's own
+    ngrams: int = 0  # this many of the last draft tokens are the verifier's own
     head: int = 0  # tokens of the target's head instead of a draft; unknown here
 
 
@@ -57,7 +57,7 @@ class VerifyingSession:
         *,
         vocabulary_size: int,
         u: Iterator[float],
-        pool: Pool | None = None,
+        answer_cache: AnswerCache | None = None,
     ) -> None:
         self.request = request
         self.limits = limits
@@ -70,8 +70,10 @@ class VerifyingSession:
         self._judge = judge.verifier(request, u)
         self._vocabulary_size = vocabulary_size
         self._running: Pass | None = None
-        self._own = OwnDrafts(request, limits, pool) if request.own_drafts else None
-        self._own_proposal: Continuation | None = None  # the proposal for the running pass
+        self._ngrams = (
+            NgramDrafts(request, limits, answer_cache) if request.ngram_drafts else None
+        )
+        self._ngram_proposal: Continuation | None = None  # the proposal for the running pass
 
     @property
     def is_running(self) -> bool:
@@ -127,12 +129,12 @@ class VerifyingSession:
         return gains
 
     def _propose(self) -> Continuation | None:
-        """Return the verifier's own draft tokens after the pending ones, if there are any. They
+        """Return the verifier's n-gram drafts after the pending ones, if there are any. They
         are looked up once for each state of text and chain: a driver asks for `gains` more
         often than passes begin, and an engine trims a plan, or begins a pass of no plan."""
-        if self._own is None:
+        if self._ngrams is None:
             return None
-        return self._own.propose(self.committed, self.chain, self.pending)
+        return self._ngrams.propose(self.committed, self.chain, self.pending)
 
     def receive(self, message: Pushed) -> list[Down]:
         """Take in a message; return the messages to send at once.
@@ -155,8 +157,8 @@ class VerifyingSession:
         self._judge.check(draft)
         chain = self.chain
         if self.finished or draft.epoch < chain.epoch or chain.is_void(draft.epoch):
-            if self._own and draft.epoch == chain.epoch:
-                self._own.observe_late(draft, chain)
+            if self._ngrams and draft.epoch == chain.epoch:
+                self._ngrams.observe_late(draft, chain)
             return
         chain.begin(draft)
         chain.extend(draft, self.committed)
@@ -182,10 +184,10 @@ class VerifyingSession:
         if not int(self.needs_draft) <= drafts == len(items):
             raise LocalProtocolError(f"no pass can have {drafts} draft tokens")
         self.chain.broken = False
-        self._own_proposal = None if head else proposed
+        self._ngram_proposal = None if head else proposed
         rule = self._judge.rule(start, [weight for _, weight in items])
-        own = max(0, drafts - self.pending)
-        self._running = Pass(start, tuple([token for token, _ in items]), rule, own, head)
+        ngrams = max(0, drafts - self.pending)
+        self._running = Pass(start, tuple([token for token, _ in items]), rule, ngrams, head)
         return self._running
 
     def fill_in_rule(self, start: int) -> Rule:
@@ -195,8 +197,8 @@ class VerifyingSession:
     def _items(self, most: int, proposed: Continuation | None) -> list[tuple[TokenId, int]]:
         """Return at most this many draft tokens with their weights, the edge's first."""
         items = self.chain.drafts(len(self.committed), min(most, self.pending))
-        if (own := most - len(items)) > 0 and proposed:
-            items += [(token, 0) for token in proposed.tokens[:own]]
+        if (ngrams := most - len(items)) > 0 and proposed:
+            items += [(token, 0) for token in proposed.tokens[:ngrams]]
         return items
 
     def resolve(
@@ -213,14 +215,22 @@ class VerifyingSession:
         running, self._running, t = self._running, None, self.totals
         judged = len(running.draft) + running.head
         self.totals = Totals(
-            t.passes + 1, t.judged + judged, t.accepted, t.filled + (judged == 0), t.own
+            t.passes + 1,
+            t.judged + judged,
+            t.accepted,
+            t.filled + (judged == 0),
+            t.verifier_accepted,
         )
-        accepted = min(judgement.accepted, len(running.draft) - running.own)
-        own, kept = judgement.accepted - accepted, tuple(logprobs or ()) or None
-        if self._own and self._own_proposal and accepted == len(running.draft) - running.own:
-            self._own.judged(self._own_proposal, running.own, own)
+        accepted = min(judgement.accepted, len(running.draft) - running.ngrams)
+        own_accepted, kept = judgement.accepted - accepted, tuple(logprobs or ()) or None
+        if (
+            self._ngrams
+            and self._ngram_proposal
+            and accepted == len(running.draft) - running.ngrams
+        ):
+            self._ngrams.judged(self._ngram_proposal, running.ngrams, own_accepted)
         begin = self.chain.epoch, len(self.committed)
-        commit = Commit(*begin, judgement.tokens, accepted, own, queue_s, pass_s, kept)
+        commit = Commit(*begin, judgement.tokens, accepted, own_accepted, queue_s, pass_s, kept)
         if judgement.rejection is None or self._ended(judgement.tokens)[1]:
             return self._commit(commit)
         self.chain.rejected([*self.committed, *judgement.tokens])
@@ -230,14 +240,22 @@ class VerifyingSession:
         """Commit these tokens up to the end of the answer; return the messages to send."""
         tokens, self.finished = self._ended(commit.tokens)
         accepted = min(commit.accepted, len(tokens))
-        own, t = min(commit.own, len(tokens) - accepted), self.totals
-        drafts = t.accepted + accepted + own
-        self.totals = Totals(t.passes, t.judged, drafts, t.filled, t.own + own)
+        own_accepted, t = min(commit.verifier_accepted, len(tokens) - accepted), self.totals
+        drafts = t.accepted + accepted + own_accepted
+        self.totals = Totals(
+            t.passes, t.judged, drafts, t.filled, t.verifier_accepted + own_accepted
+        )
         self.committed.extend(tokens)
         self.chain.follow(self.committed)
         if len(tokens) < len(commit.tokens):
             kept = commit.logprobs and commit.logprobs[: len(tokens)]
-            commit = replace(commit, tokens=tokens, accepted=accepted, own=own, logprobs=kept)
+            commit = replace(
+                commit,
+                tokens=tokens,
+                accepted=accepted,
+                verifier_accepted=own_accepted,
+                logprobs=kept,
+            )
         finish = [Finish(self.finished, self.totals)] if self.finished else []
         return [*([commit] if tokens else []), *finish]
 

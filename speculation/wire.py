@@ -97,7 +97,7 @@ def read_uints(data: bytes) -> list[int] | None:
     """Return the varints that `data` consists of; None if it does not consist of varints."""
     if data.isascii():
         return list(data)
-    found, value, shift = list[int](), 0, 0
+    numbers, value, shift = list[int](), 0, 0
     for byte in data:
         if byte >= 0x80 and shift < 7 * (MAX_VARINT_BYTES - 1):
             value |= (byte & 0x7F) << shift
@@ -105,9 +105,9 @@ def read_uints(data: bytes) -> list[int] | None:
         elif byte >= 0x80 or (byte == 0 and shift):
             return None
         else:
-            found.append(value | byte << shift)
+            numbers.append(value | byte << shift)
             value = shift = 0
-    return None if shift else found
+    return None if shift else numbers
 
 
 def _write_word(value: int) -> bytes:
@@ -269,21 +269,21 @@ PLAIN_COMMIT: Final = 17
 
 Fields = dict[str, Codec[Any]]
 CHAIN: Final[Fields] = {"epoch": UINT, "start": UINT}
-DRAFT: Final[Fields] = {**CHAIN, "behind": UINT}
+DRAFT: Final[Fields] = {**CHAIN, "offset": UINT}
 TIMES: Final[Fields] = {"queue_s": TENTH_MS, "pass_s": TENTH_MS}
-COMMIT: Final[Fields] = {**CHAIN, "accepted": UINT, "own": UINT, **TIMES}
+COMMIT: Final[Fields] = {**CHAIN, "accepted": UINT, "verifier_accepted": UINT, **TIMES}
 SPARSE = many(pair(UINT, FLOAT32))
 LOGPROB = record(messages.TokenLogprob, logprob=FLOAT32, top=SPARSE)
 COUNTS: Final[Fields] = {"passes": UINT, "judged": UINT, "accepted": UINT, "filled": UINT}
-TOTALS = record(messages.Totals, **COUNTS, own=UINT)
+TOTALS = record(messages.Totals, **COUNTS, verifier_accepted=UINT)
 LIMITS = record(messages.Limits, max_verify=UINT, max_ahead=UINT, idle_timeout_s=FLOAT32)
 SESSION = form("[A-Za-z0-9_-]{1,64}")
 """The name of a session has this form, because it becomes a part of paths."""
 
 
 def _near(kind: int) -> Codec[Draft]:
-    pauses, behind = divmod(kind - NEAR_DRAFT, NEAR)
-    known: Fields = {"behind": constant(behind), "pauses": constant(bool(pauses))}
+    pauses, offset = divmod(kind - NEAR_DRAFT, NEAR)
+    known: Fields = {"offset": constant(offset), "pauses": constant(bool(pauses))}
     return record(Draft, **CHAIN, **known, tokens=rest(UINT))
 
 
@@ -296,7 +296,7 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
         messages.Open, version=UINT, model=TEXT, vocabulary=TEXT, identity=TEXT,
         prompt=many(UINT), committed=many(UINT), sampling=json(messages.Sampling), seed=WORD,
         max_tokens=UINT, stop_tokens=many(UINT), judge=one_of(get_args(messages.Judge)),
-        fill=one_of(get_args(messages.Fill)), top_logprobs=maybe(UINT), own_drafts=BOOL,
+        fill=one_of(get_args(messages.Fill)), top_logprobs=maybe(UINT), ngram_drafts=BOOL,
         predicted=many(UINT), replaces=TEXT, rejected=BOOL,
     ),
     7: record(messages.Recovered, epoch=UINT, position=UINT, token=UINT),
@@ -309,23 +309,23 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
     ),
     20: record(messages.Finish, reason=one_of(get_args(messages.FinishReason)), totals=TOTALS),
     21: record(messages.Fault, code=TEXT, text=TEXT, retryable=BOOL),
-    22: record(messages.Beat),
-    23: record(messages.Reused, tokens=UINT),
-    24: record(messages.Moved),
+    22: record(messages.Heartbeat),
+    23: record(messages.CachedPromptTokens, tokens=UINT),
+    24: record(messages.Multiplexed),
     **{kind: _near(kind) for kind in range(NEAR_DRAFT, NEAR_DRAFT + 2 * NEAR)},
 }  # fmt: skip
 
 ONLY_LAYOUTS: Final[dict[type[Message], int]] = {
     messages.Open: 6, messages.Redraw: 4, messages.Recovered: 7, messages.Opened: 16,
-    messages.Reject: 19, messages.Finish: 20, messages.Fault: 21, messages.Beat: 22,
-    messages.Reused: 23, messages.Moved: 24,
+    messages.Reject: 19, messages.Finish: 20, messages.Fault: 21, messages.Heartbeat: 22,
+    messages.CachedPromptTokens: 23, messages.Multiplexed: 24,
 }  # fmt: skip
 
 
 def _layout_of(message: Message) -> int:
     match message:
-        case Draft(q=None, pauses=pauses, behind=behind) if behind < NEAR:
-            return NEAR_DRAFT + NEAR * pauses + behind
+        case Draft(q=None, pauses=pauses, offset=offset) if offset < NEAR:
+            return NEAR_DRAFT + NEAR * pauses + offset
         case Draft(q=None, pauses=pauses):
             return 5 if pauses else 2
         case Draft():
@@ -354,7 +354,7 @@ def _numbers(message: Message, layout: int) -> list[int] | None:
         return [layout, message.epoch, message.start, *message.tokens]
     if layout == PLAIN_COMMIT and isinstance(message, Commit):
         queue, passed = (max(0, round(s * 10_000)) for s in (message.queue_s, message.pass_s))
-        counts = (message.epoch, message.start, message.accepted, message.own)
+        counts = (message.epoch, message.start, message.accepted, message.verifier_accepted)
         return [layout, *counts, queue, passed, *message.tokens]
     return None
 
@@ -453,14 +453,14 @@ def _frequent(body: bytes) -> Message | None:
     if kind == PLAIN_COMMIT:
         if len(numbers) < 7:
             return None
-        _, epoch, start, accepted, own, queue, passed, *tokens = numbers
+        _, epoch, start, accepted, verifier_accepted, queue, passed, *tokens = numbers
         times = queue / 10_000, passed / 10_000
-        return Commit(epoch, start, tuple(tokens), accepted, own, *times)
+        return Commit(epoch, start, tuple(tokens), accepted, verifier_accepted, *times)
     if len(numbers) < 3:
         return None
     _, epoch, start, *tokens = numbers
-    pauses, behind = divmod(kind - NEAR_DRAFT, NEAR)
-    return Draft(epoch, start, behind, tuple(tokens), None, bool(pauses))
+    pauses, offset = divmod(kind - NEAR_DRAFT, NEAR)
+    return Draft(epoch, start, offset, tuple(tokens), None, bool(pauses))
 
 
 MAX_RECORD_BYTES: Final = 1 << 16

@@ -20,7 +20,7 @@ METHODS = {"raw_decode"}
 TRUSTED = {
     "speculation/untrusted.py": "the decoder",
     "speculation/wire.py": "bounds of a message, whose fields were read one by one",
-    "gateway/doors/responses_handlers.py": "responses that this process has kept",
+    "gateway/endpoints/responses_handlers.py": "responses that this process has kept",
     "gateway/grammars.py": "a model's text; it names what is wrong",
     "gateway/output/message.py": "a JSON string that an expression has matched",
     "gateway/output/formats/other_calls.py": "a model's text; it names what is wrong",
@@ -35,7 +35,7 @@ TRUSTED = {
     "local_models/template.py": "what goes to a confined process, and its answers",
     "local_models/trial.py": "what a confined process gets",
     "verifier/__main__.py": "the operator's command",
-    "verifier/vllm_target/crossing.py": "what another process of this service has packed",
+    "verifier/vllm_target/ipc_messages.py": "what another process of this service has packed",
 }
 """Files that decode by other means, and what. The command and the bench decode files, and
 answers of services, of whoever runs them."""

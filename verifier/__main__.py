@@ -70,18 +70,18 @@ def nested(arguments: Sequence[str]) -> dict[str, Any]:
 
     Values are read as TOML, or else taken as text. Raises ValueError.
     """
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     names = iter(arguments)
     for name in names:
         option, equals, value = name.partition("=")
         if not option.startswith("--") or (not equals and (value := next(names, "")) == ""):
             raise ValueError(f"{name}: expected --NAME VALUE")
         *tables, key = option.removeprefix("--").split(".")
-        table = found
+        table = result
         for step in tables:
             table = table.setdefault(step.replace("-", "_"), {})
         table[key.replace("-", "_")] = _read(value)
-    return found
+    return result
 
 
 def _read(value: str) -> object:

@@ -21,8 +21,8 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from gateway.app import create_app
-from gateway.doors.services import one_model
 from gateway.drain import Drain, end_within, stopped_by_signals
+from gateway.endpoints.services import one_model
 from gateway.errors import EngineFault
 from gateway.hosting.server import STOP_AT_ONCE
 from gateway.hosting.settings import hosts_of
@@ -33,8 +33,8 @@ from local_models.blobs import FileHashes
 from local_models.errors import NotPulled
 from local_models.gguf import is_exact
 from local_models.hub import progress_bar
-from local_models.store import Found, Store, obtain, open_store
-from speculation.messages import Commit, Finish, FinishReason, Reject, Reused
+from local_models.store import Store, StoredModel, obtain, open_store
+from speculation.messages import CachedPromptTokens, Commit, Finish, FinishReason, Reject
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import VerifierMetrics
 from verifier.routes import SESSION_PATHS, Routes, takes_drafts
@@ -64,16 +64,18 @@ class PlainEngine:
         tenant = job.owner.identity if job.owner else None
         await target.check(request, tenant)
         if (most := job.prompt_logprobs) is not None:
-            found = await target.score(secrets.token_urlsafe(12), request, most, tenant)
+            prompt_logprobs = await target.score(
+                secrets.token_urlsafe(12), request, most, tenant
+            )
             finish: FinishReason | None = None if job.max_tokens else "length"
-            yield Delta((), None, finish, counted, prompt_logprobs=tuple(found))
+            yield Delta((), None, finish, counted, prompt_logprobs=tuple(prompt_logprobs))
             if finish:
                 return
         replies = target.serve(secrets.token_urlsafe(12), request, tenant)
         async with aclosing(replies):
             async for reply in replies:
                 match reply.message:
-                    case Reused(tokens=tokens) if most is None:
+                    case CachedPromptTokens(tokens=tokens) if most is None:
                         counted = replace(counted, cached_tokens=tokens)
                         yield Delta((), statistics=counted)
                     case Commit(tokens=tokens, logprobs=logprobs):
@@ -88,7 +90,7 @@ class PlainEngine:
 # Joins a target, its sessions and the routes over them, for whichever server runs them.
 
 
-class Verifier:
+class VerifierService:
     """Runs the service. make: returns a target, not started. tracing: None: by the settings.
     device: the target's."""
 
@@ -159,7 +161,7 @@ def build(
 
     tracing: None creates it from the settings. The lifespan closes it.
     """
-    verifier = Verifier(settings, make, Drain(), tracing)
+    verifier = VerifierService(settings, make, Drain(), tracing)
     stop_server = partial(os.kill, os.getpid(), signal.SIGINT)
     app = create_app(
         one_model(PlainEngine(verifier.host), verifier.host.tokenizer, settings),
@@ -196,14 +198,14 @@ def make_target(settings: VerifierSettings, metrics: VerifierMetrics) -> Target:
     )  # fmt: skip
 
 
-def _weights(settings: VerifierSettings, store: Store) -> Found:
+def _weights(settings: VerifierSettings, store: Store) -> StoredModel:
     """Return the target's file, and fetch it first if it is missing. Raises ModelError."""
     with progress_bar(Console(stderr=True), settings.model) as show:
-        found = obtain(store, settings.model, "target", show)
-    if not is_exact(found.path):
+        model = obtain(store, settings.model, "target", show)
+    if not is_exact(model.path):
         structlog.get_logger("verifier").warning(
             "the weights are not exact: draft tokens may change a text",
-            path=str(found.path),
+            path=str(model.path),
             remedy=f"picospec models pull --as target {settings.model}",
         )
-    return replace(found, name=settings.served_name or found.name)
+    return replace(model, name=settings.served_name or model.name)

@@ -17,7 +17,7 @@ _PASS_S: Final = (
 )  # fmt: skip
 """A GPU's passes take 3 to 30 ms, and a CPU's up to seconds."""
 
-_HELD_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_DRAFT_WAIT_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -31,10 +31,10 @@ class VerifierMetrics:
         histogram = partial(Histogram, registry=registry)
         self._pass_s = histogram("picospec:pass_seconds", "A target pass.", buckets=_PASS_S)
         self._rows = histogram("picospec:pass_rows", "Rows of a pass.", buckets=_ROWS)
-        self.held_s = histogram(
-            "picospec:held_seconds",
-            "Time a pass was held for drafts about to arrive.",
-            buckets=_HELD_S,
+        self.draft_wait_s = histogram(
+            "picospec:draft_wait_seconds",
+            "Time a pass waited for drafts about to arrive.",
+            buckets=_DRAFT_WAIT_S,
         )
         self.open = Gauge("picospec:sessions_open", "Sessions running.", registry=registry)
         self.faults = Counter(

@@ -21,20 +21,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from gateway.accounts import account_of
 from gateway.errors import ApiError, InvalidRequest, NotFound
 from gateway.http import read_body
 from gateway.middleware import HEALTH_PATHS
+from gateway.request_context import context_of
 from gateway.turns import ThreadTurns
 from speculation import wire
 from speculation.judges import JUDGES
 from speculation.messages import (
+    ANSWER_CACHE,
     MAX_PREDICTED,
     MAX_STOP_TOKENS,
     MAX_TEMPERATURE,
     MAX_TOP_K,
     MAX_TOP_LOGPROBS,
-    POOL,
     PROMPT_LOGPROBS,
     PROTOCOL_VERSION,
     SALT,
@@ -134,13 +134,15 @@ def _check_judge(request: Open, facts: ModelFacts) -> None:
     has_judge = request.judge in facts.judges
     _require(has_judge, "judge", f"this target judges {', '.join(facts.judges)}")
     judge, not_in = JUDGES[request.judge], f"not in judge `{request.judge}`"
-    _require(judge.takes_any_draft or not request.own_drafts, "own_drafts", not_in)
+    _require(judge.takes_any_draft or not request.ngram_drafts, "ngram_drafts", not_in)
     if request.rejected:
         _require(not judge.takes_any_draft, "rejected", not_in)
         has_room = len(request.committed) + 2 <= request.max_tokens
         _require(has_room, "rejected", "no draft token is judged at the answer's last position")
-    if (asked := request.top_logprobs) is not None:
-        _require(asked <= MAX_TOP_LOGPROBS, "top_logprobs", f"at most {MAX_TOP_LOGPROBS}")
+    if (top_logprobs := request.top_logprobs) is not None:
+        _require(
+            top_logprobs <= MAX_TOP_LOGPROBS, "top_logprobs", f"at most {MAX_TOP_LOGPROBS}"
+        )
         _require(judge.has_logprobs, "top_logprobs", not_in)
 
 
@@ -206,7 +208,7 @@ class Routes:
             Route("/v1/model-facts", self.facts, methods=["GET"]),
             Route("/v1/tokenizer", self.tokenizer, methods=["GET"]),
             Route(OPEN, self.open, methods=["POST"]),
-            Route(POOL, self.forget, methods=["DELETE"]),
+            Route(ANSWER_CACHE, self.forget, methods=["DELETE"]),
         ]
 
     async def health(self, _: Request) -> Response:
@@ -228,32 +230,32 @@ class Routes:
         return Response(packed, media_type="application/octet-stream")
 
     async def open(self, request: Request) -> Response:
-        account = account_of(request)
-        account.tenant.check_room(account.clock(), 0)  # 0: it may replace a running session
+        context = context_of(request)
+        context.tenant.check_room(context.clock(), 0)  # 0: it may replace a running session
         facts = self.host.ready().facts
         body = await read_body(request, open_bytes(facts))
         decode = partial(_opening, body)  # a long prompt takes a while
-        opening = await self.decoding.run(account.tenant, decode)
+        opening = await self.decoding.run(context.tenant, decode)
         check_open(opening, facts)
-        account.is_session = True
-        account.serve(opening.model, None, "text_completion")
-        session = await self.sessions.open(opening, account.tenant, account.span)
-        account.took_prompt(len(opening.prompt))
-        account.tenant.spend(len(opening.committed), account.clock())  # these are prefilled too
-        return Downstream(session, account)
+        context.is_session = True
+        context.serve(opening.model, None, "text_completion")
+        session = await self.sessions.open(opening, context.tenant, context.span)
+        context.took_prompt(len(opening.prompt))
+        context.tenant.spend(len(opening.committed), context.clock())  # these are prefilled too
+        return Downstream(session, context)
 
     async def forget(self, request: Request) -> Response:
         """Forget the answers that are kept for the key's tenant, or for the one of the tenant's
         users whom the parameter `cache_salt` names."""
         salt = request.query_params.get(SALT)
         user = None if salt is None else msgspec.json.encode(salt)
-        await self.host.ready().forget(owner_of(account_of(request).tenant.identity, user))
+        await self.host.ready().forget(owner_of(context_of(request).tenant.identity, user))
         return Response(status_code=204)
 
     async def drafts(self, request: Request) -> Response:
-        account = account_of(request)
-        session = self.sessions.find(request.path_params["session"], account.tenant)
-        account.has_unknown_session = False
+        context = context_of(request)
+        session = self.sessions.find(request.path_params["session"], context.tenant)
+        context.has_unknown_session = False
         if session.ending:
             raise UnknownSession("the session has ended")
         body = await read_body(request, DRAFTS_BYTES)
@@ -264,18 +266,18 @@ class Routes:
         return Response(status_code=204)
 
     async def uploads(self, request: Request) -> Response:
-        account = account_of(request)
-        account.has_unknown_session = False
-        account.tenant.admit(account.clock())
-        return Upstream(self.sessions, account, request.state.body, self.host.drain.over)
+        context = context_of(request)
+        context.has_unknown_session = False
+        context.tenant.admit(context.clock())
+        return Upstream(self.sessions, context, request.state.body, self.host.drain.over)
 
 
 def _opening(body: bytes) -> Open:
     try:
-        found = [framed.message for framed in messages(body)]
+        opening_messages = [framed.message for framed in messages(body)]
     except MalformedFrame as error:
         raise InvalidRequest(str(error), code="malformed_frame") from error
-    match found:
+    match opening_messages:
         case [Open() as opening]:
             return opening
     raise InvalidRequest("the body must be one Open", code="malformed_frame")

@@ -25,7 +25,7 @@ import structlog
 
 from gateway.drain import Drain, start
 from gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded, Unavailable
-from gateway.ports import Tokenizer
+from gateway.ports import GatewayTokenizer
 from gateway.turns import Turns
 from local_models.blobs import FileHashes
 from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
@@ -38,6 +38,7 @@ from speculation.messages import (
     PROMPT_LOGPROBS,
     SALT,
     STOPPING,
+    CachedPromptTokens,
     Commit,
     Finish,
     InvalidSetting,
@@ -47,7 +48,6 @@ from speculation.messages import (
     Open,
     Pushed,
     Reject,
-    Reused,
     TokenLogprob,
 )
 from speculation.ngrams import SHARED, Owner
@@ -83,7 +83,7 @@ FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
 """Targets serve these OpenAI parameters beyond Sampling."""
 
 T = TypeVar("T")
-Reply = Reused | Commit | Reject | Finish
+Reply = CachedPromptTokens | Commit | Reject | Finish
 """A target sends these messages to a session's edge."""
 
 
@@ -121,11 +121,11 @@ class Unservable(TargetError, InvalidRequest):
 
 def asked_grammar(request: Open) -> bytes | None:
     """Return the constraint on the text as JSON; None without one. Raises Unservable."""
-    if (asked := request.sampling.extras.get(NAME)) is None:
+    if (grammar := request.sampling.extras.get(NAME)) is None:
         return None
     if not JUDGES[request.judge].takes_any_draft:  # a grammar drops draft tokens by their value
         raise Unservable(NAME, f"not in judge `{request.judge}`")
-    return bytes(asked)
+    return bytes(grammar)
 
 
 @contextmanager
@@ -157,7 +157,7 @@ class Target(ABC):
         self._keeps_answers = keeps_answers
         self._share_prefixes = share_prefixes
         self._facts: ModelFacts | None = None
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer: GatewayTokenizer | None = None
         self._grammars: GrammarCompiler | None = None
         self._turns = Turns(1, MAX_WAITING, WAITING)
         self.packed_tokenizer = b""
@@ -168,7 +168,7 @@ class Target(ABC):
         return started(self._facts)
 
     @property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> GatewayTokenizer:
         """Return the target's tokenizer, for the plain engine."""
         return started(self._tokenizer)
 
@@ -203,9 +203,9 @@ class Target(ABC):
         tenant: the name of the requester; None if unknown. Raises Unservable, TargetFull if no
         grammar can be compiled now, or Overloaded if too many requests of the tenant wait.
         """
-        if (asked := asked_grammar(request)) is not None:
+        if (grammar := asked_grammar(request)) is not None:
             with unservable():
-                await self.grammars.check(asked, tenant)
+                await self.grammars.check(grammar, tenant)
 
     @abstractmethod
     def serve(
@@ -253,13 +253,14 @@ class Target(ABC):
             return SHARED
         return owner_of(tenant, request.sampling.extras.get(SALT))
 
-    async def beliefs(self) -> Sequence[dict[str, object]]:
-        """Return what each machine of the target has learned; see VerifyMachine.beliefs."""
+    async def learned_statistics(self) -> Sequence[dict[str, object]]:
+        """Return what each machine of the target has learned; see
+        VerifyMachine.learned_statistics."""
         return ()
 
     @abstractmethod
     async def forget(self, owner: Owner) -> None:
-        """Forget the answers that are kept for an owner; see Pools.forget."""
+        """Forget the answers that are kept for an owner; see AnswerCaches.forget."""
 
     def describe(
         self,
@@ -357,7 +358,7 @@ class Host:
     def _unavailable(self) -> Unavailable:
         return Unavailable(f"the model is {self.state}", code=self.state)
 
-    async def tokenizer(self, vocabulary: str) -> Tokenizer:
+    async def tokenizer(self, vocabulary: str) -> GatewayTokenizer:
         """Implements gateway.ports.TokenizerSource."""
         return self.ready().tokenizer
 

@@ -132,9 +132,9 @@ class Loads:
             for ratio in self._ratios(row, name.removesuffix(AGAIN))
         ]
         if not all(MIN_RATIO <= change <= 1 / MIN_RATIO for change in changes):
-            made = ", ".join(f"{change:.2f}" for change in changes)
+            text = ", ".join(f"{change:.2f}" for change in changes)
             yield (
-                f"**The host was not steady**: measured again, an engine made {made} of its "
+                f"**The host was not steady**: measured again, an engine made {text} of its "
                 "own tokens/s. Engines compare badly here; run this where nothing else runs."
             )
         yield f"Clients that are busy for more than {MAX_BUSY:g} of the time are full."
@@ -145,8 +145,8 @@ class Loads:
 
     def _ratios(self, row: Row, name: str) -> list[float]:
         """Return the ratio of a row to another engine's, if that one was measured."""
-        found = self.rows.get((row.sessions, name))
-        return [row.measured.tokens_per_s / found.measured.tokens_per_s] if found else []
+        load = self.rows.get((row.sessions, name))
+        return [row.measured.tokens_per_s / load.measured.tokens_per_s] if load else []
 
     def _line(self, name: str, row: Row) -> list[str]:
         own, ratio = row.measured, "".join(f"{r:.2f}" for r in self._ratios(row, UNPLUGGED))
@@ -284,10 +284,14 @@ class Engines:
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
             answers = list[tuple[Subject, Sequence[TokenId], Sequence[TokenId]]]()
             for prompt in self.prompts:
-                asked = await tokenized(http, prompt.prompt)
+                prompt_tokens = await tokenized(http, prompt.prompt)
                 subject = Subject(prompt, prompt.family, 0.0, SEED)
                 answers.append(
-                    (subject, asked, await answered(http, asked, tokens=self.tokens))
+                    (
+                        subject,
+                        prompt_tokens,
+                        await answered(http, prompt_tokens, tokens=self.tokens),
+                    )
                 )
         asking = partial(ask, url, "stock", temperature=0.0, tokens=self.tokens)
         self.texts = [await asking(prompt, likeliest=LIKELIEST) for prompt in self.prompts]
@@ -430,10 +434,10 @@ class Serving:
             for arm, rate in rates.items():
                 first_s = median([(*r.arrivals_s, r.seconds)[0] for r in replies[arm]])
                 lines.append((f"{clients}", arm, f"{rate:.1f}", f"{1000 * first_s:.0f}"))
-        found = " and ".join(f"{ratio:.2f}" for ratio in ratios)
+        ratios_text = " and ".join(f"{ratio:.2f}" for ratio in ratios)
         text = (
             f"{LINK.rtt_ms:g} ms away, at most {self.engines.tokens} tokens, temperature 0: "
-            f"`picospec` made {found} times as many tokens/s as `cloud`; "
+            f"`picospec` made {ratios_text} times as many tokens/s as `cloud`; "
             f"{MIN_RATIO:g} is the least."
         )
         return min(ratios) >= MIN_RATIO, f"{text}\n\n{markdown(HEADINGS, lines)}"

@@ -53,8 +53,8 @@ def _noise_kernel(
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    found = _noise(tl.load(seeds + row), tl.load(at + row), first + place)
-    tl.store(out + row * size + place, found, mask=place < size)
+    noise = _noise(tl.load(seeds + row), tl.load(at + row), first + place)
+    tl.store(out + row * size + place, noise, mask=place < size)
 
 
 @triton.jit

@@ -160,9 +160,9 @@ class Kernels:
         size, ulp, draws, others, wrong = self.size, 0.0, 0, 0, 0
         tokens = np.arange(size.draws * size.tokens)
         starts = torch.arange(size.draws, device=self.device) * size.tokens
-        for seed, at, found in self._noises(tokens):
+        for seed, at, expected_noise in self._noises(tokens):
             draws += size.draws
-            right = torch.from_numpy(found).to(self.device)
+            right = torch.from_numpy(expected_noise).to(self.device)
             key = [torch.tensor([each], device=self.device) for each in (seed, at)]
             off = (gumbel.noise(key[0], key[1], 0, len(tokens))[0] - right).abs()
             ulp = max(ulp, float((off / _steps(right)).max()))
@@ -229,8 +229,8 @@ class Kernels:
         with ThreadPoolExecutor() as threads:
             for first in self._within(range(0, len(keys), at_once)):
                 some = keys[first : first + at_once]
-                for key, found in zip(some, threads.map(expected, some), strict=True):
-                    yield *key, found
+                for key, row_noise in zip(some, threads.map(expected, some), strict=True):
+                    yield *key, row_noise
 
     def _by_rows(self, name: str, judge: Callable[[int], Judged]) -> tuple[bool, str]:
         """Time a judge, and check it, at each number of rows."""
@@ -274,7 +274,7 @@ class Kernels:
         from speculation.distributions import Q_SCALE
         from speculation.messages import Sampling
         from speculation.separate import Separate
-        from verifier.vllm_target.crossing import VerifyRequest
+        from verifier.vllm_target.ipc_messages import VerifyRequest
         from verifier.vllm_target.worker.by_p import judge_by_p
 
         passes, logits, chance = Passes.of(rows), self._logits(rows), np.random.default_rng(3)
@@ -289,8 +289,10 @@ class Kernels:
         starts = [start for start, _ in passes.bounds]
 
         right = True
-        found = judge_by_p(requests, logits, starts)
-        for own, request, start in list(zip(found, requests, starts, strict=True))[:CHECKED]:
+        judgements = judge_by_p(requests, logits, starts)
+        for own, request, start in list(zip(judgements, requests, starts, strict=True))[
+            :CHECKED
+        ]:
             read = logits[start : start + WIDTH].cpu().numpy()
             expected = request.judge_logits(read.__getitem__)
             right &= (own.tokens, own.accepted) == (expected.tokens, expected.accepted)
@@ -303,8 +305,8 @@ class Kernels:
     def machine(self) -> tuple[bool, str]:
         """Time a step of the verifier's machine on this host's processor."""
         measured = import_module("bench.pace.machine").measured
-        found = measured(self._within(self.size.sessions), 40)
-        lines: list[Line] = [{"sessions": count, **figures} for count, figures in found]
+        times = measured(self._within(self.size.sessions), 40)
+        lines: list[Line] = [{"sessions": count, **figures} for count, figures in times]
         return bool(lines), self._table("machine", lines)
 
     def argmaxes(self) -> tuple[bool, str]:

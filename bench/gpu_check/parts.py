@@ -57,20 +57,20 @@ class Check:
         """Run a part; return whether it passed."""
         right, began_s, self._step, verdict = False, perf_counter(), "", ""
         _say(f"==> {name}: at most {limit_s:g} s")
-        found = "It was ended from outside."
+        report = "It was ended from outside."
         try:
             async with asyncio.timeout(limit_s):
-                right, found = await work()
+                right, report = await work()
         except TimeoutError:
-            found = self._after_step(f"It was not done within {limit_s:g} s.")
+            report = self._after_step(f"It was not done within {limit_s:g} s.")
         except NotRun as reason:
-            verdict, found = "not run", str(reason)
+            verdict, report = "not run", str(reason)
         except Exception as error:
             cause = first_error(error) if isinstance(error, ExceptionGroup) else error
-            found = self._after_step(fenced(f"{type(cause).__name__}: {cause}"))
+            report = self._after_step(fenced(f"{type(cause).__name__}: {cause}"))
         finally:
             verdict = verdict or ("PASS" if right else "FAIL")
-            self._add(Part(name, verdict, found, perf_counter() - began_s))
+            self._add(Part(name, verdict, report, perf_counter() - began_s))
         return right
 
     def step(self, what: str) -> None:
@@ -108,8 +108,8 @@ class Check:
         title = f"# {self.title}: {self.verdict}"
         return "\n\n".join([title, *self.notes, table, *sections]) + "\n"
 
-    def _after_step(self, found: str) -> str:
-        return f"While: {self._step}.\n\n{found}" if self._step else found
+    def _after_step(self, report: str) -> str:
+        return f"While: {self._step}.\n\n{report}" if self._step else report
 
     def _add(self, part: Part) -> None:
         _say(f"==> {part.name}: {part.verdict}, {part.seconds:.0f} s")
@@ -142,5 +142,5 @@ async def command(*words: str) -> tuple[bool, str]:
             process.kill()
             await process.wait()
     last_lines = errors.decode(errors="replace").splitlines()[-LAST_LINES:]
-    found = printed.decode().strip() or fenced("\n".join(last_lines))
-    return process.returncode == 0, found
+    report = printed.decode().strip() or fenced("\n".join(last_lines))
+    return process.returncode == 0, report

@@ -145,9 +145,9 @@ def compared(expected: Texts, control: Texts, groups: Mapping[str, Texts]) -> tu
     first = f"control: {CONTROL}", _of(*own), *_each(control, expected), ""
     lines, least = [first], 1.0
     for name, texts in groups.items():
-        found = differing(texts, expected)
-        least = min(least, p := fisher(found, own))
-        lines.append((name, _of(*found), *_each(texts, expected), f"{p:.3f}"))
+        differences = differing(texts, expected)
+        least = min(least, p := fisher(differences, own))
+        lines.append((name, _of(*differences), *_each(texts, expected), f"{p:.3f}"))
     why = f"p below {LEAST_P:g} fails: the group differs more often than the control group."
     head = (f"compared with {UNPLUGGED}, alone", "differ", *expected, "p")
     return bool(groups) and least >= LEAST_P, f"{markdown(head, lines)}\n\n{why}"
@@ -163,8 +163,8 @@ def _of(hits: int, size: int) -> str:
 
 def quoted_lines(log: Sequence[str]) -> list[str]:
     """Return the telling parts of a log's lines, each once."""
-    found = [(match, line) for line in log if (match := TELLING.search(line))]
-    parts = (line[max(0, at.start() - QUOTED) : at.end() + QUOTED] for at, line in found)
+    matches = [(match, line) for line in log if (match := TELLING.search(line))]
+    parts = (line[max(0, at.start() - QUOTED) : at.end() + QUOTED] for at, line in matches)
     return list(islice(dict.fromkeys(parts), MOST_LINES))
 
 
@@ -213,8 +213,8 @@ class Quick:
     def plans(self) -> dict[str, ServicesPlan]:
         """Return the engines, by the names of the parts in which they start."""
         logged = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_LOG_STATS_INTERVAL": "1"}
-        told = {**self.engines.plan.environment, **logged}
-        plan = replace(self.engines.plan, edges={}, environment=told)
+        environment = {**self.engines.plan.environment, **logged}
+        plan = replace(self.engines.plan, edges={}, environment=environment)
         if self.device == "cuda":
             counting = (*plan.verifier_arguments, "--vllm.cudagraph-metrics", "true")
             plan = replace(plan, verifier_arguments=counting)
@@ -222,7 +222,7 @@ class Quick:
         more = (*stock.verifier_arguments, PORT, f"{free_port()}")
         ours = replace(stock, rival=None, verifier_arguments=more)
         sync = (*stock.verifier_arguments, "--vllm.async-scheduling", "false")
-        invariant = {**told, "VLLM_BATCH_INVARIANT": "1"}
+        invariant = {**environment, "VLLM_BATCH_INVARIANT": "1"}
         both = (*more, "--vllm.tensor-parallel-size", "2")
         modules = [f"{folder.name}={folder}" for folder in self.adapters]
         # one slot for two; on CPUs vLLM gives the last one to requests without an adapter
@@ -342,8 +342,8 @@ class Quick:
 
     async def _memory(self, services: Services) -> str:
         if self.device == "cuda":
-            asked = "--query-gpu=memory.used,memory.total", "--format=csv"
-            return (await command("nvidia-smi", *asked))[1]
+            options = "--query-gpu=memory.used,memory.total", "--format=csv"
+            return (await command("nvidia-smi", *options))[1]
         held = sum(resident_bytes(group) for group in services.pids.values())
         return f"processes hold {held / 2**20:.0f} MiB"
 

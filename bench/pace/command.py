@@ -195,14 +195,14 @@ async def _service(
     )  # fmt: skip
     async with Server(Service("verifier", command, url)) as server:
         for count in counts:
-            asked = rounds(count, turns, tokens)
-            async with loads.edges(url, asked, together=together) as clients:
-                arms = {"sessions": Arm(clients, asked, server.group)}
+            turns_by_client = rounds(count, turns, tokens)
+            async with loads.edges(url, turns_by_client, together=together) as clients:
+                arms = {"sessions": Arm(clients, turns_by_client, server.group)}
                 fake_s = await _fake_s(url)
                 measured = (await by_turns(arms, tokens))["sessions"]
                 fake_s = await _fake_s(url) - fake_s
-            said = sum(turn.tokens for turn in measured) + count * loads.WARM_UP
-            of_it = {"of API the fake target, us a token": 1e6 * fake_s / said}
+            tokens_in_all = sum(turn.tokens for turn in measured) + count * loads.WARM_UP
+            of_it = {"of API the fake target, us a token": 1e6 * fake_s / tokens_in_all}
             yield Line(SERVICE, {"sessions": count}, loads.figures(measured) | of_it)
 
 
@@ -218,8 +218,8 @@ async def _tiny(
     """Load one vLLM with plain requests and with edges, by turns."""
     async with Server(server.service) as started:
         for count in counts:
-            asked = prompts(count * (turns + 1))
-            texts = await loads.texts(server.plain_url, MODEL, asked, tokens)
+            turn_prompts = prompts(count * (turns + 1))
+            texts = await loads.texts(server.plain_url, MODEL, turn_prompts, tokens)
             async with AsyncExitStack() as stack:
                 arms = {}
                 for name in ("plugin", *DRAFTS):
@@ -255,9 +255,11 @@ async def _stood_in(
             async with AsyncExitStack() as clients:
                 arms = {}
                 for name in names:
-                    asked = rounds(count, turns, tokens, DRAFTS.get(name, "right"))
+                    turns_by_client = rounds(count, turns, tokens, DRAFTS.get(name, "right"))
                     server, started = servers[name if "stock" in name else "plugin"]
-                    arms[name] = await _arm(clients, name, server, started, asked, rtt_ms)
+                    arms[name] = await _arm(
+                        clients, name, server, started, turns_by_client, rtt_ms
+                    )
                 measured = await by_turns(arms, tokens)
             for name, of_arm in measured.items():
                 load = {"pass, ms": worker["pass_ms"], "RTT, ms": rtt_ms, "clients": count}
@@ -268,13 +270,13 @@ async def _stood_in(
                 yield Line(STAND_IN, {**load, "arm": name}, figures)
 
 
-def _simulated(worker: Mapping[str, float], rtt_ms: float, asked: Sequence[Source]) -> float:
+def _simulated(worker: Mapping[str, float], rtt_ms: float, sources: Sequence[Source]) -> float:
     """Return the simulator's rate of these edges over that of plain requests."""
     pass_s = worker["pass_ms"] / 1000
     rows_s = Curve({0: pass_s, round(worker["twice_at"]): 2 * pass_s})
     limits = VerifierSettings(target="vllm").limits
     world = World(Hosts(rows_s, Curve({1: DRAFT_S})), Conditions(rtt_ms), limits, machine.ROWS)
-    clients = [[source] for source in asked]
+    clients = [[source] for source in sources]
     sessions, plain = (predict(world, of, clients) for of in (picospec(), Cloud()))
     return sessions.tokens_per_s / plain.tokens_per_s
 
@@ -284,14 +286,14 @@ async def _arm(
     name: str,
     server: Vllm,
     started: Server,
-    asked: Sequence[Sequence[Source]],
+    prompts_by_client: Sequence[Sequence[Source]],
     rtt_ms: float,
 ) -> Arm:
     """Open the clients of an arm, at a distance from the server."""
     url = server.sessions_url if name in DRAFTS else server.plain_url
     far = await stack.enter_async_context(loads.linked(url, rtt_ms))
     if name in DRAFTS:
-        clients = await stack.enter_async_context(loads.edges(far, asked))
+        clients = await stack.enter_async_context(loads.edges(far, prompts_by_client))
     else:
-        clients = [loads.plain(far, MODEL)] * len(asked[0])
-    return Arm(clients, asked, started.group)
+        clients = [loads.plain(far, MODEL)] * len(prompts_by_client[0])
+    return Arm(clients, prompts_by_client, started.group)

@@ -140,13 +140,14 @@ class Arm:
 
     async def measured(self, number: int, tokens: int) -> Turn:
         before, began_s = _spent_s(self.group), perf_counter()
-        found = await self.answers(number, tokens)
+        answers = await self.answers(number, tokens)
         seconds, after = perf_counter() - began_s, _spent_s(self.group)
         spent_s = {kind: s - before.get(kind, 0.0) for kind, s in after.items()}
-        said, passes, scripted = (
-            sum(getattr(each, of) for each in found) for of in ("tokens", "passes", "scripted")
+        answer_tokens, passes, scripted = (
+            sum(getattr(each, of) for each in answers)
+            for of in ("tokens", "passes", "scripted")
         )
-        return Turn(said, passes, scripted, seconds, spent_s)
+        return Turn(answer_tokens, passes, scripted, seconds, spent_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +170,11 @@ async def by_turns(arms: Mapping[str, Arm], tokens: int) -> dict[str, list[Turn]
     """Measure the arms in alternating order, after a warm-up that opens all connections."""
     for arm in arms.values():
         await arm.answers(0, WARM_UP)
-    found: dict[str, list[Turn]] = {name: [] for name in arms}
+    turns_by_arm: dict[str, list[Turn]] = {name: [] for name in arms}
     for turn in range(1, min(len(arm.rounds) for arm in arms.values())):
         for name in list(arms)[:: 1 if turn % 2 else -1]:
-            found[name].append(await arms[name].measured(turn, tokens))
-    return found
+            turns_by_arm[name].append(await arms[name].measured(turn, tokens))
+    return turns_by_arm
 
 
 def rounds(
@@ -185,9 +186,9 @@ def rounds(
 ) -> list[list[Source]]:
     """Return what each client asks in each turn, the warm-up included. texts: the answers by
     prompt, if they are not the script's."""
-    asked = iter(script.prompts(clients * (turns + 1)))
+    prompts = iter(script.prompts(clients * (turns + 1)))
     return [
-        [script.source(p, tokens, drafts, texts.get(p, ())) for p in islice(asked, clients)]
+        [script.source(p, tokens, drafts, texts.get(p, ())) for p in islice(prompts, clients)]
         for _ in range(turns + 1)
     ]
 
@@ -196,7 +197,7 @@ def figures(turns: Sequence[Turn], base: Sequence[Turn] = ()) -> dict[str, float
     """Return the figures of an arm. base: the turns of the arm that it is compared with; the
     ratio has a 95 % interval if there are several turns."""
     tokens, seconds = (sum(getattr(turn, of) for turn in turns) for of in ("tokens", "seconds"))
-    found = {
+    by_name = {
         "tokens/s": tokens / seconds,
         "passes a token": sum(turn.passes for turn in turns) / tokens,
         "known text": sum(turn.scripted for turn in turns) / tokens,
@@ -204,23 +205,23 @@ def figures(turns: Sequence[Turn], base: Sequence[Turn] = ()) -> dict[str, float
     pairs = zip(turns, base, strict=False)
     rates = [("", f"{i}", t.tokens_per_s / b.tokens_per_s) for i, (t, b) in enumerate(pairs)]
     if (ratio := mean(rates)) is not None:
-        found["over the first"] = ratio.value
+        by_name["over the first"] = ratio.value
         if ratio.low is not None and ratio.high is not None:
-            found["of it, low"], found["of it, high"] = ratio.low, ratio.high
+            by_name["of it, low"], by_name["of it, high"] = ratio.low, ratio.high
     for kind in turns[0].spent_s:
         spent_s = sum(turn.spent_s[kind] for turn in turns)
-        found[f"{kind}, us a token"] = 1e6 * spent_s / tokens
-        found[f"{kind}, cores"] = spent_s / seconds
-    return found
+        by_name[f"{kind}, us a token"] = 1e6 * spent_s / tokens
+        by_name[f"{kind}, cores"] = spent_s / seconds
+    return by_name
 
 
 def _spent_s(group: int) -> dict[str, float]:
     """Return the processor seconds of a server's processes, by kind, and of this process."""
-    found: dict[str, float] = {}
+    spent_by_process: dict[str, float] = {}
     for title, seconds in processor_s_by_title(group).items():
         kind = next((kind for part, kind in _KINDS.items() if part in title), "API")
-        found[kind] = found.get(kind, 0.0) + seconds
-    return found | {"clients": process_time()}
+        spent_by_process[kind] = spent_by_process.get(kind, 0.0) + seconds
+    return spent_by_process | {"clients": process_time()}
 
 
 @asynccontextmanager
@@ -235,19 +236,19 @@ async def linked(url: str, rtt_ms: float) -> AsyncGenerator[str]:
 
 @asynccontextmanager
 async def edges(
-    url: str, asked: Sequence[Sequence[Source]], *, together: bool = False
+    url: str, rounds_: Sequence[Sequence[Source]], *, together: bool = False
 ) -> AsyncGenerator[list[Client]]:
     """Yield a scripted edge for each source of a round, or one that is asked by all. Its
     answers have as many tokens as were asked for."""
-    sources = {source.prompt: source for each in asked for source in each}
+    sources = {source.prompt: source for each in rounds_ for source in each}
     drafter = ScriptedDrafter(sources, Curve({1: DRAFT_S}), VOCABULARY)
     async with AsyncExitStack() as stack:
-        count = 1 if together else len(asked[0])
+        count = 1 if together else len(rounds_[0])
         clients = [
             await stack.enter_async_context(scripted(url, drafter, ignore_eos=True))
             for _ in range(count)
         ]
-        yield clients * (len(asked[0]) // count)
+        yield clients * (len(rounds_[0]) // count)
 
 
 async def texts(

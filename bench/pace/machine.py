@@ -94,7 +94,7 @@ class Fleet:
         self.now = 0.0
         self.timed = Stopwatch()
         request = Open(
-            "m", "v", tuple(range(100, 300)), Sampling(0.0), 1, 1 << 20, (), own_drafts=True
+            "m", "v", tuple(range(100, 300)), Sampling(0.0), 1, 1 << 20, (), ngram_drafts=True
         )
         for name in self._edges:
             self._machine.open(name, request, LIMITS, vocabulary_size=1000, now=0.0)

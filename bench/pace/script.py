@@ -36,9 +36,9 @@ def prompts(count: int) -> list[tuple[TokenId, ...]]:
     return [(_FIRST + high, _FIRST + low, 9, 11) for high, low in pairs]
 
 
-def key(asked: Sequence[TokenId]) -> str:
-    """Return what a text depends on. asked: the prompt, or any text that begins with it."""
-    return ",".join(map(str, asked[:KEY]))
+def key(prompt: Sequence[TokenId]) -> str:
+    """Return what a text depends on. prompt: the prompt, or any text that begins with it."""
+    return ",".join(map(str, prompt[:KEY]))
 
 
 def said(text: str, place: int) -> TokenId:
@@ -48,19 +48,19 @@ def said(text: str, place: int) -> TokenId:
 
 
 def source(
-    asked: Sequence[TokenId],
+    prompt: Sequence[TokenId],
     tokens: int,
     drafts: Drafts = "right",
     text: Sequence[TokenId] = (),
 ) -> Source:
     """Return an answer and an edge's draft tokens for it. text: the answer, if it is known and
     not the script's."""
-    answer = list(text) or [said(key(asked), len(asked) + i) for i in range(tokens)]
+    answer = list(text) or [said(key(prompt), len(prompt) + i) for i in range(tokens)]
     right = {"right": 1.0, "mixed": MIXED, "useless": 0.0}[drafts]
-    chance = Random(key(asked))
+    chance = Random(key(prompt))
     drafted = [
         token if chance.random() < right else WRONG + place
         for place, token in enumerate(answer)
     ]
     confidence = MIXED if drafts == "mixed" else CONFIDENCE
-    return Source(asked, answer, drafted, [confidence] * len(answer))
+    return Source(prompt, answer, drafted, [confidence] * len(answer))

@@ -181,9 +181,9 @@ class StandInWorker(WorkerBase):
         for name in plan.finished_req_ids:
             self._texts.pop(name, None)
         for new in plan.scheduled_new_reqs:
-            asked = new.prompt_token_ids or []
-            known = len(new.prefill_token_ids or asked)
-            self._texts[new.req_id] = _Text(key(asked), known, new.num_computed_tokens)
+            prompt_tokens = new.prompt_token_ids or []
+            known = len(new.prefill_token_ids or prompt_tokens)
+            self._texts[new.req_id] = _Text(key(prompt_tokens), known, new.num_computed_tokens)
         cached = plan.scheduled_cached_reqs
         for i, name in enumerate(cached.req_ids):
             text = self._texts[name]

@@ -174,14 +174,16 @@ class Vllm:
             "max-num-seqs": str(self.clients),
             **self.options,
         }
-        given = [text for name, value in options.items() for text in (f"--vllm.{name}", value)]
+        arguments = [
+            text for name, value in options.items() for text in (f"--vllm.{name}", value)
+        ]
         environment = {**_QUIET, **FORGETFUL, **self.environment}
         where = ("--model", str(self.model), "--host", HOST, "--port")
         if not self.plugin:
-            command = (self.python, "-m", *_PLAIN, *where, str(self.plain_port), *given)
+            command = (self.python, "-m", *_PLAIN, *where, str(self.plain_port), *arguments)
             return Service("vLLM", command, self.plain_url, (), environment, "/health")
-        given += ["--sessions.max-sessions", str(self.clients)]
-        command = (self.python, "-m", *_PLUGGED, *where, str(self.own_port), *given)
+        arguments += ["--sessions.max-sessions", str(self.clients)]
+        command = (self.python, "-m", *_PLUGGED, *where, str(self.own_port), *arguments)
         return Service("vLLM with the plugin", command, self.sessions_url, (), environment)
 
 

@@ -94,8 +94,8 @@ def turns(plan: Plan) -> Iterator[Turn]:
     """Yield the questions in their order."""
     for repeat in range(plan.repeats):
         short = [prompt for prompt in plan.prompts if not prompt.scenario]
-        asked = [(t, each) for t in plan.temperatures for each in _in_turn(short)]
-        for temperature, (turn, prompt) in asked:
+        questions = [(t, each) for t in plan.temperatures for each in _in_turn(short)]
+        for temperature, (turn, prompt) in questions:
             question = Question(prompt.prompt, temperature, plan.seed + repeat, plan.tokens)
             for at, link in enumerate(plan.links):
                 arms = [arm for arm in plan.arms if _asked(arm, repeat, at, plan)]
@@ -144,8 +144,10 @@ def _few_conversations(plan: Plan) -> Iterator[list[Prompt]]:
 
 def _parts(plan: Plan) -> Iterator[list[Turn]]:
     """Yield the turns of a few questions at a time."""
-    asked = groupby(turns(plan), key=lambda t: (t.repeat, t.question.temperature, t.prompt.id))
-    questions = [list(some) for _, some in asked]
+    turn_groups = groupby(
+        turns(plan), key=lambda t: (t.repeat, t.question.temperature, t.prompt.id)
+    )
+    questions = [list(some) for _, some in turn_groups]
     for first in range(0, len(questions), plan.questions_per_engine):
         yield list(chain(*questions[first : first + plan.questions_per_engine]))
 
@@ -278,29 +280,29 @@ class Run:
         ModelError, AnswerError or httpx.TransportError."""
         columns = (*Progress.get_default_columns(), MofNCompleteColumn())
         progress = Progress(*columns, console=console)
-        found = self._nothing_yet()
+        results = self._nothing_yet()
         planned = stints(self.plan)
         task = progress.add_task("", total=sum(map(len, planned)))
 
         def show(what: str) -> None:
             progress.update(task, description=what)
 
-        def keep(given: Answer | str) -> None:
-            nonlocal found
+        def keep(answer: Answer | str) -> None:
+            nonlocal results
             progress.advance(task)
-            if isinstance(given, str):
-                if given:
-                    console.print(given, markup=False, soft_wrap=True)
+            if isinstance(answer, str):
+                if answer:
+                    console.print(answer, markup=False, soft_wrap=True)
                 return
-            answers = [*found.answers, given]
-            found = msgspec.structs.replace(found, rows=rows(answers), answers=answers)
-            save(found, self.out)
-            live.update(Group(_table(found.rows), progress))
+            answers = [*results.answers, answer]
+            results = msgspec.structs.replace(results, rows=rows(answers), answers=answers)
+            save(results, self.out)
+            live.update(Group(_table(results.rows), progress))
 
         with Live(Group(progress), console=console, refresh_per_second=2) as live:
-            for asked in planned:
-                await self._stint(asked, show, keep)
-        return found
+            for stint in planned:
+                await self._stint(stint, show, keep)
+        return results
 
     async def _stint(
         self,
@@ -355,10 +357,10 @@ def _listed(cores: Collection[int]) -> str:
     return ",".join(map(str, sorted(cores))) or "any"
 
 
-def _table(found: Sequence[Row]) -> Table:
+def _table(rows: Sequence[Row]) -> Table:
     """Return a table: arms and temperatures as lines, families and links as columns."""
     cells = {}
-    for r in found:
+    for r in rows:
         heading = f"{r.family} {link_name(r.rtt_ms, r.rate_mbit)}"
         cells[(r.arm, f"{r.temperature:g}"), heading] = _cell(r)
     return console_table(*grid(("arm", "T"), cells))

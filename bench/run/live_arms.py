@@ -33,8 +33,8 @@ GAMMA: Final = 4
 WATCHED: Final = MappingProxyType({"include_speculation": True})
 """The page sends this option too, to show how the text comes about."""
 
-POOL_TOKENS: Final[int] = EdgeSettings.model_fields["pool_tokens"].default
-"""An edge's pool holds this many tokens by default."""
+ANSWER_CACHE_TOKENS: Final[int] = EdgeSettings.model_fields["answer_cache_tokens"].default
+"""An edge's cache holds this many tokens by default."""
 
 Place = Literal["cloud", "far", "near", "alone"]
 Predicts = Literal["", "own", "other"]
@@ -70,7 +70,7 @@ class Arm:
         rival = self.rival and replace(self.rival, remembers=True)
         edge, watched = self.edge, WATCHED if self.edge else NONE
         if edge and not edge.rounds:
-            edge = replace(edge, pool_tokens=POOL_TOKENS)
+            edge = replace(edge, answer_cache_tokens=ANSWER_CACHE_TOKENS)
         options = {**self.stream_options, **watched}
         return replace(self, rival=rival, edge=edge, stream_options=options)
 
@@ -84,8 +84,12 @@ _FIXED: Final = {
         Arm("picospec-separate", "far", EdgePlan(judge="separate", link=LINKED)),
         Arm("picospec-nofill", "far", EdgePlan(fill="never", link=LINKED)),
         Arm("picospec-nolookup", "far", EdgePlan(lookup=False, link=LINKED)),
-        Arm("picospec-pool", "far", EdgePlan(pool_tokens=POOL_TOKENS, link=LINKED)),
-        Arm("picospec-noown", "far", EdgePlan(verifier_drafts=False, link=LINKED)),
+        Arm(
+            "picospec-pool",
+            "far",
+            EdgePlan(answer_cache_tokens=ANSWER_CACHE_TOKENS, link=LINKED),
+        ),
+        Arm("picospec-noown", "far", EdgePlan(ngram_drafts=False, link=LINKED)),
         Arm("picospec-useless", "far", EdgePlan(rounds="useless", link=LINKED)),
         Arm("picospec-predicted", "far", EdgePlan(link=LINKED), "own"),
         Arm("picospec-mispredicted", "far", EdgePlan(link=LINKED), "other"),

@@ -44,8 +44,8 @@ class EdgePlan:
     judge: str = "coupled"
     fill: str = "auto"
     lookup: bool = True
-    verifier_drafts: bool = True
-    pool_tokens: int = 0
+    ngram_drafts: bool = True
+    answer_cache_tokens: int = 0
     link: Conditions | None = None
     """The edge reaches the verifier by an emulated link, whose conditions can be changed; None
     means that there is no link."""
@@ -61,7 +61,7 @@ class EdgePlan:
 
     @property
     def settings(self) -> dict[str, object]:
-        names = ("drafter", "judge", "fill", "lookup", "verifier_drafts", "pool_tokens")
+        names = ("drafter", "judge", "fill", "lookup", "ngram_drafts", "answer_cache_tokens")
         return {name: getattr(self, name) for name in names}
 
 

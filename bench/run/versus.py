@@ -55,8 +55,10 @@ def results(turn: Turn) -> Path:
 def deal(prompts: Sequence[Prompt], slices: int, folder: Path) -> list[Path]:
     """Write the prompts to files by turns; each file has some of every family, and whole
     conversations."""
-    asked = groupby(prompts, key=lambda prompt: prompt.scenario or prompt.id)
-    divided = sorted((list(turns) for _, turns in asked), key=lambda turns: turns[0].root)
+    scenario_groups = groupby(prompts, key=lambda prompt: prompt.scenario or prompt.id)
+    divided = sorted(
+        (list(turns) for _, turns in scenario_groups), key=lambda turns: turns[0].root
+    )
     for n, path in enumerate(paths := [folder / f"slice{n}.jsonl" for n in range(slices)]):
         path.write_bytes(msgspec.json.Encoder().encode_lines(chain(*divided[n::slices])))
     return paths
@@ -78,8 +80,8 @@ def run(turn: Turn, checkout: Path, more: Sequence[str]) -> None:
 def measured(side: str, slices: Sequence[Path]) -> dict[Key, Answer]:
     """Return the answers of a checkout."""
     files = [load(results((side, prompts)), Measured) for prompts in slices]
-    found = [answer for file in files for answer in file.answers]
-    return {(a.arm, a.prompt, a.rtt_ms, a.temperature, a.repeat): a for a in found}
+    answers = [answer for file in files for answer in file.answers]
+    return {(a.arm, a.prompt, a.rtt_ms, a.temperature, a.repeat): a for a in answers}
 
 
 def report(old: Mapping[Key, Answer], new: Mapping[Key, Answer]) -> Iterator[str]:
@@ -97,12 +99,12 @@ def report(old: Mapping[Key, Answer], new: Mapping[Key, Answer]) -> Iterator[str
 
 def verdict(name: str, ratios: Sequence[tuple[str, str, float]]) -> str:
     """Return the mean of (family, prompt, ratio), its interval, and whether they suffice."""
-    found = mean(ratios)
-    if found is None or found.low is None or found.high is None:
-        return f"{name}: {found}; one prompt a family gives no interval"
-    suffices = found.low >= MIN_RATIO and found.high - found.low <= MAX_WIDTH
-    interval = f"[{found.low:.3f}, {found.high:.3f}], width {found.high - found.low:.3f}"
-    return f"{name}: {found.value:.3f} {interval}: {'yes' if suffices else 'NO'}"
+    ratio = mean(ratios)
+    if ratio is None or ratio.low is None or ratio.high is None:
+        return f"{name}: {ratio}; one prompt a family gives no interval"
+    suffices = ratio.low >= MIN_RATIO and ratio.high - ratio.low <= MAX_WIDTH
+    interval = f"[{ratio.low:.3f}, {ratio.high:.3f}], width {ratio.high - ratio.low:.3f}"
+    return f"{name}: {ratio.value:.3f} {interval}: {'yes' if suffices else 'NO'}"
 
 
 def main(

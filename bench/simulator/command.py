@@ -61,8 +61,10 @@ def simulate(
         world = World(hosts_of(hosts), Conditions(min(rtts_ms)))
         for name in names:
             candidates(name)
-        found = groups(traces, options.names(families))
-    simulated = [row for group in track(found) for row in rows(world, [group], rtts_ms, names)]
+        traces_by_family = groups(traces, options.names(families))
+    simulated = [
+        row for group in track(traces_by_family) for row in rows(world, [group], rtts_ms, names)
+    ]
     if out:
         save({"host": hosts, "simulated": True, "rows": simulated}, out)
     for temperature, some in groupby(simulated, key=lambda row: row.temperature):
@@ -87,19 +89,19 @@ def agree(
     Console().print(*summary(cells), sep="\n")
 
 
-def table_of(found: Sequence[SimulatedRow], title: str) -> Table:
+def table_of(rows: Sequence[SimulatedRow], title: str) -> Table:
     """Return a table: arms and families as lines, round trips as columns."""
     cells = {
         (place, f"{rtt_ms:g} ms"): f"{value:.2f}"
-        for place, by_rtt in speedups(found).items()
+        for place, by_rtt in speedups(rows).items()
         for rtt_ms, value in by_rtt.items()
     }
     return console(*grid(("arm", "family"), cells), title)
 
 
-def waiting_table(found: Sequence[SimulatedRow], title: str) -> Table:
+def waiting_table(rows: Sequence[SimulatedRow], title: str) -> Table:
     """Return the shares of time in which a reader waits, in a table like the speed-ups'."""
-    cells = {((r.arm, r.family), f"{r.rtt_ms:g} ms"): f"{r.waiting:.1%}" for r in found}
+    cells = {((r.arm, r.family), f"{r.rtt_ms:g} ms"): f"{r.waiting:0.1%}" for r in rows}
     return console(*grid(("arm", "family"), cells), title)
 
 
@@ -162,17 +164,20 @@ def _sources(
     for a in references(measured.answers).values():
         if (a.family, a.temperature) == (family, temperature):
             lengths.setdefault(a.prompt, a.tokens)  # the trace is of the first repeat
-    found = {trace.prompt_id: trace for trace in traces if trace.temperature == temperature}
+    traces_by_prompt = {
+        trace.prompt_id: trace for trace in traces if trace.temperature == temperature
+    }
     for prompt, tokens in lengths.items():
-        if prompt not in found or len(found[prompt].tokens) < tokens - 2:
+        if prompt not in traces_by_prompt or len(traces_by_prompt[prompt].tokens) < tokens - 2:
             raise ValueError(f"no trace of {prompt} has {tokens} tokens at T = {temperature:g}")
-    return [traced(found[prompt].cut(tokens)) for prompt, tokens in lengths.items()]
+    return [traced(traces_by_prompt[prompt].cut(tokens)) for prompt, tokens in lengths.items()]
 
 
-def agreement_table(found: Sequence[Agreement]) -> Table:
+def agreement_table(agreements: Sequence[Agreement]) -> Table:
     """Return a table: arms and families as lines, round trips as columns."""
     cells = {
-        ((c.arm, f"{c.temperature:g}", c.family), f"{c.rtt_ms:g} ms"): str(c) for c in found
+        ((c.arm, f"{c.temperature:g}", c.family), f"{c.rtt_ms:g} ms"): str(c)
+        for c in agreements
     }
     return console(*grid(("arm", "T", "family"), cells))
 
@@ -183,7 +188,7 @@ def summary(cells: Sequence[Agreement]) -> list[str]:
     for cell in cells:
         agreeing.setdefault(cell.arm, []).append(cell.agrees)
     return [
-        f"{arm}: {sum(own)} of {len(own)} cells within {WITHIN:.0%}"
+        f"{arm}: {sum(own)} of {len(own)} cells within {WITHIN:0.0%}"
         for arm, own in agreeing.items()
     ]
 
@@ -201,7 +206,7 @@ ROWS: Final = 2048
 MARK: Final = 0.99
 """The product should have at least this share of the best rival's speed in every cell."""
 
-POOL_TOKENS: Final = 100_000
+ANSWER_CACHE_TOKENS: Final = 100_000
 """The edge's default."""
 
 NGRAM_TOKENS: Final = (2, 4, 8, 16, 32)
@@ -256,8 +261,10 @@ def families(folder: Path | None, names: Sequence[str]) -> list[Family]:
     """Return the traces of a folder by family, or without a folder made-up answers. Raises
     OSError or ValueError."""
     if folder is None:
-        made = made_up().items()
-        return [Family(name, some) for name, some in made if not names or name in names]
+        made_up_texts = made_up().items()
+        return [
+            Family(name, some) for name, some in made_up_texts if not names or name in names
+        ]
     traces = [t for t in load_folder(folder) if not names or root(t.family) in names]
     if not traces:
         raise ValueError(f"no traces of these families in {folder}")
@@ -269,7 +276,7 @@ def families(folder: Path | None, names: Sequence[str]) -> list[Family]:
 def rivals(family: str) -> dict[str, list[Speculation]]:
     """Return the settings of each rival, of which each cell has the best."""
     acceptance = HEADS.get(family, HEADS["chat"])
-    found = {
+    rates = {
         "cloud": [Speculation()],
         "cloud-ngram": [ngram(tokens) for tokens in NGRAM_TOKENS],
         "cloud-suffix": [
@@ -278,8 +285,8 @@ def rivals(family: str) -> dict[str, list[Speculation]]:
         "cloud-head": [head(tokens, acceptance) for tokens in HEAD_TOKENS],
     }
     if not has_suffix():
-        del found["cloud-suffix"]
-    return found
+        del rates["cloud-suffix"]
+    return rates
 
 
 def asked(sources: Sequence[Source], sessions: int) -> list[list[Source]]:
@@ -300,7 +307,7 @@ def cells(
         name: max(_rate(near, Arm(name, rival=each), clients) for each in some)
         for name, some in rivals(family.name).items()
     }
-    arm = replace(picospec(), pool_tokens=POOL_TOKENS)
+    arm = replace(picospec(), answer_cache_tokens=ANSWER_CACHE_TOKENS)
     for rtt_ms in rtts_ms:
         world = replace(there, conditions=Conditions(rtt_ms))
         rates = {"picospec": _rate(world, arm, clients), **best}
@@ -326,7 +333,7 @@ def pace(
     """Simulate the product over the best rival without a head, and over a head, on GPUs."""
     with options.checked():
         rtts_ms, counts = options.numbers(rtt), [int(n) for n in options.names(sessions)]
-        found = families(traces, options.names(families_))
+        texts_by_family = families(traces, options.names(families_))
     if not has_suffix():
         Console().print("suffix decoding is left out: the package arctic-inference is missing")
     simulated: list[Cell] = []
@@ -336,7 +343,11 @@ def pace(
         if host_time:
             hosts = replace(hosts, step_s=Curve({n: ms / 1e3 for n, ms in STEP_MS.items()}))
         there = World(hosts, Conditions(), rows=ROWS)
-        own = [cell for family in found for cell in cells(there, point, family, count, rtts_ms)]
+        own = [
+            cell
+            for family in texts_by_family
+            for cell in cells(there, point, family, count, rtts_ms)
+        ]
         Console().print(table(own, f"{point} ms, {count} sessions"))
         simulated += own
         if out:
@@ -345,17 +356,17 @@ def pace(
     Console().print(f"{len(low)} of {len(simulated)} cells under {MARK} of the best rival")
 
 
-def table(found: Sequence[Cell], title: str) -> Table:
+def table(cell_list: Sequence[Cell], title: str) -> Table:
     """Return a table with families as lines. Rivals are shown over `cloud`, and the product
     over the best rival and over the head, by distance; ! marks less than MARK of a rival."""
     places: dict[tuple[tuple[str, ...], str], str] = {}
-    for cell in found:
+    for cell in cell_list:
         line, alone = (cell.family,), cell.rates["cloud"]
         places[line, "cloud"] = f"{alone:.1f}/s"
         rival = f"{cell.rates[cell.rival] / alone:.2f} {cell.rival.removeprefix('cloud-')}"
         places[line, "rival"] = rival
         places[line, "head"] = f"{cell.rates['cloud-head'] / alone:.2f}"
-    for cell in found:
+    for cell in cell_list:
         mark = "!" if cell.over_rival < MARK else ""
         ratios = f"{cell.over_rival:.2f}{mark} {cell.over_head:.2f}"
         places[(cell.family,), f"{cell.rtt_ms:g} ms"] = ratios

@@ -41,7 +41,7 @@ HOSTS: Final = {name: hosts_of(name) for name in ("cpu", "72/7")} | {
 }
 HOSTS["dear rows"] = gpu(0.072, 0.007, twice_at=2)
 """If a row costs a pass, draft tokens go unused that would be accepted. Only here does the edge
-rest because of that."""
+pause because of that."""
 RTTS_MS: Final = (10.0, 50.0, 100.0, 200.0)
 ACCEPTANCES: Final = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.97, 1.0)
 TOKENS, PROMPT_TOKENS, CLIENTS, ANSWERS = 160, 40, 4, 3
@@ -73,9 +73,9 @@ def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) ->
             write("arrived", clock.now_s, *number, type(message).__name__)
             deliver(message)
 
-        made = Line(clock, path, arrived)
-        send, made.send = made.send, sent  # type: ignore[method-assign]
-        return made
+        direction = Line(clock, path, arrived)
+        send, direction.send = direction.send, sent  # type: ignore[method-assign]
+        return direction
 
     with patch.object(world, "Line", line):
         answers = world.simulate(there, world.candidates(arm)[0], clients)
@@ -89,8 +89,10 @@ def cells(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
     """Yield the name and the lines of every cell."""
     every, step = list(sources.values()), max(1, len(sources) // CLIENTS)
     crowd = [every[i * step :][:ANSWERS] for i in range(CLIENTS)]
-    asked = {name: [[source, source]] for name, source in sources.items()} | {"crowd": crowd}
-    every_cell = product(ARMS, HOSTS.items(), RTTS_MS, asked.items())
+    sources_by_cell = {name: [[source, source]] for name, source in sources.items()} | {
+        "crowd": crowd
+    }
+    every_cell = product(ARMS, HOSTS.items(), RTTS_MS, sources_by_cell.items())
     for arm, (point, hosts), rtt_ms, (name, clients) in every_cell:
         there = world.World(hosts, Conditions(rtt_ms))
         yield f"{arm}, {point}, {rtt_ms:g} ms, {name}", events(there, arm, clients)
@@ -112,16 +114,16 @@ def read(path: Path) -> dict[str, str]:
 
 def report(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
     """Yield the first messages in which cells differ by more than rounding, then the totals."""
-    found = Counter({"only in one log": len(old.keys() ^ new.keys())})
+    counts = Counter({"only in one log": len(old.keys() ^ new.keys())})
     for name in sorted(old.keys() & new.keys()):
         if old[name] == new[name]:
-            found["identical"] += 1
+            counts["identical"] += 1
         elif not (pair := next(_differing(old[name], new[name]), None)):
-            found["identical but for rounding and what answers cost"] += 1
+            counts["identical but for rounding and what answers cost"] += 1
         else:
-            found["different"] += 1
+            counts["different"] += 1
             yield "\n    ".join((name, *pair))
-    yield ", ".join(f"{number} {how}" for how, number in found.items())
+    yield ", ".join(f"{number} {how}" for how, number in counts.items())
 
 
 def _differing(*cells: str) -> Iterator[tuple[str, ...]]:

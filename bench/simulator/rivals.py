@@ -109,8 +109,8 @@ class Suffix:
 
     def propose(self, most: int) -> Sequence[TokenId]:
         ending = self._text[-self._cache.max_tree_depth :]
-        found = self._cache.speculate(self._name, ending, most, **self._settings)
-        return tuple(found.token_ids)
+        proposal = self._cache.speculate(self._name, ending, most, **self._settings)
+        return tuple(proposal.token_ids)
 
 
 class Head:
@@ -131,8 +131,8 @@ class Head:
     def propose(self, most: int) -> Sequence[TokenId]:
         rest = self._answer[self._done : self._done + most]
         right = takewhile(lambda _: self._chance.random() < self._acceptance, rest)
-        found = list(right)
-        return found + [self.WRONG] * (most - len(found))
+        proposal = list(right)
+        return proposal + [self.WRONG] * (most - len(proposal))
 
 
 @dataclass(frozen=True, slots=True)

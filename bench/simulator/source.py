@@ -205,8 +205,8 @@ def _sources(texts: Texts, family: str) -> Iterator[Source]:
 
 
 def _functions(text: str, least: int, most: int) -> list[str]:
-    found = (match[0] for match in _FUNCTION.finditer(text))
-    return [function for function in found if least <= function.count("\n") <= most]
+    names = (match[0] for match in _FUNCTION.finditer(text))
+    return [function for function in names if least <= function.count("\n") <= most]
 
 
 def _code(files: Mapping[str, str]) -> Texts:

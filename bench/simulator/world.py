@@ -29,11 +29,11 @@ from picospec.link import Conditions
 from picospec.link import Path as LinkPath
 from speculation.draft_machine import DraftMachine
 from speculation.drafting import DraftPolicy, StreamPolicy
-from speculation.gain import Gains
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
 from speculation.messages import Fill, Limits, Open, Sampling
-from speculation.ngrams import Owner, Pool
+from speculation.ngrams import AnswerCache, Owner
+from speculation.speedup import SpeedupEstimates
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,14 @@ class Arm:
     policy: DraftPolicy | None = None
     """The edge drafts by this policy; None drafts nothing."""
 
-    own_drafts: bool = False
+    ngram_drafts: bool = False
     """True if the verifier proposes draft tokens too."""
 
     lookup: bool = False
     """True if prompt lookup proposes tokens too."""
 
-    pool_tokens: int = 0
-    """The edge keeps this many tokens of each client's answers; 0 without a pool."""
+    answer_cache_tokens: int = 0
+    """The edge keeps this many tokens of each client's answers; 0 without a cache."""
 
     rival: Speculation | None = None
     """The target runs in vLLM alone, with this speculation; see bench.simulator.rivals."""
@@ -93,11 +93,15 @@ def colocated(gamma: int) -> Arm:
 
 
 def picospec(
-    name: str = "picospec", *, fill: Fill = "auto", own_drafts: bool = True, lookup: bool = True
+    name: str = "picospec",
+    *,
+    fill: Fill = "auto",
+    ngram_drafts: bool = True,
+    lookup: bool = True,
 ) -> Arm:
     """Return this product, with or without one of its parts."""
-    own = own_drafts and fill == "auto"
-    return Arm(name, fill, StreamPolicy(may_rest=fill != "never"), own, lookup)
+    own = ngram_drafts and fill == "auto"
+    return Arm(name, fill, StreamPolicy(may_pause=fill != "never"), own, lookup)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +129,8 @@ def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> lis
         return _rival(world, arm.rival, clients)
     run = _Run(world, arm)
     for sources in clients:
-        pool = Pool(arm.pool_tokens) if arm.pool_tokens else None
-        run.ask(list(sources), pool, Gains())
+        answer_cache = AnswerCache(arm.answer_cache_tokens) if arm.answer_cache_tokens else None
+        run.ask(list(sources), answer_cache, SpeedupEstimates())
     run.clock.run()
     return run.answers
 
@@ -164,27 +168,34 @@ class _Run:
             colocated=arm.colocated,
         )
 
-    def ask(self, sources: list[Source], pool: Pool | None, gains: Gains) -> None:
-        """Ask for one source after another. pool: the client's earlier answers. gains: what
+    def ask(
+        self,
+        sources: list[Source],
+        answer_cache: AnswerCache | None,
+        speedups: SpeedupEstimates,
+    ) -> None:
+        """Ask for one source after another. cache: the client's earlier answers. speedups: what
         draft tokens have earned before."""
         if not sources:
             return
         arm, (source, *rest) = self._arm, sources
         up, down = (LinkPath(self._conditions, self._chance) for _ in range(2))
-        expected = pool.expected(source.prompt, len(source.tokens)) if pool else ()
+        expected = (
+            answer_cache.expected(source.prompt, len(source.tokens)) if answer_cache else ()
+        )
         request = Open(
             model="target", vocabulary="", prompt=source.prompt, sampling=Sampling(), seed=0,
             max_tokens=len(source.tokens), stop_tokens=(), fill=arm.fill,
-            own_drafts=arm.own_drafts, predicted=source.predicted or expected,
+            ngram_drafts=arm.ngram_drafts, predicted=source.predicted or expected,
         )  # fmt: skip
 
         def done() -> None:
             edge.answer.bytes_up, edge.answer.bytes_down = up.bytes, down.bytes
             self.answers.append(edge.answer)
-            if pool is not None:
-                pool.add(source.prompt, source.tokens)
+            if answer_cache is not None:
+                answer_cache.add(source.prompt, source.tokens)
             edge.machine.close()
-            self.ask(rest, pool, gains)
+            self.ask(rest, answer_cache, speedups)
 
         machine = DraftMachine(
             request,
@@ -193,15 +204,17 @@ class _Run:
             JUDGES[request.judge].edge(request, iter(())),
             rtt_s=lambda: self._conditions.rtt_s,
             drafts=arm.policy is not None,
-            lookup=PromptLookup(request.prompt, pool=pool) if arm.lookup else None,
-            gains=(lambda: gains) if arm.fill == "auto" else None,
+            lookup=PromptLookup(request.prompt, answer_cache=answer_cache)
+            if arm.lookup
+            else None,
+            speedups=(lambda: speedups) if arm.fill == "auto" else None,
         )
         drafting, draft_s = self._verifier.drafting, self._hosts.draft_s
         make: Callable[..., Edge] = Edge
         if arm.branches:
             make = partial(CachingEdge, gamma=arm.gamma, branches=arm.branches)
         edge = make(self.clock, source, machine, draft_s, drafting=drafting, done=done)
-        owner = Owner(str(id(pool))) if pool is not None else None
+        owner = Owner(str(id(answer_cache))) if answer_cache is not None else None
         served = Served(
             str(next(self._names)), source, Line(self.clock, down, edge.receive), owner
         )
@@ -245,7 +258,7 @@ PLAIN: Final[Mapping[str, Arm]] = {
     "picospec": picospec(),
     "picospec-nofill": picospec("picospec-nofill", fill="never"),
     "picospec-nolookup": picospec("picospec-nolookup", lookup=False),
-    "picospec-noown": picospec("picospec-noown", own_drafts=False),
+    "picospec-noown": picospec("picospec-noown", ngram_drafts=False),
 }
 ARMS: Final = (*PLAIN, *ROUNDS)
 
@@ -262,11 +275,11 @@ class Group:
 def groups(folder: Path, families: Sequence[str], tokens: int | None = None) -> list[Group]:
     """Return the traces of some families, or of all, grouped by temperature and family; of each
     the first `tokens` tokens, or all. Raises OSError, or ValueError, also without traces."""
-    found = [t for t in load_folder(folder) if not families or root(t.family) in families]
-    if not found:
+    traces = [t for t in load_folder(folder) if not families or root(t.family) in families]
+    if not traces:
         raise ValueError(f"no traces of these families in {folder}")
-    found.sort(key=lambda trace: (trace.temperature, trace.family))
-    grouped = groupby(found, key=lambda trace: (trace.temperature, trace.family))
+    traces.sort(key=lambda trace: (trace.temperature, trace.family))
+    grouped = groupby(traces, key=lambda trace: (trace.temperature, trace.family))
     return [
         Group(family, temperature, [traced(trace.cut(tokens)) for trace in some])
         for (temperature, family), some in grouped

@@ -26,7 +26,7 @@ from gateway.drain import kept_going, start
 from gateway.turns import in_own_thread
 from local_models.errors import NoRoom
 from local_models.llama_cpp.model import Length, Model, memory_bytes
-from local_models.store import Found, Store
+from local_models.store import Store, StoredModel
 from speculation.messages import TokenId
 
 MEMORY_SHARE: Final = 2
@@ -37,11 +37,11 @@ AGAIN_S: Final = 60.0
 
 
 @dataclass(slots=True)
-class Draft:
+class LoadedDraftModel:
     """A draft model in memory. size_bytes: with the KV of its slots. is_pinned: it is never
     freed, because a fallback needs it."""
 
-    found: Found
+    stored: StoredModel
     model: Model
     drafter: LoadedDrafter
     context_tokens: int
@@ -66,7 +66,9 @@ class Drafts:
         self._store = store
         self._make_drafter = make_drafter
         self._most_bytes = settings.draft_memory_bytes or memory_bytes() // MEMORY_SHARE
-        self._loaded: OrderedDict[Path, Draft] = OrderedDict()  # the least recently used first
+        self._loaded: OrderedDict[Path, LoadedDraftModel] = (
+            OrderedDict()
+        )  # the least recently used first
         self._opening = asyncio.Lock()
         self._read_before = 0
         self._clock = clock
@@ -81,54 +83,56 @@ class Drafts:
     def is_stuck(self) -> bool:
         return any(draft.drafter.is_stuck for draft in self._loaded.values())
 
-    def loaded(self, name: str) -> Draft | None:
+    def loaded(self, name: str) -> LoadedDraftModel | None:
         """Return the draft model of this name, if it is loaded."""
         return self._loaded.get(self._store.find(name, "draft").path)
 
-    def use(self, draft: Draft) -> None:
+    def use(self, draft: LoadedDraftModel) -> None:
         """Note that an answer uses a draft model that is loaded."""
-        self._loaded.move_to_end(draft.found.path)
+        self._loaded.move_to_end(draft.stored.path)
 
-    def open(self, name: str) -> Draft:
+    def open(self, name: str) -> LoadedDraftModel:
         """Return a draft model that is on this machine, whatever memory it takes. Raises
         models.errors.ModelError, OSError."""
-        found = self._store.find(name, "draft")
-        loaded = self._loaded.get(found.path)
-        return loaded or self._begin(found, *self._opened(name, found))
+        stored = self._store.find(name, "draft")
+        loaded = self._loaded.get(stored.path)
+        return loaded or self._begin(stored, *self._opened(name, stored))
 
-    async def load(self, name: str) -> Draft:
+    async def load(self, name: str) -> LoadedDraftModel:
         """Return a draft model. Fetch it if it is missing, and free others that no answer uses
         if memory is short. Raises models.errors.ModelError, OSError."""
         pull = partial(loading.pull_if_missing, name, self._store)
         await in_own_thread(pull, "pull")
-        found = await asyncio.to_thread(self._store.find, name, "draft")
+        stored = await asyncio.to_thread(self._store.find, name, "draft")
         async with self._opening:
-            draft = self._loaded.get(found.path) or await self._load(name, found)
+            draft = self._loaded.get(stored.path) or await self._load(name, stored)
             self._watch(draft)
         return draft
 
-    async def _load(self, name: str, found: Found) -> Draft:
-        model, length = await in_own_thread(partial(self._opened, name, found), "load")
+    async def _load(self, name: str, stored: StoredModel) -> LoadedDraftModel:
+        model, length = await in_own_thread(partial(self._opened, name, stored), "load")
         try:
-            await self._make_room(found.path, _size_bytes(found, length))
-            return await in_own_thread(partial(self._begin, found, model, length), "load")
+            await self._make_room(stored.path, _size_bytes(stored, length))
+            return await in_own_thread(partial(self._begin, stored, model, length), "load")
         except BaseException:
             model.close()
             raise
 
-    def _opened(self, name: str, found: Found) -> tuple[Model, Length]:
+    def _opened(self, name: str, stored: StoredModel) -> tuple[Model, Length]:
         """Return a model, and how long its slots are. Its context takes the memory later."""
-        asked = {each.draft_model: each.context_tokens for each in self._settings.models}
-        tokens = asked.get(name) or self._settings.context_tokens
-        model = Model(found.path, gpu_layers=self._settings.gpu_layers)
+        context_tokens = {
+            each.draft_model: each.context_tokens for each in self._settings.models
+        }
+        tokens = context_tokens.get(name) or self._settings.context_tokens
+        model = Model(stored.path, gpu_layers=self._settings.gpu_layers)
         return model, loading.length_of(model, self._settings, tokens)
 
-    def _begin(self, found: Found, model: Model, length: Length) -> Draft:
+    def _begin(self, stored: StoredModel, model: Model, length: Length) -> LoadedDraftModel:
         drafter = self._make_drafter(model, self._settings, length)
         model.vocabulary  # noqa: B018 - it takes a while, and the event loop needs it
-        size_bytes = _size_bytes(found, length)
-        draft = Draft(found, model, drafter, length.tokens, size_bytes)
-        self._loaded[found.path] = draft
+        size_bytes = _size_bytes(stored, length)
+        draft = LoadedDraftModel(stored, model, drafter, length.tokens, size_bytes)
+        self._loaded[stored.path] = draft
         return draft
 
     async def _make_room(self, path: Path, size_bytes: int) -> None:
@@ -143,20 +147,20 @@ class Drafts:
                 left = max(0, self._most_bytes - self._bytes)
                 raise NoRoom(f"it needs {size_bytes >> 20} MiB, and {left >> 20} are left")
             await self._free(draft)
-            self._again_at[draft.found.path] = self._clock() + AGAIN_S
+            self._again_at[draft.stored.path] = self._clock() + AGAIN_S
 
     @property
     def _bytes(self) -> int:
         return sum(draft.size_bytes for draft in self._loaded.values())
 
-    async def _free(self, draft: Draft) -> None:
-        del self._loaded[draft.found.path]
+    async def _free(self, draft: LoadedDraftModel) -> None:
+        del self._loaded[draft.stored.path]
         if draft.watching is not None:
             draft.watching.cancel()
         for forget in draft.freed:
             forget()
         log = structlog.get_logger("edge_agent")
-        log.info("draft model freed", draft=draft.found.name)
+        log.info("draft model freed", draft=draft.stored.name)
         if await asyncio.to_thread(draft.drafter.close):
             self._read_before += draft.drafter.read_tokens
             del draft.model  # a text may still be tokenised with it: the last user frees it
@@ -167,7 +171,7 @@ class Drafts:
             self._watch(draft)
 
     @staticmethod
-    def _watch(draft: Draft) -> None:
+    def _watch(draft: LoadedDraftModel) -> None:
         if draft.watching is None:
             draft.watching = start(kept_going(draft.drafter.watch))
 
@@ -177,8 +181,8 @@ class Drafts:
             await self._free(draft)
 
 
-def _size_bytes(found: Found, length: Length) -> int:
-    return found.path.stat().st_size + length.kv_bytes
+def _size_bytes(stored: StoredModel, length: Length) -> int:
+    return stored.path.stat().st_size + length.kv_bytes
 
 
 State = Literal["asleep", "loading", "loaded", "failed"]
@@ -202,13 +206,13 @@ class LateDrafter:
         self._loading: asyncio.Task[None] | None = None
         self._again_at = 0.0
         self._has_none = False
-        self.draft: Draft | None = None
+        self.draft: LoadedDraftModel | None = None
         """The draft model, while it is loaded and related to the target's vocabulary."""
 
         self.name: str | None = None
         """The name of the draft model, once it is known."""
 
-    def begin(self, name: str, draft: Draft) -> None:
+    def begin(self, name: str, draft: LoadedDraftModel) -> None:
         """Draft with a model that is loaded and that the tokenizer knows already."""
         self.name, self.draft = name, draft
         draft.freed.append(self._part)

@@ -26,7 +26,7 @@ from typing import Final
 import structlog
 
 from edge_agent.draft.drafter import CannotDraft, drafts_while_matching
-from edge_agent.draft.slot import KvSlot, LlamaSlot, Reading, ReadingOn, StepRequest
+from edge_agent.draft.slot import KvSlot, LlamaSlot, ReadingOn, ReadingPolicy, StepRequest
 from local_models.llama_cpp.model import Context, Segment
 from speculation.messages import TokenId
 
@@ -39,7 +39,7 @@ draft model of 0.5B on one core; and sessions lose only their drafts."""
 
 GIVES_WAY_S: Final = 10.0
 """An answer whose draft model made no step for so long gives its slot to one that has none: its
-reader is slow, or it rests."""
+reader is slow, or it pauses."""
 
 CHECK_S: Final = 1.0
 CLOSE_S: Final = 3.0
@@ -54,7 +54,7 @@ class LlamaDrafter:
         self.read_tokens = 0  # only the thread changes it
         self._cache = cache
         self._share_prefixes = share_prefixes
-        self._reading = Reading(cache.limits.context_tokens)
+        self._reading = ReadingPolicy(cache.limits.context_tokens)
         self._takes = 0
         self._taken: dict[KvSlot, LlamaSlot] = {}  # the latest of each slot
         *self._slots, spare = map(KvSlot, range(cache.limits.sequences))

@@ -26,7 +26,7 @@ from edge_agent.draft.retokeniser import Translation
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.settings import EdgeSettings, ModelSettings
-from gateway.drain import beside, kept_going
+from gateway.drain import kept_going, running_alongside
 from gateway.errors import ApiError, EngineFault, Unavailable
 from gateway.hosting.limits import compute_threads
 from gateway.turns import in_own_thread
@@ -289,7 +289,7 @@ async def _fitting(verifiers: Verifiers, store: Store, settings: EdgeSettings) -
     """Wait for the verifier; return a draft that fits the target, if one does."""
     tokenizer = TargetTokenizer(verifiers, TokenizerCache(store.root / "tokenizers"), None)
     try:
-        async with beside(kept_going(verifiers.watch)):
+        async with running_alongside(kept_going(verifiers.watch)):
             target, vocabulary = await _target(verifiers, tokenizer)
     finally:
         await verifiers.close()
@@ -349,16 +349,21 @@ def open_context(
     )
 
 
-def length_of(model: Model, settings: EdgeSettings, asked: int | None) -> Length:
+def length_of(model: Model, settings: EdgeSettings, context_tokens: int | None) -> Length:
     """Return how many tokens a slot of the draft model holds: those that are asked for, or as
     many as fit. A GPU with its own memory does not report how much of it is free."""
     facts = model.metadata()
-    if asked is None and settings.gpu_layers and sys.platform != "darwin" and can_use_gpu():
-        asked = MIN_TOKENS
+    if (
+        context_tokens is None
+        and settings.gpu_layers
+        and sys.platform != "darwin"
+        and can_use_gpu()
+    ):
+        context_tokens = MIN_TOKENS
     return context_length(
         facts,
         model.context_tokens,
-        asked,
+        context_tokens,
         sequences=settings.slots + 1,  # one spare sequence, to read on in
         cache="F16",
         min_tokens=MIN_TOKENS,

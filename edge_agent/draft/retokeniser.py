@@ -38,7 +38,7 @@ _LEAD: Final = "\n"
 _NO_SPACE: Final = "§".encode()
 """A character that is no space, and that tokenizers do not merge with the text before it."""
 
-BEHIND_TOKENS: Final = 8
+PRECEDING_TOKENS: Final = 8
 """This many tokens before a text are enough to know where its first word begins. A character
 may take four."""
 
@@ -90,13 +90,13 @@ class Retokeniser:
         shorter = [t for t in begins if len(self.vocabulary.pieces[t]) < len(text)]
         return np.append(self._by_piece[first:last], np.array(shorter, np.int64))
 
-    def tokenise(self, text: bytes, behind: Sequence[int] = ()) -> list[int]:
+    def tokenise(self, text: bytes, preceding: Sequence[int] = ()) -> list[int]:
         """Return the tokens of text that may begin or end within a character.
 
-        behind: the last tokens before the text. Bytes that are not UTF-8 are cut into the
+        preceding: the last tokens before the text. Bytes that are not UTF-8 are cut into the
         longest pieces of the vocabulary; a byte without a piece is lost.
         """
-        before = self._whole_characters(behind)
+        before = self._whole_characters(preceding)
         while before:
             tokens = self._tokens(self.bytes_of(before) + text)
             if tokens[: len(before)] == before:
@@ -104,10 +104,10 @@ class Retokeniser:
             before = self._whole_characters(before[1:])  # the first one was inside a word
         return self._tokens(text)
 
-    def stable(self, text: bytes, behind: Sequence[int] = ()) -> list[int]:
+    def stable(self, text: bytes, preceding: Sequence[int] = ()) -> list[int]:
         """Return the tokens of `text` up to its last certain boundary. The text may go on."""
         known = _encoded(codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(text))
-        tokens = self.tokenise(known, behind)
+        tokens = self.tokenise(known, preceding)
         ends = self.ends_of(tokens)
         if self.bytes_of(tokens) != known:  # some of the text has no tokens
             return []
@@ -116,24 +116,24 @@ class Retokeniser:
                 return tokens[:count]
         return []
 
-    def can_continue(self, behind: Sequence[int], text: bytes) -> bool:
+    def can_continue(self, preceding: Sequence[int], text: bytes) -> bool:
         """Return True if text can follow these tokens: the tokenizer merges none of it into
         them."""
-        before = self._whole_characters(behind)
+        before = self._whole_characters(preceding)
         decoded, count = self.bytes_of(before), len(before)
         return self._tokens(decoded + text)[:count] == before or self._tokens(decoded) != before
 
-    def _whole_characters(self, behind: Sequence[int]) -> list[int]:
+    def _whole_characters(self, preceding: Sequence[int]) -> list[int]:
         """Return the last tokens after any special token, starting with the first one that
         begins at a character's first byte."""
-        found = list[int]()
-        for token in behind[-BEHIND_TOKENS:]:
+        tokens = list[int]()
+        for token in preceding[-PRECEDING_TOKENS:]:
             piece = self.vocabulary.piece(token)
             if not piece:
-                found.clear()
-            elif found or piece[0] & 0xC0 != 0x80:
-                found.append(token)
-        return found
+                tokens.clear()
+            elif tokens or piece[0] & 0xC0 != 0x80:
+                tokens.append(token)
+        return tokens
 
     def _is_certain(self, text: bytes, end: int) -> bool:
         """Return True if no piece can reach across `end`, which is within the text."""
@@ -195,8 +195,8 @@ class Projection:
         def first(token: int, piece: bytes) -> int:
             if draft.is_special(token):
                 return special.get(token, size)
-            found = target.longest_prefix(piece)
-            return size if found is None else found
+            prefix = target.longest_prefix(piece)
+            return size if prefix is None else prefix
 
         self._first = np.array([first(*each) for each in enumerate(draft.pieces)], np.int64)
         """The target token for which each token of the draft model counts; the number of target
@@ -232,14 +232,18 @@ class Translation:
         draft model lacks are spelt out, except for a leading one, which has no content."""
         if tokens and self._is_lacking(tokens[0]):
             tokens = tokens[1:]
-        found = list[int]()
+        draft_tokens = list[int]()
         for token, run in groupby(tokens, self._to_draft.get):
             if token is None:
-                found += self.draft.tokenise(self.target.bytes_of(run))
+                draft_tokens += self.draft.tokenise(self.target.bytes_of(run))
             else:
-                found += [token for _ in run]
+                draft_tokens += [token for _ in run]
         begins = self._begins
-        return found if tuple(found[: len(begins)]) == begins else [*begins, *found]
+        return (
+            draft_tokens
+            if tuple(draft_tokens[: len(begins)]) == begins
+            else [*begins, *draft_tokens]
+        )
 
     def _is_lacking(self, token: TokenId) -> bool:
         return self.target.vocabulary.is_special(token) and token not in self._to_draft

@@ -56,7 +56,7 @@ WHOLE: Final = View()
 
 
 @dataclass(slots=True)
-class Reading:
+class ReadingPolicy:
     """Decides how much of a prompt is read. room: the number of tokens that a slot holds."""
 
     room: int
@@ -148,7 +148,7 @@ class KvSlot:
         return self.tokens if self.owner is owner else []
 
     def cost(
-        self, prompt: Sequence[TokenId], owner: object, reading: Reading
+        self, prompt: Sequence[TokenId], owner: object, reading: ReadingPolicy
     ) -> tuple[bool, int]:
         """Return the sort key of slots for a prompt: the slot that holds most of it comes
         first, if that is half of its tokens; then the one that was taken least recently."""
@@ -171,7 +171,7 @@ class StepRequest:
     drafts: Future[list[DraftToken]] = field(default_factory=Future)
     """The result. The session cancels it when it no longer needs the step."""
 
-    def seen(self, reading: Reading, cache: Context) -> list[TokenId]:
+    def seen(self, reading: ReadingPolicy, cache: Context) -> list[TokenId]:
         """Return the tokens of the context that the draft model reads."""
         session, slot, context = self.session, self.session.slot, self.context
         if slot.session is not session:
@@ -270,7 +270,7 @@ class ReadingOn:
     """Chooses what the draft model's thread reads on. spare: the slot of the spare sequence.
     most: the most tokens of a chunk."""
 
-    def __init__(self, spare: KvSlot, reading: Reading, most: int) -> None:
+    def __init__(self, spare: KvSlot, reading: ReadingPolicy, most: int) -> None:
         self.spare = spare
         self._reading = reading
         self._most = most

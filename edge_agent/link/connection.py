@@ -124,7 +124,7 @@ class LinkDown(Unavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class VerifierResponse:
     """The answer of a verifier, with its whole body."""
 
     status: int
@@ -132,7 +132,7 @@ class Answer:
     retry_after: str = ""
 
 
-def from_answer(answer: Answer, peer: Peer = VERIFIER) -> ApiError:
+def from_answer(answer: VerifierResponse, peer: Peer = VERIFIER) -> ApiError:
     """Translate the error answer of a peer."""
     error, status = _read(answer), answer.status
     match status:
@@ -182,7 +182,7 @@ def reason(error: Exception) -> str:
     return _SESSION.sub(r"\1*", f"{type(error).__name__}: {error}")
 
 
-def _read(answer: Answer) -> _Error:
+def _read(answer: VerifierResponse) -> _Error:
     try:
         return decode_json(answer.content, _Body).error
     except Malformed:
@@ -345,7 +345,7 @@ class Connection:
         *,
         within_s: float = REQUEST_TIMEOUT_S,
         max_bytes: int = MAX_ANSWER_BYTES,
-    ) -> Answer:
+    ) -> VerifierResponse:
         """Return a whole answer. Raises LinkDown, also for one of more than `max_bytes`."""
         client = self.client
         try:
@@ -421,7 +421,9 @@ class Connector:
         )
 
 
-async def read_answer(response: Response, max_bytes: int = MAX_ANSWER_BYTES) -> Answer:
+async def read_answer(
+    response: Response, max_bytes: int = MAX_ANSWER_BYTES
+) -> VerifierResponse:
     """Return an answer with its whole body, which is not decompressed, because a few bytes
     could become many. The caller limits the time. Raises LinkDown if the body is too long."""
     body = bytearray()
@@ -429,7 +431,9 @@ async def read_answer(response: Response, max_bytes: int = MAX_ANSWER_BYTES) -> 
         body += piece
         if len(body) > max_bytes:
             raise LinkDown(f"the verifier sends an answer of more than {max_bytes} bytes")
-    return Answer(response.status, bytes(body), response.headers.get("retry-after", ""))
+    return VerifierResponse(
+        response.status, bytes(body), response.headers.get("retry-after", "")
+    )
 
 
 def system_authorities() -> bytes:

@@ -42,10 +42,10 @@ async def addresses(host: str, port: int) -> Sequence[str]:
     """Return the IP addresses of a host, by the system. Raises OSError."""
     look = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        found = await in_own_thread(look, "name")
+        infos = await in_own_thread(look, "name")
     except UnicodeError as error:  # a part of the name is too long
         raise OSError(f"{host} is no name: {error}") from error
-    return list(dict.fromkeys(str(place[0]) for *_, place in found))
+    return list(dict.fromkeys(str(place[0]) for *_, place in infos))
 
 
 class Name:
@@ -83,8 +83,8 @@ class Name:
                 self._due.clear()
                 with suppress(TimeoutError):  # what is known stays
                     async with asyncio.timeout(LOOK_S):
-                        found = await self._look_up()
-                    self._found(found, changed)
+                        new_addresses = await self._look_up()
+                    self._found(new_addresses, changed)
                 await self._close_left()
                 await asyncio.sleep(LOOK_AGAIN_S)
                 with suppress(TimeoutError):
@@ -108,11 +108,11 @@ class Name:
             self._looking = start(look_up())
         return await asyncio.shield(self._looking)
 
-    def _found(self, found: Sequence[str], changed: Callable[[], None]) -> None:
+    def _found(self, new_addresses: Sequence[str], changed: Callable[[], None]) -> None:
         """Begin to use new addresses, and use no more those that are gone."""
-        if not found:
+        if not new_addresses:
             return
-        known_first = sorted(found, key=lambda address: address not in self._known)
+        known_first = sorted(new_addresses, key=lambda address: address not in self._known)
         used = set(known_first[:MAX_ADDRESSES])
         for address in used - self._known.keys() - self._joining.keys():
             if (back := self._leaving.pop(address, None)) is not None:
@@ -155,7 +155,7 @@ class Name:
     async def _close_left(self) -> None:
         """Close verifiers that have left, once no answer runs there."""
         for address, verifier in list(self._leaving.items()):
-            if not verifier.asked:
+            if not verifier.open_sessions:
                 del self._leaving[address]
                 await verifier.close()
 

@@ -1,9 +1,8 @@
 """Estimates how long each verifier would read a prompt, from what this edge has sent where.
 
 An edge cannot look into the KV cache of a verifier. It remembers which prompts were sent there,
-by hashes of blocks, and Reused corrects it. The speed of reading is learned from the time
-between Opened and the first Commit. Nothing here has a clock or does I/O.
-"""
+by hashes of blocks, and CachedPromptTokens corrects it. The speed of reading is learned from
+the time between Opened and the first Commit. Nothing here has a clock or does I/O."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ ON_ITS_WAY: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class PromptBlocks:
     """What is known of a prompt when its verifier is chosen. blocks: the hashes of its whole
     blocks. Each stands for its owner and all tokens up to its end."""
 
@@ -43,7 +42,7 @@ class Prompt:
     blocks: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, tokens: tuple[TokenId, ...], owner: str) -> Prompt:
+    def of(cls, tokens: tuple[TokenId, ...], owner: str) -> PromptBlocks:
         """owner: what parts the KV of one user from that of others."""
         blocks, last = list[int](), hash(owner)
         for end in range(BLOCK, len(tokens) + 1, BLOCK):
@@ -64,11 +63,11 @@ class Prefixes:
         """The number of tokens in these blocks."""
         return BLOCK * len(self._blocks)
 
-    def held(self, prompt: Prompt) -> int:
+    def held(self, prompt: PromptBlocks) -> int:
         """Return how many of the prompt's first tokens the verifier has."""
         return BLOCK * len(self._held(prompt))
 
-    def _held(self, prompt: Prompt) -> list[int]:
+    def _held(self, prompt: PromptBlocks) -> list[int]:
         """Return the last uses of the prompt's first blocks, up to one that is not there."""
         uses = list[int]()
         for block in prompt.blocks:
@@ -77,7 +76,7 @@ class Prefixes:
             uses.append(use)
         return uses
 
-    def sent(self, prompt: Prompt) -> list[int]:
+    def sent(self, prompt: PromptBlocks) -> list[int]:
         """Note that the prompt is on its way to the verifier. Return what `read` needs."""
         before = self._held(prompt)
         for block in reversed(prompt.blocks):
@@ -85,11 +84,12 @@ class Prefixes:
         self._bound()
         return before
 
-    def read(self, prompt: Prompt, before: Sequence[int], reused: int) -> None:
-        """Note that the verifier has read the prompt, of which it had only `reused` tokens. It
+    def read(self, prompt: PromptBlocks, before: Sequence[int], cached_tokens: int) -> None:
+        """Note that the verifier has read the prompt, of which it had only `cached_tokens`
+        tokens. It
         will keep it for longest, and its end less long than its beginning. If it lacked a block
         that it had once, it lacks those that were used before that one, too."""
-        lacked = before[reused // BLOCK + 1 :]  # a part of one is read anyway
+        lacked = before[cached_tokens // BLOCK + 1 :]  # a part of one is read anyway
         oldest = lacked[0] if lacked else ON_ITS_WAY
         while oldest and self._blocks and next(iter(self._blocks.values())) <= oldest:
             self._blocks.popitem(last=False)
@@ -122,28 +122,28 @@ class Speed:
             self._learned = running_mean(self._learned, tokens / seconds)
             self.tokens_per_s = self._learned
 
-    def reads_s(self, prompt: Prompt, prefixes: Prefixes) -> float:
+    def reads_s(self, prompt: PromptBlocks, prefixes: Prefixes) -> float:
         """Return how long a verifier reads what it lacks of a prompt, in seconds."""
         return (prompt.tokens - prefixes.held(prompt)) / self.tokens_per_s
 
 
-class Reading:
+class PromptReading:
     """One session's reading of a prompt, from which its verifier's Prefixes and the Speed are
     learned."""
 
-    def __init__(self, prompt: Prompt, prefixes: Prefixes, speed: Speed) -> None:
+    def __init__(self, prompt: PromptBlocks, prefixes: Prefixes, speed: Speed) -> None:
         self._prompt, self._prefixes, self._speed = prompt, prefixes, speed
         self._before = prefixes.sent(prompt)
-        self._reused = 0
+        self._cached_tokens = 0
         self._opened_at = 0.0
 
     def opened(self, now: float) -> None:
         self._opened_at = now
 
-    def reused(self, tokens: int) -> None:
-        self._reused = tokens
+    def cached_tokens(self, tokens: int) -> None:
+        self._cached_tokens = tokens
 
     def first_token(self, now: float) -> None:
         """Note that the prompt was read."""
-        self._prefixes.read(self._prompt, self._before, self._reused)
-        self._speed.observe(self._prompt.tokens - self._reused, now - self._opened_at)
+        self._prefixes.read(self._prompt, self._before, self._cached_tokens)
+        self._speed.observe(self._prompt.tokens - self._cached_tokens, now - self._opened_at)

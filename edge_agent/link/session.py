@@ -1,8 +1,8 @@
 """One session with a verifier: messages down, drafts up, until the stream ends.
 
 `events` opens the session and yields the verifier's messages. It raises LinkDown when the
-stream is cut, or has carried no byte for three beats; the answer then needs another session.
-"""
+stream is cut, or has carried no byte for three heartbeats; the answer then needs another
+session."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from typing import Final
 import structlog
 
 from edge_agent.link.connection import LinkDown, from_fault, session_headers
-from edge_agent.link.course import HANDOVER_FAULT, IDLE, RESPONSE_TIMEOUT_S, Event
-from edge_agent.link.prefixes import Reading
-from edge_agent.link.uploads import Inbox, Upload
+from edge_agent.link.failover_policy import HANDOVER_FAULT, IDLE, RESPONSE_TIMEOUT_S, Event
+from edge_agent.link.prefixes import PromptReading
+from edge_agent.link.uploads import StreamQueue, Upload
 from edge_agent.link.verifier import Verifier
 from gateway.errors import ApiError, Draining, EngineFault, TooLarge, Unavailable
 from gateway.tracing import NO_SPAN, Span
 from speculation import wire
 from speculation.messages import (
-    BEAT_S,
-    Beat,
+    STREAM_HEARTBEAT_S,
+    CachedPromptTokens,
     Commit,
     Down,
     Draft,
     Fault,
     Finish,
+    Heartbeat,
     Limits,
     LocalProtocolError,
-    Moved,
+    Multiplexed,
     Open,
     Opened,
     Pushed,
     RemoteProtocolError,
-    Reused,
     Up,
 )
 
@@ -129,12 +129,12 @@ class Posts:
     def _join(self, message: Pushed) -> None:
         """Use the connection's upload stream from its first acknowledgement on. The message is
         posted too."""
-        found = self._verifier.uploads.of(self._session, self._headers)
-        if found is not None and found is not self.upload:
+        upload = self._verifier.uploads.of(self._session, self._headers)
+        if upload is not None and upload is not self.upload:
             self._leave()
-            self.upload = found
-            found.cut.add(self._cut)
-            found.write(self._session, wire.encode(message))
+            self.upload = upload
+            upload.cut.add(self._cut)
+            upload.write(self._session, wire.encode(message))
 
     def _leave(self) -> None:
         if self.upload is not None:
@@ -171,7 +171,7 @@ def _end(message: Pushed) -> int:
     return message.position + 1
 
 
-SILENCE_S: Final = 3 * BEAT_S
+SILENCE_S: Final = 3 * STREAM_HEARTBEAT_S
 """An open session's stream is lost after this time without a byte, because its connection may
 be dead."""
 
@@ -185,7 +185,7 @@ first. A draft that was on its way may have extended the verifier's timeout."""
 
 MAX_IDLE: Final = 4096
 """At most this many messages and cuts may come in a row without a token. The longest wait has
-2,100 Beats; more messages than that only cost this machine time."""
+2,100 Heartbeats; more messages than that only cost this machine time."""
 
 
 class Silence:
@@ -258,7 +258,7 @@ class Progress:
             raise Unavailable(reason, code=IDLE)
 
 
-class Session:
+class EdgeSession:
     """Run `post` concurrently with `events`, whose end ends the session.
 
     within_s: the Open may wait this long for the first byte of its answer. headers: see
@@ -277,7 +277,7 @@ class Session:
         progress: Progress | None = None,
         spans: tuple[Span, Span] = (NO_SPAN, NO_SPAN),
         opened: Callable[[Opened], object] = lambda _: None,
-        reading: Reading | None = None,
+        reading: PromptReading | None = None,
     ) -> None:
         self._verifier = verifier
         self._request = request
@@ -293,7 +293,7 @@ class Session:
         """The number of output tokens that have come, including those of earlier sessions."""
 
         self._carrier: Upload | None = None
-        self._inbox: Inbox | None = None
+        self._queue: StreamQueue | None = None
         """It will have the session's messages once they come on its carrier, an upload stream;
         None if that was not asked, or has happened."""
 
@@ -320,11 +320,11 @@ class Session:
         await self._posts.run(self._name)
 
     async def events(self) -> AsyncGenerator[Down]:
-        """Open the session and yield all its messages but Beats; Finish is the last.
+        """Open the session and yield all its messages but Heartbeats; Finish is the last.
 
         Raises gateway.errors.ApiError; never ends without Finish.
         """
-        self._verifier.asked += 1
+        self._verifier.open_sessions += 1
         try:
             frame, headers = await self._frame(), {**self._headers, **self._span.headers}
             async with (
@@ -333,7 +333,7 @@ class Session:
             ):
                 async for message in messages:
                     self._note(message)
-                    if not isinstance(message, Beat):
+                    if not isinstance(message, Heartbeat):
                         yield message
                     if isinstance(message, Finish):
                         return
@@ -349,7 +349,7 @@ class Session:
                 self._verifier.note(Event.DRAINS)
             raise
         finally:
-            self._verifier.asked -= 1
+            self._verifier.open_sessions -= 1
             self._span.end()
             if self._carrier is not None:
                 self._carrier.leave(self._name)
@@ -391,10 +391,10 @@ class Session:
                 if self._reading is not None:
                     self._reading.first_token(time.monotonic())
                     self._reading = None
-                self._ask_to_carry()
-            case Reused(tokens):
+                self._ask_to_multiplex()
+            case CachedPromptTokens(tokens):
                 if self._reading is not None:
-                    self._reading.reused(tokens)
+                    self._reading.cached_tokens(tokens)
                 self._progress.observe_silence(time.monotonic())
             case Fault(code=code):
                 if code == HANDOVER_FAULT:
@@ -403,20 +403,20 @@ class Session:
             case _:
                 self._progress.observe_silence(time.monotonic())
 
-    def _ask_to_carry(self) -> None:
+    def _ask_to_multiplex(self) -> None:
         """Ask that the session's messages come on the connection's upload stream, once for each
         stream."""
         upload = self._posts.upload
         if upload is not None and upload is not self._carrier and upload.carries:
-            self._carrier, self._inbox = upload, upload.carry(self._name)
+            self._carrier, self._queue = upload, upload.carry(self._name)
 
-    def _moved(self) -> Inbox:
+    def _multiplexed(self) -> StreamQueue:
         """Return what has the messages from now on. Raises RemoteProtocolError."""
-        inbox, self._inbox = self._inbox, None
-        if inbox is None:
-            raise RemoteProtocolError("Moved, which was not asked for")
-        self._verifier.metrics.carried.inc()
-        return inbox
+        queue, self._queue = self._queue, None
+        if queue is None:
+            raise RemoteProtocolError("Multiplexed, which was not asked for")
+        self._verifier.metrics.multiplexed.inc()
+        return queue
 
     async def _messages(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[Down]:
         """Yield the messages of the stream until it ends. Raises TimeoutError if it is silent
@@ -435,8 +435,8 @@ class Session:
                 for message in decoder.feed(piece):
                     if isinstance(message, Up):
                         raise RemoteProtocolError(f"{type(message).__name__} on the way down")
-                    if isinstance(message, Moved):
-                        pieces = self._moved()
+                    if isinstance(message, Multiplexed):
+                        pieces = self._multiplexed()
                     else:
                         yield message
         except RemoteProtocolError as error:

@@ -39,7 +39,7 @@ MAX_ATTEMPTS: Final = 3
 """A connection goes on with posts after this many streams in a row without an acknowledgement:
 a process that stood still for a moment is no proxy that holds requests back."""
 
-MIN_CARRIED: Final = 2
+MIN_MULTIPLEXED: Final = 2
 """A stream carries sessions once it has as many: one alone would save no piece of a stream, and
 its name in each record costs bytes."""
 
@@ -48,7 +48,7 @@ MAX_UNREAD_BYTES: Final = 2 << 20
 as the transport would hold for a stream of its own."""
 
 
-class Inbox:
+class StreamQueue:
     """The frames of one session that have come, and have not been read: an iterator of them."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Inbox:
             self._frames.append(frames)
         self._changed.set()
 
-    def __aiter__(self) -> Inbox:
+    def __aiter__(self) -> StreamQueue:
         return self
 
     async def __anext__(self) -> bytes:
@@ -110,7 +110,7 @@ class Upload:
         self._has_records = False
         """True if the answer can carry sessions, which its first acknowledgement says."""
 
-        self._inboxes: dict[str, Inbox] = {}
+        self._queues: dict[str, StreamQueue] = {}
         self._run = run.encode()
         self._connection = connection
         self._client = connection.client
@@ -129,7 +129,7 @@ class Upload:
     @property
     def carries(self) -> bool:
         """True if sessions should ask the stream to carry them."""
-        return self.is_open and self._has_records and len(self.cut) >= MIN_CARRIED
+        return self.is_open and self._has_records and len(self.cut) >= MIN_MULTIPLEXED
 
     def write(self, session: str, frames: bytes) -> None:
         """Send messages of a session soon."""
@@ -137,16 +137,16 @@ class Upload:
         self._sent(len(frames))
         self._ask()
 
-    def carry(self, session: str) -> Inbox:
+    def carry(self, session: str) -> StreamQueue:
         """Ask that the answer carries a session's messages; return what will have them, until
         `leave`."""
-        inbox = self._inboxes[session] = Inbox()
+        queue = self._queues[session] = StreamQueue()
         self._append(wire.encode_record(session))
-        return inbox
+        return queue
 
     def leave(self, session: str) -> None:
         """Drop what still comes for a session."""
-        self._inboxes.pop(session, None)
+        self._queues.pop(session, None)
 
     def _ask(self) -> None:
         """Ask for an acknowledgement if it is time."""
@@ -186,8 +186,8 @@ class Upload:
             self.attempt = MAX_ATTEMPTS
         finally:
             self.is_open = False
-            for inbox in self._inboxes.values():
-                inbox.add(b"")
+            for queue in self._queues.values():
+                queue.add(b"")
             for cut in tuple(self.cut):
                 cut()
 
@@ -220,9 +220,9 @@ class Upload:
             for record in decoder.feed(piece):
                 if not record.session:
                     self._acknowledged(wire.ASK)
-                elif (inbox := self._inboxes.get(record.session)) is not None:
-                    inbox.add(record.frames)
-            if self._inboxes:  # the way up stays in use, or a proxy might close it
+                elif (queue := self._queues.get(record.session)) is not None:
+                    queue.add(record.frames)
+            if self._queues:  # the way up stays in use, or a proxy might close it
                 self._ask()
 
     def _acknowledged(self, piece: bytes) -> None:
@@ -260,12 +260,12 @@ class Uploads:
         if client is not None and client is not self._client:
             self._client, self._by_run = client, {}
         run, attempt = session[:RUN_CHARACTERS], 1
-        if (found := self._by_run.get(run)) is not None:
-            if not found.task.done():
-                return found
-            if found.attempt >= MAX_ATTEMPTS:
+        if (latest := self._by_run.get(run)) is not None:
+            if not latest.task.done():
+                return latest
+            if latest.attempt >= MAX_ATTEMPTS:
                 return None
-            attempt += found.attempt
+            attempt += latest.attempt
         within_s = max(FIRST_ANSWER_S, 2 * self._rtt_s())
         upload = Upload(
             run, self._connection, headers, within_s, self._answered, self._sent, attempt

@@ -19,13 +19,13 @@ from pyqwest import Client
 from edge_agent.link.connection import (
     MAX_ANSWER_BYTES,
     REQUEST_TIMEOUT_S,
-    Answer,
     Connection,
     LinkDown,
     Response,
+    VerifierResponse,
     from_answer,
 )
-from edge_agent.link.course import Event, KnownVerifier
+from edge_agent.link.failover_policy import Event, KnownVerifier
 from edge_agent.link.uploads import Uploads
 from edge_agent.metrics import EdgeMetrics
 from gateway.drain import start
@@ -34,8 +34,8 @@ from gateway.tenants import identity_of_key
 from local_models.tokenizer_file import MAX_PACKED_BYTES
 from speculation.judges import JUDGES
 from speculation.messages import (
+    ANSWER_CACHE,
     MAX_CONTEXT_TOKENS,
-    POOL,
     PROTOCOL_VERSION,
     SALT,
     Limits,
@@ -68,7 +68,7 @@ LABEL_DIGITS: Final = 8
 """The label of a verifier has this many hexadecimal digits."""
 
 ANSWER_TIMEOUT_S: Final = 600.0
-"""A relayed answer must begin within this time, and so must each next piece of it. One that is
+"""A proxied answer must begin within this time, and so must each next piece of it. One that is
 not streamed begins at its end."""
 
 
@@ -130,7 +130,7 @@ class Verifier(KnownVerifier):
         self,
         connection: Connection,
         metrics: EdgeMetrics,
-        apart: Connection | None = None,
+        proxy_connection: Connection | None = None,
         lost: Callable[[], None] = lambda: None,
         learned: Callable[[], None] = lambda: None,
         model: str = "",
@@ -139,7 +139,7 @@ class Verifier(KnownVerifier):
         super().__init__(digest[:LABEL_DIGITS], model=model)
         self.url = connection.url
         self.connection = connection
-        self.apart = apart or connection
+        self.proxy_connection = proxy_connection or connection
         self.metrics = metrics
         self._expected = model
         self._lost = lost
@@ -177,13 +177,13 @@ class Verifier(KnownVerifier):
         if not self.is_ready:
             self._lost_at = time.monotonic()
         if was_ready and not self.is_ready:
-            self._leave_apart()
+            self._renew_proxy_connection()
             self._lost()
 
-    def _leave_apart(self) -> None:
+    def _renew_proxy_connection(self) -> None:
         """Let requests apart use their connection no more: it may be as dead as the other."""
-        if self.apart is not self.connection:
-            self.apart.renew(self.apart.client)
+        if self.proxy_connection is not self.connection:
+            self.proxy_connection.renew(self.proxy_connection.client)
 
     def answered(self, begun: float, event: Event) -> None:
         """Note an answer to a request that began at `begun`, and its round trip. One that began
@@ -257,7 +257,7 @@ class Verifier(KnownVerifier):
             )  # fmt: skip
         return facts
 
-    async def _first_answer(self) -> Answer:
+    async def _first_answer(self) -> VerifierResponse:
         """Return the answer that has the facts. One who has never answered may be an ordinary
         server, to which HTTP/2 without TLS is noise: it is asked in HTTP/1.1, without a key."""
         try:
@@ -308,7 +308,7 @@ class Verifier(KnownVerifier):
             await self._get("/ready", WAKE_S + 2 * self.rtt_s)
         except LinkDown:
             self.connection.renew(client)  # whoever asks next finds out what is wrong
-            self._leave_apart()
+            self._renew_proxy_connection()
         except ApiError:
             return
         else:
@@ -344,7 +344,9 @@ class Verifier(KnownVerifier):
         """Let the verifier forget the answers that it keeps for this edge, or for one of its
         users. One of another version may keep none. Raises ApiError."""
         query = "" if salt is None else f"?{urlencode({SALT: salt})}"
-        answer = await self.connection.ask("DELETE", POOL + query, within_s=CHECK_TIMEOUT_S)
+        answer = await self.connection.ask(
+            "DELETE", ANSWER_CACHE + query, within_s=CHECK_TIMEOUT_S
+        )
         if answer.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND):
             raise Unavailable("the verifier has not forgotten its answers")
 
@@ -354,7 +356,7 @@ class Verifier(KnownVerifier):
 
     async def _get(
         self, path: str, within_s: float, max_bytes: int = MAX_ANSWER_BYTES
-    ) -> Answer:
+    ) -> VerifierResponse:
         answer = await self.connection.ask("GET", path, within_s=within_s, max_bytes=max_bytes)
         if answer.status == HTTPStatus.OK:
             return answer
@@ -366,14 +368,14 @@ class Verifier(KnownVerifier):
         # the client did not make this request, and must not be blamed for it
         raise Unavailable(f"the verifier does not answer as one: {error.message}")
 
-    def _read(self, answer: Answer) -> ModelFacts:
+    def _read(self, answer: VerifierResponse) -> ModelFacts:
         try:
             facts = decode_json(answer.content, ModelFacts)
         except Malformed as error:
-            if (found := _of_another_version(answer)) is None:
+            if (other_facts := _of_another_version(answer)) is None:
                 reason = f"{self.url} does not look like a verifier: {error}"
                 raise EngineFault(reason) from error
-            return found
+            return other_facts
         if max(facts.stop_tokens, default=0) >= facts.vocabulary_size:
             raise EngineFault(f"{self.url} names a stop token that is no token")
         if self._expected not in ("", facts.model):
@@ -383,9 +385,9 @@ class Verifier(KnownVerifier):
         return facts
 
 
-def _of_another_version(answer: Answer) -> ModelFacts | None:
-    """Return as much of the facts as undrafted answers need, if the verifier speaks another
-    version of the protocol, whose facts may have values that are not known here."""
+def _of_another_version(answer: VerifierResponse) -> ModelFacts | None:
+    """Return as much of the facts as answers without drafts need, if the verifier speaks
+    another version of the protocol, whose facts may have values that are not known here."""
     try:
         known = decode_json(answer.content, _KnownFacts)
     except Malformed:
@@ -396,7 +398,7 @@ def _of_another_version(answer: Answer) -> ModelFacts | None:
     return ModelFacts(**fields, stop_tokens=[], limits=Limits(), judges=list(JUDGES))
 
 
-def _load(answer: Answer) -> float:
+def _load(answer: VerifierResponse) -> float:
     """Return the verifier's load; 0 if the answer does not have it, as behind some proxies."""
     try:
         return decode_json(answer.content, _ReadyBody).load

@@ -19,10 +19,10 @@ from typing import Final
 import msgspec
 
 from edge_agent.link.connection import LinkDown, session_headers
-from edge_agent.link.course import Course, KnownVerifiers, State, Wait
+from edge_agent.link.failover_policy import FailoverPolicy, KnownVerifiers, State, Wait
 from edge_agent.link.names import Name
-from edge_agent.link.prefixes import Prompt, Reading, Speed
-from edge_agent.link.session import Progress, Session
+from edge_agent.link.prefixes import PromptBlocks, PromptReading, Speed
+from edge_agent.link.session import EdgeSession, Progress
 from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import NEAR, ONLY, PREFIX, EdgeMetrics
 from gateway.drain import kept_going, start
@@ -49,8 +49,9 @@ class Placed:
 
 
 class Verifiers(KnownVerifiers[Verifier]):
-    """verifiers: those that stay. deadline_s: see edge_agent.link.course.Course. names: those
-    behind each of these come and go."""
+    """verifiers: those that stay. deadline_s: see
+    edge_agent.link.failover_policy.FailoverPolicy. names: those behind each of these come and
+    go."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class Verifiers(KnownVerifiers[Verifier]):
         span: Span,
         tokens: tuple[TokenId, ...] = (),
         owner: str | None = None,
-    ) -> Sessions:
+    ) -> AnswerSessions:
         """Return the sessions of one answer, whose texts have this identity and whose trace has
         this span. tokens: the prompt. owner: what parts its KV from that of others, if anything
         does. Raises EngineFault if the verifier in use opens none for this edge, or Unavailable
@@ -119,8 +120,8 @@ class Verifiers(KnownVerifiers[Verifier]):
             raise EngineFault(
                 "the verifier speaks another version of the protocol", code="protocol_version"
             )
-        prompt = Prompt.of(tokens, owner or "") if tokens and self._may_choose else None
-        sessions = Sessions(self, identity, self._deadline_s, span, prompt)
+        prompt = PromptBlocks.of(tokens, owner or "") if tokens and self._may_choose else None
+        sessions = AnswerSessions(self, identity, self._deadline_s, span, prompt)
         placed, why = sessions.verifier, ONLY
         if prompt is not None:
             why = PREFIX if placed.prefixes.held(prompt) else NEAR
@@ -141,8 +142,8 @@ class Verifiers(KnownVerifiers[Verifier]):
     async def forget_answers(self, salt: str | None) -> None:
         """Let all verifiers forget answers of this edge, or of one of its users. Raises an
         ApiError if one does not; the others have forgotten them then."""
-        asked = (verifier.forget_answers(salt) for verifier in self.all)
-        for failure in await asyncio.gather(*asked, return_exceptions=True):
+        requests = (verifier.forget_answers(salt) for verifier in self.all)
+        for failure in await asyncio.gather(*requests, return_exceptions=True):
             if failure is not None:
                 raise failure
 
@@ -161,7 +162,7 @@ class Verifiers(KnownVerifiers[Verifier]):
         those in use."""
         await self.probe()
         verifiers = self.all  # others may be in use after the wait
-        said = await asyncio.gather(*(verifier.status() for verifier in verifiers))
+        statuses = await asyncio.gather(*(verifier.status() for verifier in verifiers))
         return [
             {
                 "url": verifier.url,
@@ -171,15 +172,15 @@ class Verifiers(KnownVerifiers[Verifier]):
                 "ready": verifier.is_ready,
                 "rtt_ms": _ms(verifier.rtt_s),
                 "load": verifier.load,
-                "sessions": verifier.asked,
+                "sessions": verifier.open_sessions,
                 "identity": verifier.identity,
                 "protocol": verifier.protocol,
                 "drafted": verifier.is_compatible,
-                "gains": verifier.gains.beliefs(),
+                "speedups": verifier.speedups.learned_statistics(),
                 "prefix_tokens": verifier.prefixes.tokens,
                 **msgspec.structs.asdict(status),
             }
-            for verifier, status in zip(verifiers, said, strict=True)
+            for verifier, status in zip(verifiers, statuses, strict=True)
         ]
 
     async def watch(self) -> None:
@@ -234,10 +235,10 @@ def _behind(names: Sequence[Name]) -> list[Verifier]:
     return [verifier for name in names for verifier in name.verifiers]
 
 
-class Sessions:
-    """The sessions of one answer, which are opened one after another, where its Course decides.
-    prompt: None if there is only one verifier. verifier: the one in use, or where the next
-    session is opened. Raises Unavailable if no verifier can take the first one."""
+class AnswerSessions:
+    """The sessions of one answer, which are opened one after another, where its FailoverPolicy
+    decides. prompt: None if there is only one verifier. verifier: the one in use, or where the
+    next session is opened. Raises Unavailable if no verifier can take the first one."""
 
     def __init__(
         self,
@@ -245,13 +246,13 @@ class Sessions:
         identity: str,
         deadline_s: float,
         span: Span,
-        prompt: Prompt | None,
+        prompt: PromptBlocks | None,
     ) -> None:
         self._verifiers = verifiers
         self._prompt = prompt
-        self._course = Course(verifiers, identity, deadline_s, Random(), prompt)
+        self._policy = FailoverPolicy(verifiers, identity, deadline_s, Random(), prompt)
         self._span = span
-        self.verifier = self._course.begin()
+        self.verifier = self._policy.begin()
         self._headers = session_headers()
         self._progress = Progress(time.monotonic())
         self._ended_by: ApiError | None = None  # the error that ended the last session
@@ -259,12 +260,12 @@ class Sessions:
         self.reopened = 0
         """The number of times that the answer went on at another or a restarted verifier."""
 
-    def open(self, request: Open) -> Session:
+    def open(self, request: Open) -> EdgeSession:
         """Return a session, which is opened when its events are read."""
-        return Session(
+        return EdgeSession(
             self.verifier,
             replace(request, replaces=self._replaces),
-            within_s=self._course.timeout_s(
+            within_s=self._policy.timeout_s(
                 4 * len(request.prompt + request.committed + request.predicted),
                 time.monotonic(),
                 constrained=NAME in request.sampling.extras,
@@ -276,13 +277,13 @@ class Sessions:
             reading=self._reading(request),
         )
 
-    def _reading(self, request: Open) -> Reading | None:
+    def _reading(self, request: Open) -> PromptReading | None:
         """Return the reading of the prompt. Of a session that goes on with an answer no speed
         is learned: it reads more than the prompt."""
         if self._prompt is None:
             return None
         speed = Speed() if request.committed else self._verifiers.speed
-        return Reading(self._prompt, self.verifier.prefixes, speed)
+        return PromptReading(self._prompt, self.verifier.prefixes, speed)
 
     def _begin_span(self, request: Open) -> Span:
         """Begin the part of the answer's span that lasts until the session is open."""
@@ -298,8 +299,8 @@ class Sessions:
         )
 
     def _opened(self, message: Opened) -> None:
-        goes_on, metrics = self._course.state is State.REOPENING, self.verifier.metrics
-        is_same_process = self._course.opened(message.session)
+        goes_on, metrics = self._policy.state is State.REOPENING, self.verifier.metrics
+        is_same_process = self._policy.opened(message.session)
         if is_same_process:
             metrics.resumes.inc()
         else:
@@ -310,12 +311,12 @@ class Sessions:
                 self.reopened += 1
         self._replaces = message.session
 
-    async def again(self, session: Session, error: ApiError) -> None:
+    async def again(self, session: EdgeSession, error: ApiError) -> None:
         """Note that the session ended with this error; wait until another may be opened for the
         rest of the answer, or raise the reason why none can be."""
         self._ended_by = error
-        self._course.ended(error, time.monotonic(), progressed=session.progressed)
-        while isinstance(step := self._course.choose(time.monotonic()), Wait):
+        self._policy.ended(error, time.monotonic(), progressed=session.progressed)
+        while isinstance(step := self._policy.choose(time.monotonic()), Wait):
             await asyncio.sleep(step.seconds)
             if step.probes_all:
                 await self._verifiers.probe()

@@ -33,7 +33,7 @@ from typing import Final, Self
 
 import httpx
 
-from gateway.drain import beside
+from gateway.drain import running_alongside
 from gateway.hosting.parent_death import bound_to_parent
 
 # Waits until services that were just started are ready.
@@ -251,7 +251,7 @@ async def keep_up(
     All services have stopped once this returns or raises. Raises ServiceError, or what
     `meanwhile` raised.
     """
-    async with beside() as relays, AsyncExitStack() as running:
+    async with running_alongside() as relays, AsyncExitStack() as running:
         children = [
             await running.enter_async_context(Child(service, on_line, relays))
             for service in services
@@ -272,7 +272,7 @@ async def while_alive(
     """
     deaths = [child.died_for_good(restarts) if restarts else child.died() for child in children]
     try:
-        async with beside(*deaths, *meanwhile):
+        async with running_alongside(*deaths, *meanwhile):
             await until
     except NeverReady as error:
         printed = {child.service.name: child.last_lines for child in children}

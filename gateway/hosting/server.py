@@ -408,7 +408,7 @@ def check_free(settings: ServerSettings, *, shared: bool) -> None:
 
 
 @asynccontextmanager
-async def served_beside(settings: ServerSettings, app: ASGIApp) -> AsyncGenerator[None]:
+async def served_alongside(settings: ServerSettings, app: ASGIApp) -> AsyncGenerator[None]:
     """Serve an app on another port in this process and event loop, beside a server that runs
     the app's lifespan."""
     connections, asking = max_connections(raise_limit()), Asking(app)

@@ -37,7 +37,7 @@ from starlette.datastructures import Headers
 
 from gateway.errors import Forbidden, InvalidRequest, UnsupportedMediaType
 from gateway.hosting.logs import LogFormat
-from gateway.output.style import FormatName
+from gateway.output.output_format import FormatName
 from gateway.tenants import SALT_SECRET, KeyLimits, all_keys, digest_of
 from gateway.tracing import check_installed
 
@@ -111,8 +111,8 @@ def check_head(headers: Headers, version: str, hosts: Collection[str] | None) ->
 
 def _host_name(host: str) -> str:
     """Return the name in a Host header, without the port; "" if the header is malformed."""
-    found = _HOST.fullmatch(host)
-    return found[1].lower() if found else ""
+    match = _HOST.fullmatch(host)
+    return match[1].lower() if match else ""
 
 
 def check_page(headers: Headers, method: str, origins: Collection[str]) -> None:
@@ -232,7 +232,7 @@ VARIABLES: Final[Mapping[str, str]] = {
     "PICOSPEC_API_KEYS": "The keys that clients of a service must show, separated by commas. A"
     " command shows an edge the first one.",
     "PICOSPEC_VERIFIER_KEY": "The key that an edge shows its verifiers.",
-    "PICOSPEC_RELAY_KEY": "The key that an edge shows at `relay.url`.",
+    "PICOSPEC_PROXY_KEY": "The key that an edge shows at `proxy.url`.",
     "PICOSPEC_CACHE": "The folder of models, tokenizers and wheels; `~/.cache/picospec`.",
     "PICOSPEC_CONFIG_DIR": "The folder of the settings files, the catalogue of your own models"
     " and the copies of `picospec connect`; `~/.config/picospec`.",
@@ -284,11 +284,11 @@ def _lines(kind: type[ServiceSettings], error: ValidationError) -> str:
     for place, each in zip(places, errors, strict=True):
         if any(other[: len(place)] == place != other for other in places):
             continue
-        said = each["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+        message = each["msg"].removeprefix("Value error, ").replace("Input should", "it should")
         if each["type"] == "extra_forbidden":
             near = get_close_matches(str(place[-1]), _names(kind, place), 1)
-            said = f"there is no such setting{f'; is it {near[0]}?' if near else ''}"
-        lines.append(f"{'.'.join(map(str, (kind.service(), *place)))}: {said}")
+            message = f"there is no such setting{f'; is it {near[0]}?' if near else ''}"
+        lines.append(f"{'.'.join(map(str, (kind.service(), *place)))}: {message}")
     return "\n".join(dict.fromkeys(lines))
 
 

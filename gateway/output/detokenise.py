@@ -20,7 +20,7 @@ import msgspec
 from gateway.errors import EngineFault
 from gateway.output.message import Parsed
 from gateway.ports import Delta, Statistics
-from gateway.watching import TARGET, Chain, Event, Origins, Report
+from gateway.watching import TARGET, ChainEvent, Event, Origins, Report
 from speculation.messages import FinishReason, TokenLogprob
 
 Piece = Callable[[int], bytes]
@@ -71,10 +71,10 @@ class TextDelta(msgspec.Struct, frozen=True):
     """See Delta.prompt_logprobs."""
 
     scores: Sequence[object] | None = None
-    """A door has written them so, if its choices have them in a field of their own."""
+    """An endpoint has written them so, if its choices have them in a field of their own."""
 
     written: Sequence[object] = ()
-    """A door has written the entries so, for an answer that is not streamed."""
+    """An endpoint has written the entries so, for an answer that is not streamed."""
 
 
 class Detokeniser:
@@ -152,10 +152,10 @@ class Detokeniser:
     def _report(self, shown: range, events: Sequence[Event]) -> Report | None:
         if (origins := self.origins) is None:
             return None
-        texts = tuple(self._with_text(e) if isinstance(e, Chain) else e for e in events)
+        texts = tuple(self._with_text(e) if isinstance(e, ChainEvent) else e for e in events)
         return Report(origins.take_tokens(), origins.spans([shown]), events=texts)
 
-    def _with_text(self, chain: Chain) -> Chain:
+    def _with_text(self, chain: ChainEvent) -> ChainEvent:
         """Return the chain with its text, without an incomplete character."""
         cut = b"" if chain.broken else self._cut_bytes
         text = (cut + b"".join(map(self._piece, chain.ids))).decode("utf-8", "ignore")
@@ -170,9 +170,9 @@ class Detokeniser:
         self._decoded_chars += len(decoded)
         return self._stops.feed(decoded, ends=self._min_tokens_left < 0)
 
-    def _entry(self, token: int, found: TokenLogprob) -> LogprobEntry:
-        top = tuple((self._piece(other), logprob) for other, logprob in found.top)
-        return LogprobEntry(self._piece(token), found.logprob, top, self._decoded_chars)
+    def _entry(self, token: int, token_logprob: TokenLogprob) -> LogprobEntry:
+        top = tuple((self._piece(other), logprob) for other, logprob in token_logprob.top)
+        return LogprobEntry(self._piece(token), token_logprob.logprob, top, self._decoded_chars)
 
     def _shown_entries(self, finish: Finish | None) -> tuple[LogprobEntry, ...]:
         """Return the pending entries whose text is shown, and none from a stop string on."""
@@ -220,8 +220,8 @@ class StopStrings:
         ends: True if a stop string that this text completes ends the text.
         """
         text = self._withheld + text
-        if ends and (found := self._find(text)):
-            end, start, self.hit = min(found)
+        if ends and (match := self._find(text)):
+            end, start, self.hit = min(match)
             self._withheld = ""
             return text[: end if self._include_stop else start]
         keep = max((overlap(text, stop) for stop in self._stops), default=0)

@@ -132,16 +132,16 @@ def _read(written: str, end: int) -> tuple[str, int]:
     """Return what a JSON string says from `end` on, as far as that is clear, and its end."""
     texts = list[str]()
     while True:
-        if found := _WHOLE.match(written, end):
-            texts.append(json.loads(f'"{found[0]}"', strict=False))
-        elif found := _LITERAL.match(written, end):
-            texts.append(found[0])
+        if match := _WHOLE.match(written, end):
+            texts.append(json.loads(f'"{match[0]}"', strict=False))
+        elif match := _LITERAL.match(written, end):
+            texts.append(match[0])
         else:
             return "".join(texts), end
-        end = found.end()
+        end = match.end()
 
 
-class Message:
+class ParsedMessage:
     """Collects what a parser finds until the client gets it."""
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 from gateway.grammars import Tags
 from gateway.output.detokenise import overlap
-from gateway.output.message import Message
+from gateway.output.message import ParsedMessage
 
 # Lets a parser read text that comes piece by piece as if it were complete.
 #
@@ -71,8 +71,8 @@ class Incoming:
         """Read and return the longest run of characters that the pattern repeats."""
         start = self.at
         while True:
-            found = run.match(self.held, self.at)
-            self.at = found.end() if found else self.at
+            match = run.match(self.held, self.at)
+            self.at = match.end() if match else self.at
             if self.at < len(self.held) or self.ended:
                 return self.held[start : self.at]
             yield
@@ -98,13 +98,13 @@ class Incoming:
     def until(self, literal: str) -> Steps[str]:
         """Read and return the text before `literal`. Raises Malformed if it never comes."""
         start = self.at
-        while (found := self.held.find(literal, self.at)) < 0:
+        while (place := self.held.find(literal, self.at)) < 0:
             self.at = max(self.at, len(self.held) - len(literal) + 1)
             if self.ended:
                 raise Malformed(f"expected {literal}")
             yield
-        self.at = found
-        return self.held[start:found]
+        self.at = place
+        return self.held[start:place]
 
     def pass_on(
         self,
@@ -119,19 +119,19 @@ class Incoming:
         strips: space is withheld, too, and stays unread if a literal follows.
         """
         while True:
-            end, found = self.find_literal(literals)
-            if strips and (found or not self.ended):
+            end, literal = self.find_literal(literals)
+            if strips and (literal or not self.ended):
                 end = len(self.held[:end].rstrip())
             emit(self.consume(end), self.consumed)
-            if found or self.ended:
-                return found
+            if literal or self.ended:
+                return literal
             yield
 
     def find_literal(self, literals: tuple[str, ...]) -> tuple[int, bool]:
         """Return the index up to which `held` has no literal, and whether one begins there."""
-        found = [at for literal in literals if (at := self.held.find(literal)) >= 0]
-        if found:
-            return min(found), True
+        places = [at for literal in literals if (at := self.held.find(literal)) >= 0]
+        if places:
+            return min(places), True
         keep = max((overlap(self.held, literal) for literal in literals), default=0)
         return len(self.held) - keep * (not self.ended), False
 
@@ -252,7 +252,9 @@ def is_opened(tags: Tags, prompt: Sequence[int], piece: Callable[[int], bytes]) 
     return tail.decode("utf-8", "replace").rstrip().endswith(tags.opening)
 
 
-def read_reasoning(text: Incoming, out: Message, tags: Tags, *, opened: bool) -> Steps[None]:
+def read_reasoning(
+    text: Incoming, out: ParsedMessage, tags: Tags, *, opened: bool
+) -> Steps[None]:
     """Pass reasoning on, without the space around it, if the text begins with reasoning."""
     out.thinking = opened
     yield from text.space()
@@ -268,11 +270,11 @@ def read_reasoning(text: Incoming, out: Message, tags: Tags, *, opened: bool) ->
     text.consume()
 
 
-def _until_closed(text: Incoming, out: Message, closing: str) -> Steps[None]:
+def _until_closed(text: Incoming, out: ParsedMessage, closing: str) -> Steps[None]:
     while True:
-        end, found = text.find_literal((closing,))
+        end, literal = text.find_literal((closing,))
         out.reasoning(text.consume(len(text.held[:end].rstrip())), text.consumed)
-        if found:
+        if literal:
             yield from text.space()
             yield from text.expect(closing)
             return

@@ -11,10 +11,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
-from gateway.drain import beside
+from gateway.drain import running_alongside
 from gateway.errors import EngineFault
 from gateway.output.detokenise import Detokeniser, TextDelta
-from gateway.output.style import OutputParser
+from gateway.output.output_format import OutputParser
 from gateway.ports import Delta
 
 QUEUED: Final = 64
@@ -60,7 +60,10 @@ async def together(streams: Sequence[ChoiceStream]) -> AsyncGenerator[ChoiceStre
         return
     arrived: Arrivals = asyncio.Queue(QUEUED)
     joined = _as_they_come(arrived, len(streams))
-    async with beside(*(_read(stream, arrived) for stream in streams)), aclosing(joined):
+    async with (
+        running_alongside(*(_read(stream, arrived) for stream in streams)),
+        aclosing(joined),
+    ):
         yield joined
 
 

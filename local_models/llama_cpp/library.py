@@ -45,9 +45,9 @@ class Library:
     def __getattr__(self, name: str) -> object:
         with self._loading:
             self._module = self._module or self._loaded()
-        found = getattr(self._module, name)
-        setattr(self, name, found)  # later uses bypass this method
-        return found
+        attribute = getattr(self._module, name)
+        setattr(self, name, attribute)  # later uses bypass this method
+        return attribute
 
     def _loaded(self) -> ModuleType:
         """Return llama.cpp with its log disabled, because its return codes report failures."""

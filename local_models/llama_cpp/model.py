@@ -46,7 +46,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ContextLimits:
     """A Context limits the tokens of each sequence, and a pass to `batch_tokens` rows."""
 
     sequences: int
@@ -55,7 +55,9 @@ class Limits:
     vocabulary_size: int
 
 
-def check(segments: Sequence[Segment], limits: Limits, length: Callable[[int], int]) -> None:
+def check(
+    segments: Sequence[Segment], limits: ContextLimits, length: Callable[[int], int]
+) -> None:
     """Raise BadSegment or NoRoom unless all can be decoded. length: returns a sequence's."""
     rows = sum(len(segment.tokens) for segment in segments)
     if not 0 < rows <= limits.batch_tokens:
@@ -155,9 +157,9 @@ class Model:
     def _tokens(self, text: str, special: bool) -> list[int]:
         data = text.encode()
         room = 4 * len(data) + 8  # a token is a byte at worst, and a space becomes three bytes
-        found = (ctypes.c_int32 * room)()
-        given = self._vocabulary, data, len(data), found, room, False, special
-        return list(found[: lib.llama_tokenize(*given)])
+        tokens = (ctypes.c_int32 * room)()
+        arguments = self._vocabulary, data, len(data), tokens, room, False, special
+        return list(tokens[: lib.llama_tokenize(*arguments)])
 
     def _parts(self, text: str, special: bool) -> list[str]:
         """Return the parts of a text, which have the tokens of the whole: each but the first
@@ -174,8 +176,8 @@ class Model:
     def _cuts(self) -> tuple[Markers, Markers]:
         """Find where a text may be cut, without special tokens and with them: before a token
         that takes no space before it, and that no other one can overlap from before."""
-        named, asked = lib.LLAMA_TOKEN_ATTR_USER_DEFINED, lib.LLAMA_TOKEN_ATTR_CONTROL
-        asked |= named | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+        named, control = lib.LLAMA_TOKEN_ATTR_USER_DEFINED, lib.LLAMA_TOKEN_ATTR_CONTROL
+        control |= named | lib.LLAMA_TOKEN_ATTR_UNKNOWN
         tokens = range(self.vocabulary_size)
         attributes = [
             int(lib.llama_vocab_get_attr(self._vocabulary, token)) for token in tokens
@@ -183,7 +185,7 @@ class Model:
         whole = [
             (self._render(t).decode("latin-1"), attributes[t])
             for t in tokens
-            if attributes[t] & asked
+            if attributes[t] & control
         ]
         inner = {character for text, _ in whole for character in text[1:]}
         cuts = [
@@ -195,7 +197,7 @@ class Model:
             and " " not in text
             and not has & lib.LLAMA_TOKEN_ATTR_LSTRIP
         ]
-        of_kind = ([text for text, has in cuts if has & kind] for kind in (named, asked))
+        of_kind = ([text for text, has in cuts if has & kind] for kind in (named, control))
         without, with_special = map(Markers, of_kind)
         return without, with_special
 
@@ -301,7 +303,9 @@ class Context:
         if not self._memory:
             raise CannotOpen(f"{model.path}: no room for {sequences} x {context_tokens} tokens")
         self.model = model
-        self.limits = Limits(sequences, context_tokens, batch_tokens, model.vocabulary_size)
+        self.limits = ContextLimits(
+            sequences, context_tokens, batch_tokens, model.vocabulary_size
+        )
         self._rows: list[int] = []
         self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
         columns = self._batch.token, self._batch.pos, self._batch.logits, self._batch.n_seq_id
@@ -315,7 +319,7 @@ class Context:
             lib.llama_batch_free(self._batch)
             lib.llama_free(self._handle)
             self._handle = self._memory = None
-            self.limits = Limits(0, 0, 0, 0)
+            self.limits = ContextLimits(0, 0, 0, 0)
             self._rows = []
 
     def length(self, sequence: int) -> int:
@@ -410,16 +414,16 @@ class Length:
 def context_length(
     facts: Mapping[str, str],
     trained: int,
-    asked: int | None,
+    context_tokens: int | None,
     *,
     sequences: int,
     cache: str,
     min_tokens: int,
 ) -> Length:
-    """Return the length of a context. facts: the metadata of the model's GGUF file; asked: the
-    setting; min_tokens: the minimum, even if memory is short."""
+    """Return the length of a context. facts: the metadata of the model's GGUF file;
+    context_tokens: the setting; min_tokens: the minimum, even if memory is short."""
     kv_bytes = kv_bytes_per_token(facts, cache) * sequences
-    tokens = asked or fitting_tokens(trained, kv_bytes, min_tokens, room_bytes())
+    tokens = context_tokens or fitting_tokens(trained, kv_bytes, min_tokens, room_bytes())
     tokens = min(tokens, trained)
     return Length(tokens, trained, sequences, int(tokens * kv_bytes))
 

@@ -8,15 +8,15 @@ from bench.simulator.hosts import Curve, Hosts
 from bench.simulator.source import synthetic
 from bench.simulator.world import PLAIN, World, simulate
 from bench.statistics import geometric_mean
-from picospec.expecting import Pace
+from picospec.expecting import MeasuredPace
 from picospec.link import Conditions
 
 
-def simulated(pace: Pace, share: float) -> float:
+def simulated(pace: MeasuredPace, share: float) -> float:
     rows = {rows: (pace.token_s + (rows - 1) * pace.row_s) * pace.slowed for rows in (1, 9)}
     hosts = Hosts(
         Curve({1: pace.token_s, 9: pace.token_s + 8 * pace.row_s}),
-        Curve({1: pace.beside_s}),
+        Curve({1: pace.busy_step_s}),
         drafting_s=Curve(rows),
         alone_s=Curve({1: pace.draft_s}),
     )
@@ -34,7 +34,7 @@ def simulated(pace: Pace, share: float) -> float:
 @pytest.mark.parametrize("rtt_s", [0.0, 0.05])
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
 def test_the_formula_is_near_the_simulator(share: float, rtt_s: float) -> None:
-    pace = Pace(0.08, 0.002, 1.05, 0.01, 0.0105, rtt_s, {"text": share})
+    pace = MeasuredPace(0.08, 0.002, 1.05, 0.01, 0.0105, rtt_s, {"text": share})
 
     expected, by_simulation = pace.gains()["text"], max(1.0, simulated(pace, share))
 

@@ -208,7 +208,7 @@ async def test_a_cold_question_is_asked_once_and_what_the_target_read_is_counted
     async def metrics(path: str) -> SimpleNamespace:
         llamas, prompts, hits = next(scraped)
         text = f"""# HELP vllm:prompt_tokens_total Prompts.
-picospec:prefilled_tokens_total {llamas}.0
+picospec:prefilled_tokens_total {llamas}0.0
 vllm:prompt_tokens_total{{engine="0",model_name="a b"}} {prompts}
 vllm:prompt_tokens_cached_total{{engine="0"}} {hits / 2}
 vllm:prompt_tokens_cached_total{{engine="1"}} {hits / 2}

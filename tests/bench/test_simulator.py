@@ -176,8 +176,8 @@ def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_che
     text = list(range(200))
     copy = Source(text, text, text, [0.9] * 200)
     costly = replace(gpu(0.1, 0.01), draft_s=Curve({1: 0.01, 2: 0.02}))
-    only = picospec(own_drafts=False)
-    without = picospec(lookup=False, own_drafts=False)
+    only = picospec(ngram_drafts=False)
+    without = picospec(lookup=False, ngram_drafts=False)
 
     looked_up, read, drafted = (
         run(only, copy, rtt_ms=20, hosts=hosts).tokens_per_s

@@ -87,11 +87,11 @@ def scripted() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def embedding() -> Iterator[tuple[str, str]]:
-    """An edge that relays embeddings, and the server to which it does."""
+    """An edge that proxies embeddings, and the server to which it does."""
     edge, server = urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
     ports = [url.rpartition(":")[2] for url in urls]
     settings = {"EDGE_PORT": ports[0], "PICOSPEC_EDGE__DRAFTER": "none"}
-    settings["PICOSPEC_EDGE__RELAY__URL"] = server
+    settings["PICOSPEC_EDGE__PROXY__URL"] = server
     processes = [
         _serve(server, "-m", "tests.clients.embedding_service", ports[1]),
         _serve(edge, "-m", "edge_agent", path="/health", **settings),

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 import uvicorn
 
 from gateway.app import create_app
-from gateway.doors.services import one_model
+from gateway.endpoints.services import one_model
 from gateway.hosting.settings import GatewaySettings
 from gateway.ports import Delta, Facts, Job, Statistics
 from local_models.store import open_store

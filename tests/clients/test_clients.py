@@ -168,11 +168,13 @@ def test_compatcanary_finds_nothing_missing_in_chat(pair: str) -> None:
     assert {probe["status"] for probe in json.loads(report)["results"]} == {"pass"}
 
 
-@pytest.mark.parametrize("door", ["chat", "responses"])
-def test_the_agents_sdk_goes_through_two_tools_to_an_answer(scripted: str, door: str) -> None:
+@pytest.mark.parametrize("endpoint", ["chat", "responses"])
+def test_the_agents_sdk_goes_through_two_tools_to_an_answer(
+    scripted: str, endpoint: str
+) -> None:
     script = ROOT / "tests/clients/two_tools.py"
 
-    found = result(python("agents"), script, scripted, SCRIPTED, door)
+    found = result(python("agents"), script, scripted, SCRIPTED, endpoint)
 
     loop = ["temperature_of Paris", "to_fahrenheit 21"]
     assert found["called"] == [*loop, *loop]

@@ -38,16 +38,16 @@ def to_fahrenheit(celsius: float) -> str:
     return str(celsius * 9 / 5 + 32)
 
 
-DOORS = {"chat": OpenAIChatCompletionsModel, "responses": OpenAIResponsesModel}
+ENDPOINTS = {"chat": OpenAIChatCompletionsModel, "responses": OpenAIResponsesModel}
 
 
-async def main(url: str, model: str, door: str) -> None:
+async def main(url: str, model: str, endpoint: str) -> None:
     set_tracing_disabled(True)
     client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none")
     agent = Agent(
         name="weather",
         instructions="Use the tools, one after the other.",
-        model=DOORS[door](model=model, openai_client=client),
+        model=ENDPOINTS[endpoint](model=model, openai_client=client),
         model_settings=ModelSettings(temperature=0, include_usage=True),
         tools=[temperature_of, to_fahrenheit],
     )

@@ -144,7 +144,7 @@ ASKED: Final = {
     "tools": GROUPS["tools"],
 }
 PLATFORMS: Final = [
-    {"python_full_version": f"{python}.4", "python_version": python, "sys_platform": system,
+    {"python_full_version": f"{python}0.4", "python_version": python, "sys_platform": system,
      "platform_machine": machine}
     for python in ("3.11", "3.12", "3.13")
     for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))

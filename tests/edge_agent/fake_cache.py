@@ -12,7 +12,7 @@ import numpy as np
 from edge_agent.draft.drafter import DraftSlot
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.draft.slot import LlamaSlot
-from local_models.llama_cpp.model import Limits, Segment, check
+from local_models.llama_cpp.model import ContextLimits, Segment, check
 from speculation import coupled
 from speculation.distributions import Logits
 from speculation.messages import Sampling
@@ -31,7 +31,9 @@ def truth(context: Sequence[int]) -> int:
 class FakeCache:
     def __init__(self, slots: int = 4, context_tokens: int = 300) -> None:
         sequences = slots + 1
-        self.limits = Limits(sequences, context_tokens, batch_tokens=128, vocabulary_size=V)
+        self.limits = ContextLimits(
+            sequences, context_tokens, batch_tokens=128, vocabulary_size=V
+        )
         self.passes: list[list[Segment]] = []
         self.gate = threading.Event()
         self.gate.set()

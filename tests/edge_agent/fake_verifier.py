@@ -22,7 +22,7 @@ from starlette.types import Receive as Receive
 from starlette.types import Scope
 from starlette.types import Send as Send
 
-from picospec.link import HOST, Conditions, Connection, Link, Path, reset
+from picospec.link import HOST, Conditions, EmulatedConnection, Link, Path, reset
 from speculation import wire
 from speculation.judge import Judgement
 from speculation.messages import (
@@ -30,7 +30,7 @@ from speculation.messages import (
     Down,
     Fault,
     Limits,
-    Moved,
+    Multiplexed,
     Open,
     Opened,
     Pushed,
@@ -78,7 +78,7 @@ draining: list[str] = []
 uploaded: list[str] = []
 """The session of each record of an upload stream."""
 
-carried: list[str] = []
+multiplexed: list[str] = []
 """The sessions that an upload stream carried."""
 
 strays: list[str] = []
@@ -156,7 +156,7 @@ def _seen() -> dict[str, int]:
         "told": len(told),
         "replaced": len(replaced),
         "uploaded": len(uploaded),
-        "carried": len(carried),
+        "carried": len(multiplexed),
         "posts": sum(session.posts for session in sessions.values()),
         "different": len(set().union(*names)),
     }
@@ -201,8 +201,8 @@ async def _stream(session: Session, name: str, called: str) -> AsyncIterator[byt
         async for piece in _pieces(session, name, called):
             if carry is None and session.carry is not None:
                 carry = session.carry
-                carried.append(name)
-                yield wire.encode(Moved())
+                multiplexed.append(name)
+                yield wire.encode(Multiplexed())
             if carry is None:
                 yield piece
             else:
@@ -342,6 +342,6 @@ class FaultyLink(Link):
         found = (at for at, size in self.up.passed if at > after_s and size >= least_bytes)
         return next(found, None)
 
-    def _stall(self, stalled: bool, without: Collection[Connection] = ()) -> None:
+    def _stall(self, stalled: bool, without: Collection[EmulatedConnection] = ()) -> None:
         for connection in self.connections.difference(without):
             connection.stall(stalled)

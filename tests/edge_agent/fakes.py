@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry
 
 from edge_agent.draft.drafter import NoDrafter, StepSampler, drafts_while_matching
 from edge_agent.draft.retokeniser import Translation
-from edge_agent.driver import DraftModel, Driver, Session
+from edge_agent.driver import DraftModel, Driver, EdgeSession
 from edge_agent.engine import EdgeEngine
-from edge_agent.link.course import KnownVerifier
+from edge_agent.link.failover_policy import KnownVerifier
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
 from gateway.errors import ApiError, Unavailable
@@ -134,7 +134,7 @@ class ScriptedSessions:
         self.opened.append(request)
         return self._links[len(self.opened) - 1]
 
-    async def again(self, session: Session, error: ApiError) -> None:
+    async def again(self, session: EdgeSession, error: ApiError) -> None:
         await asyncio.sleep(0)
         if len(self.opened) == len(self._links):
             raise error
@@ -274,10 +274,10 @@ class FakeVerifiers:
     def answer(self, identity: str, span: Span, *prompt: object) -> FakeVerifiers:
         return self
 
-    async def again(self, session: Session, error: ApiError) -> None:
+    async def again(self, session: EdgeSession, error: ApiError) -> None:
         raise error
 
-    def open(self, request: Open) -> Session:
+    def open(self, request: Open) -> EdgeSession:
         self.opened.append(request)
         return self.link
 

@@ -17,7 +17,7 @@ from gateway.drain import Drain
 from gateway.hosting.settings import WrongSettings
 from gateway.middleware import HEALTH_PATHS
 from local_models.store import open_store
-from picospec.chat_client import POOL
+from picospec.chat_client import ANSWER_CACHE
 from tests.edge_agent import fake_verifier
 from tests.edge_agent.processes import start
 
@@ -62,10 +62,10 @@ async def test_a_stranger_sees_no_address_of_a_verifier(client: httpx.AsyncClien
     assert f'picospec:edge_verifier_ready{{verifier="{label}"}} 0.0' in shown[2]
 
 
-async def test_a_pool_is_not_emptied_while_its_verifier_is_away(
+async def test_a_cache_is_not_emptied_while_its_verifier_is_away(
     client: httpx.AsyncClient,
 ) -> None:
-    answers = [await client.request(how, POOL) for how in ("DELETE", "GET")]
+    answers = [await client.request(how, ANSWER_CACHE) for how in ("DELETE", "GET")]
 
     assert [answer.status_code for answer in answers] == [503, 405]
 

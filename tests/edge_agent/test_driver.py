@@ -154,7 +154,7 @@ async def test_the_text_goes_on_and_the_chain_is_sent_again() -> None:
     assert edge.emitted == [3, 4, 5, 6]
     assert [request.committed for request in edge.sessions.opened] == [(), (3, 4)]
     again = next(m for m in second.sent if isinstance(m, Draft))
-    assert (again.start, again.behind, again.tokens[:4]) == (2, 0, (5, 6, 7, 8))
+    assert (again.start, again.offset, again.tokens[:4]) == (2, 0, (5, 6, 7, 8))
     assert len(asyncio.all_tasks()) == 1
 
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import msgspec
 import pytest
 
-from edge_agent.driver import Session
+from edge_agent.driver import EdgeSession
 from edge_agent.engine import QUEUE_ITEMS
 from edge_agent.settings import EdgeSettings
 from gateway.errors import ApiError, EngineFault, Unavailable
@@ -58,10 +58,10 @@ async def test_a_judge_the_verifier_does_not_have_is_a_fault() -> None:
 
 async def test_separate_with_another_vocabulary_is_a_fault_that_names_the_setting() -> None:
     known = msgspec.structs.replace(FACTS, judges=["coupled", "separate"])
-    verifiers, foreign = FakeVerifiers(scripted(), known), Paired("different")
+    verifiers, cross_vocabulary = FakeVerifiers(scripted(), known), Paired("different")
 
     with pytest.raises(EngineFault, match=r"judge: `separate` needs .* target's vocabulary"):
-        await engine(verifiers, settings=SEPARATE, paired=foreign).facts()
+        await engine(verifiers, settings=SEPARATE, paired=cross_vocabulary).facts()
     await engine(verifiers, settings=SEPARATE).facts()
 
 
@@ -153,12 +153,12 @@ async def test_no_token_is_lost_with_a_session_while_a_slow_client_keeps_them_wa
             raise Unavailable("no way up")
 
     class TwoSessions(FakeVerifiers):
-        def open(self, request: Open) -> Session:
+        def open(self, request: Open) -> EdgeSession:
             self.opened.append(request)
             after = Commit(0, last + 1, (101 + last,)), Finish("stop")
             return ScriptedLink(scripted(*after)) if request.committed else Postless(first)
 
-        async def again(self, session: Session, error: ApiError) -> None:
+        async def again(self, session: EdgeSession, error: ApiError) -> None:
             pass
 
     verifiers = TwoSessions(scripted())

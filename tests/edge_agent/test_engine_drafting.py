@@ -13,14 +13,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from edge_agent import engine as making
+from edge_agent.draft.cross_vocabulary import CrossVocabularySampler
 from edge_agent.draft.drafter import NoDrafter, step_sampler
-from edge_agent.draft.foreign import ForeignSampler
 from edge_agent.draft.retokeniser import Translation
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
 from gateway.errors import Unavailable
 from gateway.ports import Delta, Job, opening
-from gateway.watching import Chain, Event, LinkUse, Pass
+from gateway.watching import ChainEvent, Event, LinkUse, PassEvent
 from local_models.tokenizer import Tokenizer
 from speculation import coupled
 from speculation.drafting import DraftingSession
@@ -34,6 +34,7 @@ from speculation.messages import (
     TokenId,
     Totals,
 )
+from tests.edge_agent.cross_vocabulary import WordEncoder
 from tests.edge_agent.fakes import (
     FACTS,
     JOB,
@@ -51,7 +52,6 @@ from tests.edge_agent.fakes import (
     scripted,
     sent,
 )
-from tests.edge_agent.foreign import WordEncoder
 
 PIECES = [bytes([65 + token // 26, 97 + token % 26]) for token in range(101)]
 SHIFTED = Translation(
@@ -110,22 +110,22 @@ async def test_a_prompt_is_translated_once_for_all_choices_and_by_a_thread(
     assert threads[0] != get_ident()
 
 
-async def test_a_foreign_draft_model_may_propose_all_of_the_targets_tokens() -> None:
+async def test_a_other_vocabularys_draft_model_may_propose_all_of_the_targets_tokens() -> None:
     verifiers, drafter, known = FakeVerifiers(scripted(quiet, Finish("stop"))), OneSlot(), 10
-    foreign = Paired("different", SHIFTED)
-    edge = engine(verifiers, drafter=drafter, paired=foreign, draft_tokens=known)
+    cross_vocabulary = Paired("different", SHIFTED)
+    edge = engine(verifiers, drafter=drafter, paired=cross_vocabulary, draft_tokens=known)
 
     await deltas(edge.generate(JOB))
 
     assert drafter.slot.sampler is not None
     draw = drafter.slot.sampler([])
-    assert isinstance(draw, ForeignSampler)
+    assert isinstance(draw, CrossVocabularySampler)
     likely = np.eye(1, FACTS.vocabulary_size, known + 5, dtype=np.float32)[0] * 50
     assert draw.sampler([])(likely, 0).token == known + 5
 
 
 @pytest.mark.parametrize("fill", ["never", "auto"])
-async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(fill: Fill) -> None:
+async def test_where_the_verifier_waits_for_drafts_the_edge_never_pauses(fill: Fill) -> None:
     misses = (step for at in range(60) for step in (Commit(0, at, (900,), pass_s=0.1), quiet))
     verifiers = FakeVerifiers(scripted(*misses, Finish("length")))
     edge = engine(verifiers, settings=EdgeSettings(fill=fill))
@@ -133,7 +133,7 @@ async def test_where_the_verifier_waits_for_drafts_the_edge_never_rests(fill: Fi
     await deltas(edge.generate(replace(JOB, max_tokens=60)))
 
     chains = len({message.epoch for message in verifiers.link.sent})
-    assert (chains >= 59) is (fill == "never")  # a rest would have both ends wait
+    assert (chains >= 59) is (fill == "never")  # a pause would have both ends wait
 
 
 async def test_another_policy_replaces_the_products_own() -> None:
@@ -225,8 +225,8 @@ async def test_without_a_slot_it_looks_up_repeated_text_unless_told_not_to(
 
 async def test_an_answer_begins_with_what_the_last_one_learned_of_the_verifier() -> None:
     verifiers, drafter = FakeVerifiers(scripted(quiet, Finish("length"))), OneSlot()
-    gain = verifiers.verifier.gains.draft
-    gain.cost, gain.rest = 2.0, 100.0  # drafting has made its passes twice as long
+    estimate = verifiers.verifier.speedups.draft
+    estimate.cost, estimate.pause = 2.0, 100.0  # drafting has made its passes twice as long
 
     await deltas(engine(verifiers, drafter=drafter).generate(JOB))
 
@@ -258,15 +258,15 @@ async def test_the_chain_and_the_link_are_told_while_nothing_is_committed() -> N
     async with asyncio.timeout(2):
         async for delta in edge.generate(WATCHED):
             received.append(delta)
-            if any(isinstance(e, Chain) and e.tokens >= 4 for e in delta.events):
+            if any(isinstance(e, ChainEvent) and e.tokens >= 4 for e in delta.events):
                 seen.set()
 
     first = received[0]
     assert first.tokens == ()
-    assert set(kinds(first.events)) == {Chain, LinkUse}
+    assert set(kinds(first.events)) == {ChainEvent, LinkUse}
     (committed,) = [delta for delta in received if delta.tokens]
     assert committed.origins == ("draft", "draft", "target")
-    assert kinds(committed.events) == [Pass, Chain]
+    assert kinds(committed.events) == [PassEvent, ChainEvent]
     assert received[-1].finish == "length"
     assert received[-1].events == ()
 

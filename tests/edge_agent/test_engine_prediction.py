@@ -1,4 +1,4 @@
-"""A prediction, of the client or of an edge with a pool, travels to the verifier."""
+"""A prediction, of the client or of an edge with a cache, travels to the verifier."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_its_tokens_go_to_the_verifier_once_and_are_no_setting() -> None:
     asked = await opened(PREDICTED)
 
     assert bytes(asked.predicted) == TEXT.encode()
-    assert asked.own_drafts
+    assert asked.ngram_drafts
     assert asked.sampling.extras == {}
 
 
@@ -56,7 +56,7 @@ async def test_what_became_of_it_is_told_with_every_delta() -> None:
         (EdgeSettings(lookup=False), TEXT, (True, TEXT)),
         (EdgeSettings(), "", (True, "")),
         (EdgeSettings(judge="separate"), TEXT, (False, "")),
-        (EdgeSettings(verifier_drafts=False), TEXT, (False, "")),
+        (EdgeSettings(ngram_drafts=False), TEXT, (False, "")),
     ],
 )
 async def test_only_where_any_draft_token_is_exact_the_verifier_proposes_some(
@@ -66,10 +66,10 @@ async def test_only_where_any_draft_token_is_exact_the_verifier_proposes_some(
 
     asked = await opened(job, settings, NoDrafter())
 
-    assert (asked.own_drafts, bytes(asked.predicted).decode()) == sent
+    assert (asked.ngram_drafts, bytes(asked.predicted).decode()) == sent
 
 
-# --- an edge with a pool predicts what it answered last when the same is asked again
+# --- an edge with a cache predicts what it answered last when the same is asked again
 
 
 class Owner:
@@ -77,7 +77,7 @@ class Owner:
 
 
 ANSWER = tuple(range(100, 112))
-KEPT = EdgeSettings(pool_tokens=1000)
+KEPT = EdgeSettings(answer_cache_tokens=1000)
 ASKED = replace(JOB, prompt=tuple(range(30)), owner=Owner())
 OTHER = msgspec.structs.replace(FACTS, vocabulary="another")
 
@@ -94,7 +94,9 @@ async def answered(settings: EdgeSettings = KEPT) -> tuple[EdgeEngine, FakeVerif
 async def asked_again(
     edge: EdgeEngine, verifiers: FakeVerifiers, job: Job = ASKED
 ) -> list[Delta]:
-    verifiers.link = ScriptedLink(scripted(Commit(0, 0, ANSWER, own=11), Finish("stop")))
+    verifiers.link = ScriptedLink(
+        scripted(Commit(0, 0, ANSWER, verifier_accepted=11), Finish("stop"))
+    )
     return await deltas(edge.generate(job))
 
 
@@ -121,9 +123,9 @@ async def test_another_key_nobody_in_particular_and_another_target_have_not() ->
 @pytest.mark.parametrize(
     "settings",
     [
-        EdgeSettings(pool_tokens=0),
+        EdgeSettings(answer_cache_tokens=0),
         KEPT.model_copy(update={"judge": "separate"}),
-        KEPT.model_copy(update={"verifier_drafts": False}),
+        KEPT.model_copy(update={"ngram_drafts": False}),
     ],
 )
 async def test_nothing_is_predicted_without_the_setting_or_where_the_verifier_does_not_draft(
@@ -138,7 +140,7 @@ async def test_what_the_client_predicts_comes_first() -> None:
     assert bytes(await predicted(asked)) == b"Ishmael"
 
 
-async def test_what_the_pool_expects_is_not_counted_as_a_prediction_of_the_clients() -> None:
+async def test_what_the_cache_expects_is_not_counted_as_a_prediction_of_the_clients() -> None:
     received = await asked_again(*await answered())
 
     assert [d.statistics.accepted_prediction_tokens for d in received if d.statistics] == [0, 0]
@@ -155,7 +157,7 @@ async def test_an_answer_that_was_cancelled_is_kept_as_far_as_it_came() -> None:
     assert verifiers.opened[1].predicted == ANSWER[:5]
 
 
-async def test_an_owner_whose_pool_is_emptied_has_nothing_predicted() -> None:
+async def test_an_owner_whose_cache_is_emptied_has_nothing_predicted() -> None:
     edge, verifiers = await answered()
 
     await edge.forget(ASKED.owner)

@@ -38,7 +38,7 @@ async def test_a_stopped_verifiers_answer_goes_on_and_its_session_is_left(
             answer, stopped = Answer(verifiers), list[Process]()
 
             def stop() -> None:
-                url = next(v.url for v in verifiers.all if v.asked)
+                url = next(v.url for v in verifiers.all if v.open_sessions)
                 stopped.extend(p for p in processes if p.url == url)
                 stopped[0].running.send_signal(signal.SIGSTOP)
 

@@ -20,8 +20,8 @@ from edge_agent.draft.slot import (
     MIN_CHUNK_TOKENS,
     SOON_S,
     KvSlot,
-    Reading,
     ReadingOn,
+    ReadingPolicy,
     View,
 )
 from speculation.distributions import DraftToken, Logits
@@ -283,7 +283,7 @@ def test_a_step_waits_for_no_long_chunk_and_for_one_only_where_the_rest_is_soon_
     speed: int, rest: int, idle_s: float, step_waits: bool, ended: bool
 ) -> None:
     slot = KvSlot(0, taken=True, session=object(), rest=range(rest))
-    cache, reading = FakeCache(), Reading(room=300, tokens_per_s=speed)
+    cache, reading = FakeCache(), ReadingPolicy(room=300, tokens_per_s=speed)
     on, now = ReadingOn(KvSlot(1), reading, CHUNK_TOKENS), 100.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading_on.time, "monotonic", lambda: now)
@@ -309,7 +309,7 @@ def test_what_is_read_on_counts_for_its_own_session_alone() -> None:
         for each, first in enumerate((0, 200))
     ]
     spare = KvSlot(2, tokens=[*range(300)], session=object())
-    on = ReadingOn(spare, Reading(300, 100.0), CHUNK_TOKENS)
+    on = ReadingOn(spare, ReadingPolicy(300, 100.0), CHUNK_TOKENS)
     due = []
     for slot in slots:
         on.pass_ended(ended=True)
@@ -331,7 +331,7 @@ def test_a_session_that_ended_is_read_on_for_a_while_if_no_other_runs(
     slots[2].taken = runs is not False
     if runs is not None:
         slots[2].rest = ()
-    on = ReadingOn(KvSlot(3), Reading(300, 100.0), CHUNK_TOKENS)
+    on = ReadingOn(KvSlot(3), ReadingPolicy(300, 100.0), CHUNK_TOKENS)
     monkeypatch.setattr(reading_on.time, "monotonic", lambda: 100.0)
     on.pass_ended(ended=True)
     monkeypatch.setattr(reading_on.time, "monotonic", lambda: 100.0 + idle_s)
@@ -348,7 +348,7 @@ def test_a_session_that_ended_is_read_on_for_a_while_if_no_other_runs(
 def test_the_reading_speed_is_learned_from_passes_of_many_tokens(
     tokens: int, took_s: float, learned: float
 ) -> None:
-    reading = Reading(room=300, tokens_per_s=100.0)
+    reading = ReadingPolicy(room=300, tokens_per_s=100.0)
 
     reading.observe(tokens, took_s)
 

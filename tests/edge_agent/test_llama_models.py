@@ -12,7 +12,7 @@ import pytest
 
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.draft.slot import FIRST_TOKENS, PRIOR_TOKENS_PER_S, WHOLE
-from gateway.doors.messages_schema import ChatMessage
+from gateway.endpoints.messages_schema import ChatMessage
 from local_models.llama_cpp.model import Context, Model, Segment, common_prefix
 from local_models.store import open_store
 from local_models.tokenizer import Tokenizer
@@ -202,9 +202,9 @@ def test_json_that_is_written_in_another_way_is_reused_up_to_there(
 ) -> None:
     first, generated, second = turns(tokenizer, arguments)
 
-    reused = common_prefix([*first, *generated], second) - len(first)
+    cached_tokens = common_prefix([*first, *generated], second) - len(first)
 
-    text = b"".join(map(tokenizer.piece, generated[:reused])).decode("utf-8", "ignore")
+    text = b"".join(map(tokenizer.piece, generated[:cached_tokens])).decode("utf-8", "ignore")
     assert f'<tool_call>\n{{"name": "weather", "arguments": {same}'.startswith(text)
     assert text.endswith('"arguments": ') or '"arguments": {' in text
-    assert 0 < reused < len(generated)
+    assert 0 < cached_tokens < len(generated)

@@ -1,4 +1,4 @@
-"""The counts of a relayed answer are found in any API, however its bytes are split."""
+"""The counts of a proxied answer are found in any API, however its bytes are split."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from edge_agent.link import names
-from edge_agent.link.connection import Answer
-from edge_agent.link.course import Event
+from edge_agent.link.connection import VerifierResponse
+from edge_agent.link.failover_policy import Event
 from edge_agent.link.names import LOOK_S, Name
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
@@ -33,7 +33,7 @@ class Behind(FakeVerifier):
 
     identity: str = "i"
 
-    async def ask(self, method: str, path: str, **more: object) -> Answer:
+    async def ask(self, method: str, path: str, **more: object) -> VerifierResponse:
         answer = await super().ask(method, path, **more)
         facts = msgspec.json.encode(msgspec.structs.replace(FACTS, identity=self.identity))
         return replace(answer, content=facts) if path == "/v1/model-facts" else answer
@@ -145,13 +145,13 @@ def test_an_answer_ends_where_it_is_when_its_verifier_leaves_the_name() -> None:
         fleet.found = ["10.0.0.1", "10.0.0.2"]
         await asyncio.sleep(LOOK_S)
         leaves = fleet.edge.all[0]
-        leaves.asked += 1
+        leaves.open_sessions += 1
         fleet.found = [v.url.split("(")[1].strip(")") for v in fleet.edge.all[1:]]
         await asyncio.sleep(2 * LOOK_S)
         assert leaves not in fleet.edge.all
         assert leaves.label in shown(fleet)
 
-        leaves.asked -= 1
+        leaves.open_sessions -= 1
         await asyncio.sleep(2 * LOOK_S)
 
         assert leaves.label not in shown(fleet)

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.draft.llama import LlamaDrafter
-from edge_agent.draft.slot import FIRST_TOKENS, MIN_TOKENS, Reading, StepRequest, View
-from edge_agent.link.course import KnownVerifier
+from edge_agent.draft.slot import FIRST_TOKENS, MIN_TOKENS, ReadingPolicy, StepRequest, View
+from edge_agent.link.failover_policy import KnownVerifier
 from edge_agent.observer import AnswerObserver
-from gateway.watching import Chain, LinkUse, Origin, Pass
+from gateway.watching import ChainEvent, LinkUse, Origin, PassEvent
 from local_models.llama_cpp.model import Context, Segment, common_prefix
 from speculation.distributions import DraftToken, mark_ahead
 from speculation.draft_machine import DraftMachine, DraftStep, Outcome
@@ -95,7 +95,7 @@ def test_each_committed_token_has_one_origin_and_accepted_ones_that_of_their_dra
     request = opening(judge=judge, max_tokens=30, fill=fill, seed=number)
     coupled = judge == "coupled"
     predicted = tuple(plain(model(number), request)) if predicts and coupled else ()
-    request = replace(request, own_drafts=bool(predicted), predicted=predicted)
+    request = replace(request, ngram_drafts=bool(predicted), predicted=predicted)
     joined = Joined(
         request, model(number), model(number + 3), Random(number), right,
         looks_up=looks_up and coupled, replaced=replaced,
@@ -111,19 +111,19 @@ def test_each_committed_token_has_one_origin_and_accepted_ones_that_of_their_dra
     accepted = [(i, origin) for i, origin in enumerate(recorder.reported) if origin != "target"]
     assert len(accepted) == finish.totals.accepted
     drafted = [(i, origin) for i, origin in accepted if origin != "verifier"]
-    assert len(accepted) - len(drafted) == finish.totals.own
+    assert len(accepted) - len(drafted) == finish.totals.verifier_accepted
     assert all(origin in recorder.proposed[i, text[i]] for i, origin in drafted)
-    passes = [event for event in recorder.events if isinstance(event, Pass)]
+    passes = [event for event in recorder.events if isinstance(event, PassEvent)]
     assert sum(event.accepted for event in passes) == finish.totals.accepted
     assert all(event.rows > event.accepted for event in passes)
-    wrong = [e for e in recorder.events if isinstance(e, Chain) and e.broken]
+    wrong = [e for e in recorder.events if isinstance(e, ChainEvent) and e.broken]
     assert all(e.ids[0] != text[e.position] for e in wrong if e.position < len(text))
 
 
 def test_what_the_harness_drafts_has_every_origin() -> None:
     seen = Counter[Origin]()
     for number in range(12):
-        request = opening(max_tokens=40, seed=number, stop_tokens=(), own_drafts=True)
+        request = opening(max_tokens=40, seed=number, stop_tokens=(), ngram_drafts=True)
         models = model(number), model(number + 3)
         joined = Joined(request, *models, Random(number), 0.9, looks_up=True)
         recorder = Recorder(joined.edge.machine)
@@ -189,11 +189,11 @@ def test_a_chain_that_breaks_is_told_at_once_from_its_wrong_token_on() -> None:
     events = edge.commit(100, 9, accepted=1)
 
     assert events == [
-        Pass(0, 5, 1, 2, "recovered", 20.0, 1.0, None, None),
-        Chain(0, 1, 3, broken=True, ids=(101, 102, 103), drafted=3),
+        PassEvent(0, 5, 1, 2, "recovered", 20.0, 1.0, None, None),
+        ChainEvent(0, 1, 3, broken=True, ids=(101, 102, 103), drafted=3),
     ]
     (chain, _) = edge.observer.take_all(edge.now)
-    assert chain == Chain(1, 2, 0, broken=False)
+    assert chain == ChainEvent(1, 2, 0, broken=False)
 
 
 def test_only_drafts_that_were_there_when_the_pass_began_count_as_its_rows() -> None:
@@ -205,7 +205,7 @@ def test_only_drafts_that_were_there_when_the_pass_began_count_as_its_rows() -> 
 
     (event,) = edge.commit(100, 101, 102, accepted=2)
 
-    assert isinstance(event, Pass)
+    assert isinstance(event, PassEvent)
     assert (event.rows, event.beyond) == (3, "bonus")
 
 
@@ -218,7 +218,7 @@ def test_what_a_pass_leaves_of_a_draft_counts_as_the_rows_of_the_next() -> None:
 
     event, _ = edge.commit(102, 9, accepted=1)
 
-    assert isinstance(event, Pass)
+    assert isinstance(event, PassEvent)
     assert (event.rows, event.accepted, event.beyond) == (3, 1, "recovered")
 
 
@@ -229,7 +229,7 @@ def test_a_pass_without_drafts_is_a_fill_in_pass_and_the_time_of_a_row() -> None
 
     (event,) = edge.commit(6, pass_s=0.031)
 
-    assert event == Pass(1, 1, 0, 1, "fill", 31.0, 1.0, 500.0, 31.0)
+    assert event == PassEvent(1, 1, 0, 1, "fill", 31.0, 1.0, 500.0, 31.0)
 
 
 def test_the_first_pass_of_a_session_that_goes_on_elsewhere_reads_the_prompt_again() -> None:
@@ -242,7 +242,7 @@ def test_the_first_pass_of_a_session_that_goes_on_elsewhere_reads_the_prompt_aga
     edge.commit(7, pass_s=0.001)
     (event,) = edge.commit(8, pass_s=0.030)
 
-    assert isinstance(event, Pass)
+    assert isinstance(event, PassEvent)
     assert event.cloud_row_ms == 30.0
 
 
@@ -256,14 +256,14 @@ def test_a_look_tells_of_a_chain_and_of_a_link_only_when_they_have_changed() -> 
     later = edge.observer.take_all(edge.now + 0.6)
 
     (chain, link) = first
-    assert chain == Chain(0, 0, 3, broken=False, ids=(100, 101, 102), drafted=3)
+    assert chain == ChainEvent(0, 0, 3, broken=False, ids=(100, 101, 102), drafted=3)
     assert isinstance(link, LinkUse)
     assert (link.verifier, link.reopened, link.rtt_ms) == ("1", 0, 40.0)
     assert link.bytes_up > 0
     assert again == ()
-    assert [type(event) for event in later] == [Chain, LinkUse]
-    (beat,) = edge.observer.take_all(edge.now + 20)  # so that it is not silent
-    assert isinstance(beat, LinkUse)
+    assert [type(event) for event in later] == [ChainEvent, LinkUse]
+    (heartbeat,) = edge.observer.take_all(edge.now + 20)  # so that it is not silent
+    assert isinstance(heartbeat, LinkUse)
 
 
 def test_the_text_of_a_chain_is_bounded() -> None:
@@ -272,7 +272,7 @@ def test_the_text_of_a_chain_is_bounded() -> None:
 
     (chain, _) = edge.observer.take_all(edge.now)
 
-    assert isinstance(chain, Chain)
+    assert isinstance(chain, ChainEvent)
     assert (chain.tokens, len(chain.ids)) == (300, 256)
 
 
@@ -299,14 +299,14 @@ def text(seed: int, length: int) -> list[int]:
 
 @pytest.fixture
 def reads_nothing_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Reading, "wider_view", lambda *_: View(0, 1 << 30))
+    monkeypatch.setattr(ReadingPolicy, "wider_view", lambda *_: View(0, 1 << 30))
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """What steps read of their contexts."""
 
-    def recording(request: StepRequest, reading: Reading, cache: Context) -> list[int]:
+    def recording(request: StepRequest, reading: ReadingPolicy, cache: Context) -> list[int]:
         seen.append(see(request, reading, cache))
         return seen[-1]
 

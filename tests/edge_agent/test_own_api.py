@@ -1,4 +1,4 @@
-"""The verifier's own API answers what no door of an edge serves, if the facts have it."""
+"""The verifier's own API answers what no endpoint of an edge serves, if the facts have it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from structlog.testing import capture_logs
 
 from edge_agent.draft.loading import TargetTokenizer
 from edge_agent.link import verifier as verifying
-from edge_agent.relay import DIRECT, Json, for_verifier
-from gateway.doors.completions import CompletionRequest
-from gateway.doors.services import ResponseStore, StoredResponse
+from edge_agent.proxy import DIRECT, Json, for_verifier
+from gateway.endpoints.completions import CompletionRequest
+from gateway.endpoints.services import ResponseStore, StoredResponse
 from gateway.schema import OPERATORS
 from picospec.link import Link
-from tests.edge_agent.relaying import (
+from tests.edge_agent.proxying import (
     EMBEDDINGS,
     SEEING,
     OwnApi,
     Upstream,
-    relaying,
+    proxying,
     saying,
     streaming,
 )
@@ -70,7 +70,7 @@ async def before(api: OwnApi, **settings: object) -> AsyncIterator[httpx.AsyncCl
     """Give a client of an edge before a verifier with this API."""
     async with (
         serving(api.app()) as url,
-        relaying(Upstream(), verifier=url, relay={"url": None}, **settings) as client,
+        proxying(Upstream(), verifier=url, proxy={"url": None}, **settings) as client,
     ):
         yield client
 
@@ -110,7 +110,7 @@ async def test_what_only_the_verifiers_api_serves_is_answered_there(
     assert answer.headers["x-picospec-relayed"] == "verifier"
     assert answer.headers["x-picospec-relayed-for"] == field
     assert api.asked == [{**body, "model": "fake", **more}]
-    (line,) = [line for line in logs if line.get("relayed_for") == field]
+    (line,) = [line for line in logs if line.get("proxied_for") == field]
     assert (line["prompt_tokens"], line["completion_tokens"]) == (5, 4)
 
 
@@ -175,7 +175,7 @@ async def test_a_part_that_the_verifiers_model_does_not_take_is_named(
     assert error["message"].startswith(f"{param}: no such part is served; ")
 
 
-async def test_a_pages_chat_is_relayed_without_being_joined_again() -> None:
+async def test_a_pages_chat_is_proxied_without_being_joined_again() -> None:
     body, api = {**ASK, "bad_words": ["Ho"]}, OwnApi(API, saying(SAID))
     async with before(api) as client:
         answer = await client.post(CHATS, json={**body, "background": True})
@@ -262,7 +262,7 @@ RENDER = "/v1/completions/render"
         (EMBEDDINGS, {"input": "Hi"}),
     ],
 )
-async def test_nothing_is_relayed_over_an_idle_connection_that_carries_nothing(
+async def test_nothing_is_proxied_over_an_idle_connection_that_carries_nothing(
     monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
 ) -> None:
     now = time.monotonic()
@@ -270,7 +270,7 @@ async def test_nothing_is_relayed_over_an_idle_connection_that_carries_nothing(
     api = OwnApi({**API, RENDER: [], EMBEDDINGS: []}, saying(SAID))
     async with serving(api.app()) as url, Link(("127.0.0.1", int(url.split(":")[2]))) as link:
         there = f"http://127.0.0.1:{link.port}"
-        async with relaying(Upstream(), verifier=there, relay={"url": None}) as client:
+        async with proxying(Upstream(), verifier=there, proxy={"url": None}) as client:
             before = await client.post(path, json=body)
             for connection in link.connections:
                 connection.stall(True)
@@ -324,7 +324,7 @@ async def test_a_stream_is_charged_by_its_usage_which_only_they_see_who_ask(
     assert answer.content == (stream if asks else CHUNK * 3 + DONE)
     wanted = options["stream_options"] if asks else {"include_usage": True}
     assert api.asked[0]["stream_options"] == wanted
-    (line,) = [line for line in logs if line.get("relayed")]
+    (line,) = [line for line in logs if line.get("proxied")]
     assert (line["prompt_tokens"], line["completion_tokens"]) == (5, 4)
 
 

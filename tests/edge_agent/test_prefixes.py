@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.link import prefixes
-from edge_agent.link.course import Event, KnownVerifier, KnownVerifiers
-from edge_agent.link.prefixes import BLOCK, Prefixes, Prompt, Reading, Speed
+from edge_agent.link.failover_policy import Event, KnownVerifier, KnownVerifiers
+from edge_agent.link.prefixes import BLOCK, Prefixes, PromptBlocks, PromptReading, Speed
 
 BLOCKS = st.lists(st.sampled_from("abc"), max_size=6)
 
 
-def prompt(blocks: str, rest: int = 0, owner: str = "ann") -> Prompt:
+def prompt(blocks: str, rest: int = 0, owner: str = "ann") -> PromptBlocks:
     """Return the prompt with a block of equal tokens for each letter."""
     tokens = [ord(letter) for letter in blocks for _ in range(BLOCK)]
-    return Prompt.of((*tokens, *range(rest)), owner)
+    return PromptBlocks.of((*tokens, *range(rest)), owner)
 
 
 @given(st.lists(BLOCKS, max_size=8), BLOCKS, st.integers(0, BLOCK - 1))
@@ -79,10 +79,10 @@ def test_only_so_much_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_speed_is_learned_from_long_prompts() -> None:
     speed = Speed()
-    for tokens, reused, seconds in ((40 * BLOCK, 0, 0.5), (40 * BLOCK, 39 * BLOCK, 0.5)):
-        reading = Reading(prompt("ab" * (tokens // BLOCK // 2)), Prefixes(), speed)
+    for tokens, cached_tokens, seconds in ((40 * BLOCK, 0, 0.5), (40 * BLOCK, 39 * BLOCK, 0.5)):
+        reading = PromptReading(prompt("ab" * (tokens // BLOCK // 2)), Prefixes(), speed)
         reading.opened(10.0)
-        reading.reused(reused)
+        reading.cached_tokens(cached_tokens)
         reading.first_token(10.0 + seconds)
 
     assert speed.tokens_per_s == 40 * BLOCK / 0.5
@@ -106,7 +106,7 @@ def test_a_conversation_stays_unless_waiting_costs_more_than_reading(
     rtt_s: float, load: float, asked: int, held: str, stays: bool
 ) -> None:
     near = KnownVerifier("near", Event.IS_READY, rtt_s=0.01)
-    other = KnownVerifier("other", Event.IS_READY, rtt_s=rtt_s, load=load, asked=asked)
+    other = KnownVerifier("other", Event.IS_READY, rtt_s=rtt_s, load=load, open_sessions=asked)
     other.prefixes.sent(prompt(held))
     known = KnownVerifiers([near, other])
 
@@ -121,7 +121,7 @@ class Cache:
     def __init__(self, blocks: int) -> None:
         self.blocks, self.room = OrderedDict[int, None](), blocks
 
-    def read(self, asked: Prompt) -> int:
+    def read(self, asked: PromptBlocks) -> int:
         """Return how many tokens it has, and take in the others."""
         lacks = (i for i, block in enumerate(asked.blocks) if block not in self.blocks)
         had = next(lacks, len(asked.blocks))
@@ -146,20 +146,20 @@ def read_again(chance: Random, verifiers: int, room: int, by_prompt: bool) -> in
     for chat in turns:
         for verifier in known.all:
             verifier.timed(chance.uniform(0.01, 0.03))
-        asked = Prompt.of(chats[chat][: sizes[chat]], "ann")
+        asked = PromptBlocks.of(chats[chat][: sizes[chat]], "ann")
         chosen = known.choose("", prompt=asked if by_prompt else None)
         assert chosen is not None
         known.current = chosen
         had = caches[chosen.label].read(asked)
-        reading = Reading(asked, chosen.prefixes, known.speed)
+        reading = PromptReading(asked, chosen.prefixes, known.speed)
         reading.opened(0.0)
-        reading.reused(had)
+        reading.cached_tokens(had)
         reading.first_token(0.05 + (asked.tokens - had) / 5000)
         read, sizes[chat] = read + asked.tokens - had, sizes[chat] + BLOCK
-        chosen.asked += 1
+        chosen.open_sessions += 1
         running.append(chosen)
         if len(running) > 6:
-            running.pop(0).asked -= 1
+            running.pop(0).open_sessions -= 1
     return read - 30 * 9 * BLOCK
 
 

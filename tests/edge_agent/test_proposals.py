@@ -16,9 +16,9 @@ from edge_agent.draft.drafter import NoDrafter, step_sampler
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.proposals import (
     DraftGrammar,
+    EdgeAnswerCaches,
     EdgeGrammars,
     GrammarProposer,
-    Pools,
     ProposalFinder,
 )
 from edge_agent.settings import EdgeSettings
@@ -42,7 +42,7 @@ from speculation.messages import (
     Sampling,
     TokenId,
 )
-from speculation.ngrams import Pool
+from speculation.ngrams import AnswerCache
 from tests.edge_agent.fakes import (
     FACTS,
     JOB,
@@ -270,7 +270,7 @@ def test_without_lookup_only_what_is_forced_is_proposed() -> None:
     proposer.observe_reading(2, 0.1, 0.1)
 
 
-# A pool lasts as long as its owner; test_engine_prediction.py says who gets what of it.
+# A cache lasts as long as its owner; test_engine_prediction.py says who gets what of it.
 
 PROMPT = tuple(range(20))
 
@@ -279,20 +279,20 @@ class Owner: ...
 
 
 def test_what_was_kept_is_gone_when_it_is_emptied_and_with_its_owner() -> None:
-    one, other, pools = Owner(), Owner(), Pools(1000)
+    one, other, answer_caches = Owner(), Owner(), EdgeAnswerCaches(1000)
 
-    def pool_of(owner: Owner) -> Pool:
-        pool = pools.of(owner, FACTS)
-        assert pool is not None
-        return pool
+    def cache_of(owner: Owner) -> AnswerCache:
+        answer_cache = answer_caches.of(owner, FACTS)
+        assert answer_cache is not None
+        return answer_cache
 
     for each in (one, other):
-        pool_of(each).add(PROMPT, [7])
+        cache_of(each).add(PROMPT, [7])
 
-    pools.empty(one)
-    assert pool_of(one).expected(PROMPT, 9) == ()
-    assert pool_of(other).expected(PROMPT, 9) == (7,)
+    answer_caches.empty(one)
+    assert cache_of(one).expected(PROMPT, 9) == ()
+    assert cache_of(other).expected(PROMPT, 9) == (7,)
     del one, other, each
     gc.collect()
 
-    assert not pools._kept
+    assert not answer_caches._kept

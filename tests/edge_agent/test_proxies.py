@@ -13,7 +13,7 @@ import pytest
 from edge_agent.link.connection import LinkDown
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import beside
+from gateway.drain import running_alongside
 from gateway.tracing import NO_SPAN
 from speculation.messages import Commit, Draft, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at
@@ -51,7 +51,7 @@ async def session(verifiers: Verifiers, model: str = "cut", tokens: int = 40) ->
             Open(model, "fake", (1, 2, 3), Sampling(), 5, tokens, (7,), committed=known)
         )
         try:
-            async with asyncio.timeout(60), beside(opened.post()):
+            async with asyncio.timeout(60), running_alongside(opened.post()):
                 async for message in opened.events():
                     if isinstance(message, Commit):
                         text[message.start :] = message.tokens

@@ -10,18 +10,18 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.draft.foreign import REREAD_TOKENS, DraftText
+from edge_agent.draft.cross_vocabulary import REREAD_TOKENS, DraftText
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.draft.retokeniser import Retokeniser, Translation, special_tokens
-from edge_agent.link.connection import Answer, from_answer
-from edge_agent.link.course import Event
+from edge_agent.link.connection import VerifierResponse, from_answer
+from edge_agent.link.failover_policy import Event
 from edge_agent.link.verifier import Verifier, VerifierStatus
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.relay import addressed
+from edge_agent.proxy import addressed
 from gateway.errors import InvalidRequest, Unavailable
 from local_models.tokenizer import Tokenizer
-from tests.edge_agent.foreign import TEXTS, Name, WordEncoder, model, translation
+from tests.edge_agent.cross_vocabulary import TEXTS, Name, WordEncoder, model, translation
 from tests.edge_agent.virtual import FACTS
 
 NAMES: list[Name] = ["smollm2", "qwen"]
@@ -322,22 +322,24 @@ class Answering:
 
     client = None
 
-    def __init__(self, number: int, answer: Answer, facts: bytes = b"") -> None:
+    def __init__(self, number: int, answer: VerifierResponse, facts: bytes = b"") -> None:
         self.url = f"http://verifier{number}"
         self.answer = answer
-        self.facts = Answer(200, facts) if facts else answer
+        self.facts = VerifierResponse(200, facts) if facts else answer
 
-    async def ask(self, _: str, path: str, **__: object) -> Answer:
+    async def ask(self, _: str, path: str, **__: object) -> VerifierResponse:
         return self.facts if path == "/v1/model-facts" else self.answer
 
 
-def verifier(metrics: EdgeMetrics, number: int, answer: Answer, facts: bytes = b"") -> Verifier:
+def verifier(
+    metrics: EdgeMetrics, number: int, answer: VerifierResponse, facts: bytes = b""
+) -> Verifier:
     connection: Any = Answering(number, answer, facts)
     return Verifier(connection, metrics)
 
 
 def test_an_error_in_it_counts_by_its_status() -> None:
-    error = from_answer(Answer(503, b'{"error":{"message":%b}}' % WORN_OUT))
+    error = from_answer(VerifierResponse(503, b'{"error":{"message":%b}}' % WORN_OUT))
 
     assert type(error) is Unavailable
     assert error.message == "the verifier is not ready: it answered 503"
@@ -347,9 +349,9 @@ def test_an_error_in_it_counts_by_its_status() -> None:
     "facts", [b"", b'{"model":%b}' % WORN_OUT], ids=["every answer", "only the facts"]
 )
 async def test_the_other_verifier_is_used(metrics: EdgeMetrics, facts: bytes) -> None:
-    failing = Answer(503, b'{"error":{"message":%b}}' % WORN_OUT)
-    first = verifier(metrics, 0, Answer(200, b"{}") if facts else failing, facts)
-    second = verifier(metrics, 1, Answer(200, b"{}"), msgspec.json.encode(FACTS))
+    failing = VerifierResponse(503, b'{"error":{"message":%b}}' % WORN_OUT)
+    first = verifier(metrics, 0, VerifierResponse(200, b"{}") if facts else failing, facts)
+    second = verifier(metrics, 1, VerifierResponse(200, b"{}"), msgspec.json.encode(FACTS))
     first.note(Event.IS_READY)
     verifiers = Verifiers([first, second], metrics, 5.0)
 
@@ -361,7 +363,9 @@ async def test_the_other_verifier_is_used(metrics: EdgeMetrics, facts: bytes) ->
 
 
 async def test_a_load_and_a_status_in_it_are_left_out(metrics: EdgeMetrics) -> None:
-    only = verifier(metrics, 0, Answer(200, b'{"load":%b,"version":%b}' % (WORN_OUT, WORN_OUT)))
+    only = verifier(
+        metrics, 0, VerifierResponse(200, b'{"load":%b,"version":%b}' % (WORN_OUT, WORN_OUT))
+    )
 
     await only.check()
 
@@ -369,6 +373,6 @@ async def test_a_load_and_a_status_in_it_are_left_out(metrics: EdgeMetrics) -> N
     assert await only.status() == VerifierStatus()
 
 
-def test_a_relayed_request_in_it_is_the_clients_error() -> None:
+def test_a_proxied_request_in_it_is_the_clients_error() -> None:
     with pytest.raises(InvalidRequest, match="the body is no JSON"):
         addressed(b'{"prompt":%b}' % WORN_OUT, "model")

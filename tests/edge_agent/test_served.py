@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from edge_agent.draft.drafter import NoDrafter
-from edge_agent.link.connection import Answer, Connection
-from edge_agent.link.course import Event
+from edge_agent.link.connection import Connection, VerifierResponse
+from edge_agent.link.failover_policy import Event
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
@@ -221,8 +221,10 @@ async def test_a_verifier_of_the_settings_is_used_under_its_name_alone() -> None
     metrics = EdgeMetrics(CollectorRegistry())
     connection = Connection("http://v0:1", key=None, ca_certificate=None)
     verifier = Verifier(connection, metrics, model="small")
-    answer = Answer(200, msgspec.json.encode(FACTS))
-    named = Answer(200, msgspec.json.encode(msgspec.structs.replace(FACTS, model="small")))
+    answer = VerifierResponse(200, msgspec.json.encode(FACTS))
+    named = VerifierResponse(
+        200, msgspec.json.encode(msgspec.structs.replace(FACTS, model="small"))
+    )
 
     assert verifier._read(named).model == "small"
     with pytest.raises(EngineFault, match="the settings name 'small'"):

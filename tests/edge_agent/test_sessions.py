@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from edge_agent.link.course import JITTER_S, RESPONSE_TIMEOUT_S, Event
+from edge_agent.link.failover_policy import JITTER_S, RESPONSE_TIMEOUT_S, Event
 from gateway.errors import ApiError, Overloaded, Unavailable
 from local_models.compiler import ANSWER_TIMEOUT_S
 from local_models.grammars import NAME
@@ -16,7 +16,7 @@ from tests.edge_agent.virtual import PASS_S, PLAIN, RTT_S, TEXT, FakeVerifier, W
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["own", "carried"])
-def carried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def multiplexed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions have a stream each, or an upload stream carries them."""
     monkeypatch.setattr(World, "carries", request.param)
 
@@ -147,7 +147,7 @@ def test_a_prompt_that_takes_longer_to_read_than_the_link_holds_is_read_all_the_
     assert world.verifiers[0].opened == 11
 
 
-@pytest.mark.parametrize("every_s", [10.0, 0.2], ids=["after beats", "before any beat"])
+@pytest.mark.parametrize("every_s", [10.0, 0.2], ids=["after heartbeats", "before any beat"])
 def test_a_verifier_that_takes_sessions_and_never_says_a_token_is_left_in_time(
     every_s: float,
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.link.session import SILENCE_S, Session
+from edge_agent.link.session import SILENCE_S, EdgeSession
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import Unavailable
 from speculation import wire
@@ -41,7 +41,7 @@ async def read(metrics: EdgeMetrics, silent_s: float) -> Finish | None:
         await asyncio.sleep(silent_s)
         yield wire.encode(Finish("length"))
 
-    session = Session(verifier_at("http://127.0.0.1:9", metrics), request())
+    session = EdgeSession(verifier_at("http://127.0.0.1:9", metrics), request())
     asyncio.get_running_loop().call_later(0.1, time.sleep, STALL_S)
     async for message in session._messages(pieces()):
         if isinstance(message, Finish):

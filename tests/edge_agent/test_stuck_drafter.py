@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from edge_agent.draft import llama
 from edge_agent.draft.drafter import CannotDraft, DraftSlot
 from edge_agent.draft.llama import LlamaDrafter
-from gateway.drain import beside
+from gateway.drain import running_alongside
 from tests.edge_agent.fake_cache import FakeCache, draft_after, taken, truth
 
 
@@ -27,7 +27,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def watched(drafter: LlamaDrafter) -> AsyncIterator[tuple[DraftSlot, DraftSlot]]:
     """Give two slots."""
-    async with asyncio.timeout(5), beside(drafter.watch()):
+    async with asyncio.timeout(5), running_alongside(drafter.watch()):
         yield taken(drafter, [1, 2, 3]), taken(drafter, [4, 5])
 
 

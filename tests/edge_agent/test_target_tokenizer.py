@@ -15,8 +15,8 @@ from edge_agent.draft.loading import TargetTokenizer
 from gateway.errors import EngineFault
 from local_models.store import open_store
 from local_models.tokenizer_file import TokenizerCache, TokenizerFile, tokenizer_file
+from tests.edge_agent.cross_vocabulary import model
 from tests.edge_agent.fakes import TokenizerVerifier
-from tests.edge_agent.foreign import model
 
 pytestmark = pytest.mark.models
 
@@ -42,16 +42,16 @@ async def test_the_tokenizer_is_sent_once_and_kept(file: TokenizerFile, tmp_path
 async def test_a_draft_model_of_another_vocabulary_gets_a_translation(
     file: TokenizerFile, tmp_path: Path
 ) -> None:
-    foreign = model("qwen")
+    cross_vocabulary = model("qwen")
     verifier, cache = TokenizerVerifier(file), TokenizerCache(tmp_path)
-    target = TargetTokenizer(verifier, cache, foreign)
+    target = TargetTokenizer(verifier, cache, cross_vocabulary)
 
     tokenizer = await target()
 
     assert target.translation is not None
     prompt = tokenizer.chat([{"role": "user", "content": "hi"}])
     own = target.translation.prompt(prompt)
-    assert own[0] == foreign.vocabulary.markers["<|im_start|>"]
+    assert own[0] == cross_vocabulary.vocabulary.markers["<|im_start|>"]
 
 
 async def test_a_verifier_with_another_model_is_followed(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edge_agent.link.connection import REQUEST_TIMEOUT_S, LinkDown
 from edge_agent.link.session import Posts
 from edge_agent.link.uploads import FIRST_ANSWER_S, MAX_ATTEMPTS, Uploads
-from gateway.drain import beside
+from gateway.drain import running_alongside
 from gateway.errors import EngineFault
 from speculation import wire
 from speculation.messages import Draft, Message
@@ -81,7 +81,7 @@ class FakePath:
     async def sending(self) -> AsyncIterator[Posts]:
         """Yield what sends a session's messages, and let them arrive."""
         posts = Posts(self, {})  # type: ignore[arg-type]
-        async with beside(posts.run(SESSION)):
+        async with running_alongside(posts.run(SESSION)):
             yield posts
             await asyncio.sleep(REQUEST_TIMEOUT_S + 1.0)
             self.is_given_up = self.uploads.of(SESSION, {}) is None

@@ -15,18 +15,18 @@ import pytest
 
 from edge_agent.link import verifier as verifying
 from edge_agent.link.connection import (
-    Answer,
     Connection,
     LinkDown,
+    VerifierResponse,
     from_answer,
     unreachable,
 )
-from edge_agent.link.course import Event
-from edge_agent.link.session import INLINE_TOKENS, Session
+from edge_agent.link.failover_policy import Event
+from edge_agent.link.session import INLINE_TOKENS, EdgeSession
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import beside
+from gateway.drain import running_alongside
 from gateway.errors import (
     ApiError,
     Draining,
@@ -145,14 +145,16 @@ def test_requests_apart_leave_the_connection_to_a_verifier_that_is_lost(
     metrics: EdgeMetrics, event: Event
 ) -> None:
     address = "http://127.0.0.1:9"
-    connection, apart = (Connection(address, key=None, ca_certificate=None) for _ in range(2))
-    verifier, client = Verifier(connection, metrics, apart), apart.client
+    connection, proxy_connection = (
+        Connection(address, key=None, ca_certificate=None) for _ in range(2)
+    )
+    verifier, client = Verifier(connection, metrics, proxy_connection), proxy_connection.client
 
     verifier.note(Event.IS_READY)
-    assert apart.client is client
+    assert proxy_connection.client is client
     verifier.note(event)
 
-    assert apart.client is None
+    assert proxy_connection.client is None
 
 
 def request(model: str = "plain", max_tokens: int = 40) -> Open:
@@ -161,7 +163,7 @@ def request(model: str = "plain", max_tokens: int = 40) -> Open:
 
 async def everything(verifier: Verifier, asked: Open) -> list[Down]:
     async with asyncio.timeout(8):
-        return [message async for message in Session(verifier, asked).events()]
+        return [message async for message in EdgeSession(verifier, asked).events()]
 
 
 def committed(messages: list[Down]) -> list[int]:
@@ -260,7 +262,9 @@ async def test_a_span_ends_with_the_code_of_what_kept_the_session_from_opening(
     span = RecordingSpan()
 
     with pytest.raises(Draining):
-        async for _ in Session(verifier, request("draining"), spans=(NO_SPAN, span)).events():  # type: ignore[arg-type]
+        async for _ in EdgeSession(
+            verifier, request("draining"), spans=(NO_SPAN, span)
+        ).events():  # type: ignore[arg-type]
             pass
 
     assert span.ended[0] == "draining"
@@ -298,8 +302,8 @@ async def test_a_text_that_no_frame_can_carry_is_too_large(verifier: Verifier) -
 
 @pytest.mark.parametrize("model", ["plain", "flaky"])
 async def test_drafts_arrive_even_when_a_post_fails(verifier: Verifier, model: str) -> None:
-    session, messages = Session(verifier, request(model, max_tokens=41)), list[Down]()
-    async with asyncio.timeout(8), beside(session.post()):
+    session, messages = EdgeSession(verifier, request(model, max_tokens=41)), list[Down]()
+    async with asyncio.timeout(8), running_alongside(session.post()):
         session.send(Draft(0, 0, 0, tuple(target_at(i) for i in range(8))))
         session.send(Draft(0, 8, 8, tuple(target_at(i) for i in range(8, 16))))
         messages += [message async for message in session.events()]
@@ -310,7 +314,7 @@ async def test_drafts_arrive_even_when_a_post_fails(verifier: Verifier, model: s
 
 
 async def test_drafts_of_an_older_epoch_that_still_wait_are_dropped(verifier: Verifier) -> None:
-    session = Session(verifier, request())
+    session = EdgeSession(verifier, request())
 
     for position in range(100):
         session.send(Draft(0, position, 0, (1,)))
@@ -323,7 +327,7 @@ async def test_a_stream_that_is_left_ends_the_session(
     verifier: Verifier, process: Process
 ) -> None:
     before = (await seen(process.url))["cancelled"]
-    async with aclosing(Session(verifier, request(max_tokens=400)).events()) as events:
+    async with aclosing(EdgeSession(verifier, request(max_tokens=400)).events()) as events:
         async for message in events:
             if isinstance(message, Commit):
                 break
@@ -378,16 +382,18 @@ def test_what_a_verifier_answers_is_an_error_with_the_reason(
 ) -> None:
     body = {"error": {"message": "no", "type": "x", "param": "p", "code": code}}
 
-    found = from_answer(Answer(status, json.dumps(body).encode(), ""))
+    found = from_answer(VerifierResponse(status, json.dumps(body).encode(), ""))
 
     assert type(found) is error
     assert found.error_code == expected
 
 
-def answer(error: ApiError) -> Answer:
+def answer(error: ApiError) -> VerifierResponse:
     """The verifier's answer of that error."""
     sent = error_response(error)
-    return Answer(sent.status_code, bytes(sent.body), sent.headers.get("retry-after", ""))
+    return VerifierResponse(
+        sent.status_code, bytes(sent.body), sent.headers.get("retry-after", "")
+    )
 
 
 def test_a_limit_of_the_edges_key_is_told_to_its_client_with_when_to_come_back() -> None:
@@ -413,9 +419,9 @@ async def test_a_verifier_that_does_not_forget_its_answers_is_reported(
 ) -> None:
     asked: list[str] = []
 
-    async def ask(method: str, path: str, **_: object) -> Answer:
+    async def ask(method: str, path: str, **_: object) -> VerifierResponse:
         asked.append(f"{method} {path}")
-        return Answer(status, b"")
+        return VerifierResponse(status, b"")
 
     monkeypatch.setattr(verifier.connection, "ask", ask)
 
@@ -458,11 +464,11 @@ class Drained(Connection):
 
     made = 0
 
-    async def ask(self, *_: object, **__: object) -> Answer:
+    async def ask(self, *_: object, **__: object) -> VerifierResponse:
         if self.client is None:
             self.made += 1
         self._made()
-        return Answer(503, b'{"error":{"message":"bye","code":"draining"}}')
+        return VerifierResponse(503, b'{"error":{"message":"bye","code":"draining"}}')
 
 
 async def test_every_answer_that_it_drains_is_followed_by_a_request_elsewhere(

@@ -16,26 +16,26 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from edge_agent.link import uploads
-from edge_agent.link.connection import Answer, LinkDown
-from edge_agent.link.course import Event
+from edge_agent.link.connection import LinkDown, VerifierResponse
+from edge_agent.link.failover_policy import Event
 from edge_agent.link.verifier import Verifier
-from edge_agent.link.verifiers import Sessions, Verifiers
+from edge_agent.link.verifiers import AnswerSessions, Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import beside
+from gateway.drain import running_alongside
 from gateway.errors import ApiError, Draining, EngineFault
 from gateway.tracing import NO_SPAN
 from speculation import wire
 from speculation.judge import Judgement
 from speculation.messages import (
-    BEAT_S,
-    Beat,
+    STREAM_HEARTBEAT_S,
     Commit,
     Draft,
     Fault,
     Finish,
+    Heartbeat,
     Limits,
     ModelFacts,
-    Moved,
+    Multiplexed,
     Open,
     Opened,
     Sampling,
@@ -60,7 +60,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     async def timed() -> T:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("time.monotonic", asyncio.get_running_loop().time)
-            patch.setattr(uploads, "MIN_CARRIED", 1)
+            patch.setattr(uploads, "MIN_MULTIPLEXED", 1)
             return await main
 
     return virtual_time.run(timed())
@@ -109,7 +109,7 @@ class FakeVerifier:
     sessions: dict[str, asyncio.Event] = field(default_factory=dict)
     """Those that run, each with what is set when its stream is cut."""
 
-    carried: dict[str, Pipe] = field(default_factory=dict)
+    multiplexed: dict[str, Pipe] = field(default_factory=dict)
     uploads: set[Pipe] = field(default_factory=set)
 
     def kill(self) -> None:
@@ -126,14 +126,14 @@ class FakeVerifier:
         if silent in (None, self.client):
             self.client = object()
 
-    async def ask(self, method: str, path: str, **_: object) -> Answer:
+    async def ask(self, method: str, path: str, **_: object) -> VerifierResponse:
         """GET /ready."""
         await asyncio.sleep(RTT_S)
         if self.silent or not self.up:
             raise LinkDown("not ready")
         if self.draining:
-            return Answer(503, b'{"error":{"message":"bye","code":"draining"}}')
-        return Answer(200, b"{}")
+            return VerifierResponse(503, b'{"error":{"message":"bye","code":"draining"}}')
+        return VerifierResponse(200, b"{}")
 
     @asynccontextmanager
     async def open(
@@ -162,23 +162,23 @@ class FakeVerifier:
         finally:
             running.cancel()
             self.sessions.pop(name, None)
-            self.carried.pop(name, None)
+            self.multiplexed.pop(name, None)
 
     async def _run(self, name: str, request: Open, cut: asyncio.Event, own: Pipe) -> None:
         """Send a session's frames down its own stream, until another one carries it."""
-        down, moved = own, False
+        down, multiplexed = own, False
         try:
             async for frame in self._stream(name, request, cut):
-                if not moved and name in self.carried:
-                    own.put_nowait(wire.encode(Moved()))
-                    down, moved = self.carried[name], True
-                down.put_nowait(wire.encode_record(name, frame) if moved else frame)
+                if not multiplexed and name in self.multiplexed:
+                    own.put_nowait(wire.encode(Multiplexed()))
+                    down, multiplexed = self.multiplexed[name], True
+                down.put_nowait(wire.encode_record(name, frame) if multiplexed else frame)
         except LinkDown as error:
             own.put_nowait(error)
-            if moved:
+            if multiplexed:
                 down.put_nowait(wire.encode_record(name))
         else:
-            down.put_nowait(wire.encode_record(name) if moved else b"")
+            down.put_nowait(wire.encode_record(name) if multiplexed else b"")
 
     @asynccontextmanager
     async def upload(
@@ -202,13 +202,13 @@ class FakeVerifier:
         async for piece in records:
             await asyncio.sleep(RTT_S)
             while self.silent:  # noqa: ASYNC110 - a virtual clock
-                await asyncio.sleep(BEAT_S)
+                await asyncio.sleep(STREAM_HEARTBEAT_S)
             for record in decoder.feed(piece):
                 if not record.session:
                     self.acknowledged += 1
                     down.put_nowait(wire.ASK)
                 elif not record.frames:
-                    self.carried[record.session] = down
+                    self.multiplexed[record.session] = down
 
     async def _try(self, within_s: float) -> None:
         await asyncio.sleep(min(self.trial_s, within_s))
@@ -236,10 +236,10 @@ class FakeVerifier:
         while not session.finished:
             due_s += PASS_S
             while due_s > 0.0:
-                await self._wait(cut, min(due_s, BEAT_S))
-                due_s -= BEAT_S
+                await self._wait(cut, min(due_s, STREAM_HEARTBEAT_S))
+                due_s -= STREAM_HEARTBEAT_S
                 if due_s > 0.0:
-                    yield wire.encode(Beat())
+                    yield wire.encode(Heartbeat())
             due_s = 0.0
             start = session.begin(0).start
             if self.poisoned and start > 5:
@@ -257,7 +257,7 @@ class FakeVerifier:
                 await cut.wait()
         except TimeoutError:
             while self.silent:  # noqa: ASYNC110 - a virtual clock
-                await asyncio.sleep(BEAT_S)
+                await asyncio.sleep(STREAM_HEARTBEAT_S)
             return
         raise LinkDown("cut", "broken")
 
@@ -309,12 +309,12 @@ class World:
             if not self._running:
                 await self.edge.close()
 
-    async def _follow(self, sessions: Sessions, request: Open, text: list[int]) -> bool:
+    async def _follow(self, sessions: AnswerSessions, request: Open, text: list[int]) -> bool:
         session = sessions.open(replace(request, committed=tuple(text)))
         now = asyncio.get_running_loop().time
         posting = session.post() if self.carries else asyncio.sleep(0)
         try:
-            async with beside(posting), aclosing(session.events()) as events:
+            async with running_alongside(posting), aclosing(session.events()) as events:
                 async for message in events:
                     if isinstance(message, Commit):
                         assert message.start == len(text)

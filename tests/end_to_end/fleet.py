@@ -20,7 +20,7 @@ from bench.run.services import free_port
 ROOT = Path(__file__).parents[2]
 GAP_S: Final = 5.0
 """A bound of the time without text. On a quiet host it is 0.4 s after a kill, and 2.2 s after a
-stop: three beats, a second for resuming, and reading the context again."""
+stop: three heartbeats, a second for resuming, and reading the context again."""
 
 LOST_AFTER: Final = 40
 """Characters that come before a verifier is lost."""
@@ -79,7 +79,7 @@ class Fleet:
             module, "--draft-model", "smollm2", "--fill", fill, *urls,
             PICOSPEC_EDGE__FAILOVER_DEADLINE_S="30",
             PICOSPEC_EDGE__DRAIN_TIMEOUT_S=str(drain_timeout_s),
-            PICOSPEC_EDGE__POOL_TOKENS="0",  # or what is asked again takes one pass
+            PICOSPEC_EDGE__ANSWER_CACHE_TOKENS="0",  # or what is asked again takes one pass
             **settings,
         )  # fmt: skip
 

@@ -30,7 +30,7 @@ from speculation.messages import (
 )
 from speculation.verify_session import VerifyingSession
 from tests.speculation.small_models import slow
-from verifier.llama_target.scheduler import Part, judge
+from verifier.llama_target.scheduler import PassPart, judge
 
 V = 4
 STOP = 3
@@ -89,7 +89,7 @@ class Session:
         judged = self.verifier.begin(len(self.verifier.plan(self._drafts)))
         committed, request = tuple(self.verifier.committed), self.verifier.request
         last = [*PROMPT, *committed][-1]
-        part = Part(0, 0, last, judged, request, self.adjust, committed)
+        part = PassPart(0, 0, last, judged, request, self.adjust, committed)
         verdict = judge(part, lambda i: TARGET[part.tokens[i]])
         return self.verifier.resolve(verdict.judgement)
 

@@ -1,4 +1,4 @@
-"""An edge relays a chat to the verifier alone, and both ends say what they are."""
+"""An edge proxies a chat to the verifier alone, and both ends say what they are."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from fastapi import FastAPI
 
 from edge_agent import app as edge
-from edge_agent import relayed as relaying
+from edge_agent import proxied as proxying
 from edge_agent.draft.loading import TargetTokenizer
-from edge_agent.relay import DIRECT, Relay
+from edge_agent.proxy import DIRECT, Proxy
 from edge_agent.settings import load as load_edge
 from gateway.drain import Drain
 from local_models.store import open_store
@@ -118,7 +118,7 @@ async def test_its_tokens_are_counted_for_the_key(client: httpx.AsyncClient) -> 
     assert await tenants_tokens(client) == 2 * (2 + 9)
 
 
-DOORS = {
+ENDPOINTS = {
     "/v1/chat/completions": ASK,
     DIRECT: ASK,
     "/v1/completions": {"prompt": "Hi", "max_tokens": 3},
@@ -134,7 +134,7 @@ async def test_by_no_way_does_a_key_get_what_the_target_has_read_for_another(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Relay, "is_undrafted", lambda *_: True)
+    monkeypatch.setattr(Proxy, "is_without_drafts", lambda *_: True)
     served: dict[str, set[str | None]] = {}
     serve = target.serve
 
@@ -150,7 +150,7 @@ async def test_by_no_way_does_a_key_get_what_the_target_has_read_for_another(
         while "bad_tokenizer" not in (await client.get("/ready")).text:  # noqa: ASYNC110 - processes
             await asyncio.sleep(0.02)
         for who, salt in (("ann", ""), ("eve", ""), ("eve", "key-1")):
-            for path, body in DOORS.items():
+            for path, body in ENDPOINTS.items():
                 headers = {"authorization": f"Bearer {who}"}
                 salted = {**body, "cache_salt": salt} if salt else body
                 answer = await client.post(path, json=salted, headers=headers)
@@ -169,7 +169,7 @@ async def tenants_tokens(client: httpx.AsyncClient) -> float:
 async def test_a_verifier_that_falls_silent_ends_the_answer_and_its_prompt_is_counted(
     client: httpx.AsyncClient, target: FakeTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relaying, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(proxying, "ANSWER_TIMEOUT_S", 0.2)
     target._pass_s = 0.5
     long = "Hi " * 400
 
@@ -230,7 +230,7 @@ async def test_without_a_verifier_it_is_a_503(tmp_path: Path) -> None:
     assert [each["ready"] for each in status["verifiers"]] == [False]
 
 
-async def test_an_edge_that_drains_relays_nothing_and_says_so(
+async def test_an_edge_that_drains_proxies_nothing_and_says_so(
     verifier: str, tmp_path: Path
 ) -> None:
     drain = Drain()
@@ -279,15 +279,15 @@ async def test_the_status_of_an_edge_names_models_verifiers_and_versions(
         assert (await client.get(path)).status_code == 200
 
 
-async def test_the_status_of_a_verifier_tells_of_its_sessions_and_has_no_relay() -> None:
+async def test_the_status_of_a_verifier_tells_of_its_sessions_and_has_no_proxy() -> None:
     app = build(load_verifier(None, {}, {}), lambda _: FakeTarget())
 
     async with app.router.lifespan_context(app), client_of(app) as client:
         status = (await client.get("/status")).json()
-        relayed = await client.post(DIRECT, json=ASK)
+        proxied = await client.post(DIRECT, json=ASK)
 
     assert status["service"] == "verifier"
     assert status["sessions"]["running"] == 0
     assert status["sessions"]["limit"] > 0
     assert "verifiers" not in status
-    assert relayed.status_code == 404
+    assert proxied.status_code == 404

@@ -27,7 +27,7 @@ from verifier.app import build as build_verifier
 from verifier.settings import load as load_verifier
 
 NAMES = ("one", "two")
-DOORS: Mapping[str, Mapping[str, object]] = {
+ENDPOINTS: Mapping[str, Mapping[str, object]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3},
     "/v1/completions": {"prompt": "Hi", "max_tokens": 3},
     "/v1/messages": {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3},
@@ -92,13 +92,13 @@ async def names_at(client: httpx.AsyncClient, path: str, list: str, name: str) -
     return [each[name] for each in (await client.get(path)).json()[list]]
 
 
-@pytest.mark.parametrize("path", DOORS)
-async def test_each_door_answers_for_the_model_that_is_named(
+@pytest.mark.parametrize("path", ENDPOINTS)
+async def test_each_endpoint_answers_for_the_model_that_is_named(
     client: httpx.AsyncClient, targets: dict[str, FakeTarget], path: str
 ) -> None:
     for name in (*NAMES, *reversed(NAMES)):
         before = {each: len(targets[each].opened) for each in NAMES}
-        answer = await client.post(path, json={**DOORS[path], "model": name})
+        answer = await client.post(path, json={**ENDPOINTS[path], "model": name})
         more = [each for each in NAMES if len(targets[each].opened) > before[each]]
 
         assert answer.status_code == 200, answer.text
@@ -106,7 +106,7 @@ async def test_each_door_answers_for_the_model_that_is_named(
         if more:
             placed = (await client.get("/status")).json()["placed"][0]
             assert (placed["model"], placed["reason"]) == (name, "only")
-    refused = await client.post(path, json={**DOORS[path], "model": "three"})
+    refused = await client.post(path, json={**ENDPOINTS[path], "model": "three"})
     assert refused.status_code == 404
     assert all(name in refused.text for name in NAMES)
 
@@ -132,7 +132,7 @@ async def test_a_key_opens_the_models_that_its_file_names(
     assert (await client.get("/v1/models/one")).status_code == 404
     assert await names_at(client, "/status", "models", "name") == ["two"]
     assert await names_at(client, "/status", "verifiers", "model") == ["two"]
-    for path, body in DOORS.items():
+    for path, body in ENDPOINTS.items():
         unnamed = await client.post(path, json=body)
         refused = await client.post(path, json={**body, "model": "one"})
         assert unnamed.status_code == 200, unnamed.text

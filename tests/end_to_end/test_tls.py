@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from bench.run.services import free_port
 from edge_agent.app import open_verifiers
-from edge_agent.link.session import Session
+from edge_agent.link.session import EdgeSession
 from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
@@ -30,7 +30,7 @@ from gateway.errors import Unavailable
 from gateway.hosting.settings import check_listening
 from local_models.store import open_store
 from picospec.doctor import check_verifier
-from picospec.expecting import Target
+from picospec.expecting import TimedTarget
 from speculation.messages import Commit, Down, Finish
 from tests.edge_agent.processes import wait_for
 from tests.verifier.conftest import KEY, fake_command, running
@@ -113,7 +113,7 @@ async def test_an_edge_with_a_certificate_of_the_right_authority_gets_its_text(
 ) -> None:
     edges = edges_verifier(settings(verifier, files, "edge"))
     facts = await edges.facts()
-    session = Session(edges, opening(prompt=(STREAMS, 5), max_tokens=5))
+    session = EdgeSession(edges, opening(prompt=(STREAMS, 5), max_tokens=5))
     messages: list[Down] = [message async for message in session.events()]
     was_there = await edges.connection.post("none", b"", {})
 
@@ -139,7 +139,7 @@ async def test_the_doctor_times_a_target_that_asks_for_a_certificate(
 ) -> None:
     edges = edges_verifier(settings(verifier, files, "edge"))
 
-    assert (await Target(edges, await edges.facts()).answer("1, 2, 3,")).token_s > 0
+    assert (await TimedTarget(edges, await edges.facts()).answer("1, 2, 3,")).token_s > 0
 
 
 async def test_the_doctor_names_an_authority_that_did_not_sign(

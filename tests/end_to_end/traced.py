@@ -22,7 +22,7 @@ from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from gateway.app import create_app
-from gateway.doors.services import one_model
+from gateway.endpoints.services import one_model
 from gateway.hosting.settings import GatewaySettings
 from gateway.middleware import Access
 from gateway.tracing import Tracing

@@ -120,7 +120,7 @@ async def send(requests: Requests, port: int, key: str, seconds: float) -> Count
 async def drafts(port: int, key: str, seconds: float) -> Counter[str]:
     """Send full bodies of drafts to a session, many at once, and open another when it ends."""
     tally: Counter[str] = Counter()
-    frame = wire.encode(Draft(epoch=0, start=0, behind=0, tokens=(1,)))
+    frame = wire.encode(Draft(epoch=0, start=0, offset=0, tokens=(1,)))
     bodies = [frame * (65536 // len(frame)), frame * (4096 // len(frame))]
     opened, loop = wire.encode(opening(port, key)), asyncio.get_running_loop()
     ends_at = loop.time() + seconds

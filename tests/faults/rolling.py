@@ -19,7 +19,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from gateway.drain import beside
+from gateway.drain import running_alongside
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.world import FOLDER, Plan, World
 from tests.local_models.chats import Json, user
@@ -77,7 +77,7 @@ async def roll(
     expected = [await world.ask(body) for body in asked]
     outcome, begun = Roll(), time.monotonic()
     numbers = iter(range(answers))
-    async with beside(_restart(world, outcome, tell)), asyncio.TaskGroup() as asking:
+    async with running_alongside(_restart(world, outcome, tell)), asyncio.TaskGroup() as asking:
         for _ in range(clients):
             asking.create_task(_client(world, numbers, asked, expected, outcome))
     outcome.seconds = time.monotonic() - begun

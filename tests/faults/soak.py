@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.drain import beside
+from gateway.drain import running_alongside
 from tests.faults.rig.asking import KINDS, MODEL, Answer
 from tests.faults.rig.footprint import Footprint
 from tests.faults.rig.services import Service
@@ -99,7 +99,7 @@ class Soak:
         for end in self.ends:
             end.before = await self._quiet(end)
         self.tally.clear()
-        async with beside(self._sample(tell)):
+        async with running_alongside(self._sample(tell)):
             await self._ask(self.answers, self.seconds)
         for end in self.ends:
             end.after = await self._quiet(end)
@@ -172,7 +172,7 @@ class Soak:
         for end in self.ends:
             name = end.service.name
             if end.growth > MOST_GROWTH:
-                found.append(f"{name}: memory grew by {end.growth:.1%}")
+                found.append(f"{name}: memory grew by {end.growth:0.1%}")
             held = zip(MORE, end.before, end.after, strict=True)
             found += [
                 f"{name}: {was} {what} became {n}"
@@ -193,7 +193,7 @@ def show(soak: Soak, console: Console) -> None:
     for end in soak.ends:
         medians = " ".join(f"{mb:g}" for mb in end.medians)
         table.add_row(
-            end.service.name, medians, f"{end.growth:.1%}", f"{end.before} {end.after}"
+            end.service.name, medians, f"{end.growth:0.1%}", f"{end.before} {end.after}"
         )
     console.print(table, dict(sorted(soak.tally.items())))
     console.print(*(soak.faults or ["flat, and nothing is left"]), sep="\n")

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from edge_agent.link.course import MAX_LOST
-from gateway.drain import beside
+from edge_agent.link.failover_policy import MAX_LOST
+from gateway.drain import running_alongside
 from tests.faults.rig.asking import BRIEF, KINDS, MODEL, Answer
 from tests.faults.rig.breakable import POISON
 from tests.faults.rig.report import Report
@@ -106,7 +106,7 @@ async def test_a_request_that_kills_engines_is_given_up_and_others_go_on(
         path = f"{world.edge.url}/v1/completions"
         poison.update((await world.http.post(path, json=body, timeout=150)).json()["error"])
 
-    async with beside(supervise()):
+    async with running_alongside(supervise()):
         answers, at = await struck(world, ask_poison)
 
     gap_s = max(answer.gap_s(at) for answer in answers.values())

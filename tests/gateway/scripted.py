@@ -26,10 +26,9 @@ import uvicorn
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 
-from gateway.accounts import Clock
 from gateway.app import create_app
-from gateway.doors.services import one_model
 from gateway.drain import Drain
+from gateway.endpoints.services import one_model
 from gateway.errors import ApiError
 from gateway.hosting.settings import GatewaySettings
 from gateway.middleware import Access, IsMessage
@@ -39,13 +38,14 @@ from gateway.ports import (
     Delta,
     Facts,
     FinishReason,
+    GatewayTokenizer,
     Job,
     Json,
     Statistics,
-    Tokenizer,
 )
+from gateway.request_context import Clock
 from gateway.tracing import NO_TRACING, Tracing
-from gateway.watching import Chain, LinkUse, Pass
+from gateway.watching import ChainEvent, LinkUse, PassEvent
 from speculation.messages import TokenLogprob
 
 END = 256
@@ -174,8 +174,8 @@ class ReportingEngine(ScriptedEngine):
 
     async def generate(self, job: Job) -> AsyncGenerator[Delta]:
         self.jobs.append(job)
-        chain = Chain(2, 1, 3, False, tuple(b"ck "))
-        verified = Pass(1, 4, 2, 3, "recovered", 20.0, 1.5, None, 18.0)
+        chain = ChainEvent(2, 1, 3, False, tuple(b"ck "))
+        verified = PassEvent(1, 4, 2, 3, "recovered", 20.0, 1.5, None, 18.0)
         counted = partial(Delta, statistics=self.statistics)
         yield counted(tuple(b"Q"), origins=("target",))
         yield counted((), events=(chain, LinkUse(31.5, 40, 60, "0", 1)))
@@ -200,13 +200,13 @@ def make_app(
     *,
     clock: Clock = time.monotonic,
     drain: Drain | None = None,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: GatewayTokenizer | None = None,
     is_message: IsMessage = lambda _: False,
     session_paths: str | None = None,
     tracing: Tracing = NO_TRACING,
     **settings: object,
 ) -> FastAPI:
-    async def source(_: str) -> Tokenizer:
+    async def source(_: str) -> GatewayTokenizer:
         return tokenizer or ByteTokenizer()
 
     given = GatewaySettings.model_validate(settings)
@@ -222,7 +222,7 @@ def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.A
     return httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers)
 
 
-def door_of(body: Mapping[str, object]) -> str:
+def endpoint_of(body: Mapping[str, object]) -> str:
     """Return the path that takes such a body."""
     named = {"messages": "chat/completions", "input": "responses"}
     return "/v1/" + next((named[name] for name in named if name in body), "completions")
@@ -250,7 +250,7 @@ async def ask(
 ) -> httpx.Response:
     """Return what one request gets of an app of its own. path: by default that of the body."""
     async with client_of(make_app(engine or ScriptedEngine(), **app), headers) as client:
-        return await client.post(path or door_of(body), json=body)
+        return await client.post(path or endpoint_of(body), json=body)
 
 
 def events_of(text: str) -> list[Any]:
@@ -307,7 +307,7 @@ def writes(text: str, **more: Any) -> ScriptedEngine:  # noqa: ANN401 - Scripted
     return ScriptedEngine([data[at : at + 3] for at in range(0, len(data), 3)], **more)
 
 
-# Tests read here what a request asks of the engine and the template, whatever its door.
+# Tests read here what a request asks of the engine and the template, whatever its endpoint.
 
 
 # Tenants whose keys are "key of" and their name: their file, and what their requests show.

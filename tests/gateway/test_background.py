@@ -22,10 +22,10 @@ from openai.types.responses import Response
 from starlette.types import Message
 from structlog.testing import capture_logs
 
-from gateway import accounts
-from gateway.doors import background, services
-from gateway.doors.background import Dropped, Recording, Replay
+from gateway import request_context
 from gateway.drain import Drain
+from gateway.endpoints import background, services
+from gateway.endpoints.background import Dropped, Recording, Replay
 from gateway.errors import Unauthorized, Unavailable
 from tests.gateway import scripted as openai_sdk
 from tests.gateway.scripted import (
@@ -288,7 +288,7 @@ async def test_no_bound_of_all_keys_ends_what_runs(monkeypatch: pytest.MonkeyPat
 async def test_what_running_responses_continue_counts_as_bodies_that_are_held(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(accounts, "MAX_HELD_BYTES", 1500)
+    monkeypatch.setattr(request_context, "MAX_HELD_BYTES", 1500)
     on = asyncio.Event()
     async with sdk(writes("Hi there", pause=on.wait, context_tokens=4000)) as client:
         long = await begun(client, input="a" * 1000)
@@ -335,8 +335,8 @@ async def test_who_reads_too_slowly_or_has_lost_the_key_is_told_so(
     async def send(message: Message) -> None:
         sent.append(message.get("body", b""))
 
-    account: Any = SimpleNamespace(check_key=check_key, goes_on=None)
-    await Replay(recording, number, 60, account)({}, asyncio.Event().wait, send)  # type: ignore[arg-type]
+    context: Any = SimpleNamespace(check_key=check_key, goes_on=None)
+    await Replay(recording, number, 60, context)({}, asyncio.Event().wait, send)  # type: ignore[arg-type]
 
     (error,) = (EVENTS.validate_python(event) for event in events_of(b"".join(sent).decode()))
     assert (error.type, error.code) == ("error", code)

@@ -1,5 +1,6 @@
 """What is no request, or no setting, gets the defined error; the engine never gets it. What
-cannot change the answer is accepted and named. The bodies of each door are in the corpus."""
+cannot change the answer is accepted and named. The bodies of each endpoint are in the
+corpus."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
-from gateway.doors import completions
-from gateway.doors.chat import ChatRequest
-from gateway.doors.completions import CompletionRequest
-from gateway.doors.messages_schema import ChatMessage
-from gateway.doors.ollama import OllamaChat, OllamaGenerate
+from gateway.endpoints import completions
+from gateway.endpoints.chat import ChatRequest
+from gateway.endpoints.completions import CompletionRequest
+from gateway.endpoints.messages_schema import ChatMessage
+from gateway.endpoints.ollama import OllamaChat, OllamaGenerate
 from gateway.errors import Unavailable
 from gateway.routes import TokenizeRequest
 from gateway.schema import NEUTRAL
@@ -224,7 +225,11 @@ values = st.sampled_from(ODD) | st.recursive(
     max_leaves=5,
 )
 requests = st.sampled_from(
-    [(case.door, case.body) for case in CASES if case.is_served and len(str(case.body)) < 9000]
+    [
+        (case.endpoint, case.body)
+        for case in CASES
+        if case.is_served and len(str(case.body)) < 9000
+    ]
 )
 message_fields = st.sampled_from(sorted(ChatMessage.model_fields))
 messages = st.lists(

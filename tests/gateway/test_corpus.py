@@ -1,10 +1,10 @@
-"""Each body of the corpus means at every door what it says there, or is refused as it says; and
-each answer is written as its transcript shows.
+"""Each body of the corpus means at every endpoint what it says there, or is refused as it says;
+and each answer is written as its transcript shows.
 
 A line of corpus/*.jsonl is a request, and what becomes of it:
 
-    door       the path that it is posted to
-    body       what differs from the door's LEAST body; null leaves a field out
+    endpoint       the path that it is posted to
+    body       what differs from the endpoint's LEAST body; null leaves a field out
     client     in place of `body`: the real client whose request corpus/clients/ has
     means      what is generated, as far as that differs from LEAST (see `meaning`)
     status     or how it is refused, with the field, code and type of the error (see `refusal`)
@@ -12,9 +12,9 @@ A line of corpus/*.jsonl is a request, and what becomes of it:
 A transcript in corpus/transcripts/ is such a line without `means`, and the exact answer to it.
 A case may change the service that gets it (SERVICE), and say with `about` what it is about.
 
-To add a case, add a line with a door and a body, and run `pytest tests/gateway --update`. It
-writes the rest, and the whole corpus anew: its diff shows what a change of a door changes.
-"""
+To add a case, add a line with an endpoint and a body, and run `pytest tests/gateway --update`.
+It writes the rest, and the whole corpus anew: its diff shows what a change of an endpoint
+changes."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ import httpx
 import pytest
 
 from gateway import errors, grammars
-from gateway.doors import chat, responses_handlers
-from gateway.doors.chat import ChatRequest
-from gateway.doors.request import SERVABLE, GenerationRequest
-from gateway.doors.responses import ResponsesRequest
-from gateway.doors.services import ResponseStore
-from gateway.doors.tools import ToolUse
+from gateway.endpoints import chat, responses_handlers
+from gateway.endpoints.chat import ChatRequest
+from gateway.endpoints.request import SERVABLE, GenerationRequest
+from gateway.endpoints.responses import ResponsesRequest
+from gateway.endpoints.services import ResponseStore
+from gateway.endpoints.tools import ToolUse
 from gateway.ports import Sampling, Statistics
 from gateway.routes import ROUTES
 from speculation.messages import PROMPT_LOGPROBS
@@ -92,8 +92,8 @@ class Case:
         return str(self.line)
 
     @property
-    def door(self) -> str:
-        path: str = self.line.given["door"]
+    def endpoint(self) -> str:
+        path: str = self.line.given["endpoint"]
         return path.partition("?")[0]
 
     @cached_property
@@ -102,7 +102,7 @@ class Case:
         if name := given.get("client"):
             sent: Body = json.loads((FOLDER / "clients" / f"{name}.json").read_text())
             return sent
-        return {**LEAST.get(self.door, {}), **grown(given.get("body", {}))}
+        return {**LEAST.get(self.endpoint, {}), **grown(given.get("body", {}))}
 
     @property
     def is_served(self) -> bool:
@@ -135,7 +135,7 @@ class Case:
 
     async def answer(self, engine: ScriptedEngine, tokenizer: ByteTokenizer) -> httpx.Response:
         app = make_app(engine, tokenizer=tokenizer, **self.of("settings"))
-        path, sent = self.line.given["door"], json.dumps(self.body)
+        path, sent = self.line.given["endpoint"], json.dumps(self.body)
         async with client_of(app, self.of("headers")) as client:
             if self.line.given.get("method") == "GET":
                 return await client.get(path)
@@ -170,7 +170,7 @@ async def test_a_body_means_what_the_corpus_says_or_is_refused_as_it_says(
 
 
 def test_cases_have_no_names_that_nobody_reads() -> None:
-    known = {*SERVICE, *RESULTS, "about", "door", "body", "client", "method"}
+    known = {*SERVICE, *RESULTS, "about", "endpoint", "body", "client", "method"}
 
     for case in (*CASES, *TRANSCRIPTS):
         assert case.line.given.keys() <= known
@@ -201,7 +201,7 @@ def meaning(
         found["options"] = shown["options"]
     if engine.jobs:
         found |= asked(case, engine, shown is None)
-        request = generation(case.door, case.body)
+        request = generation(case.endpoint, case.body)
         found |= {"stop": request.stop} if request.stop else {}
         if isinstance(request, ChatRequest) and (use := calls(request.tool_use)):
             found["calls"] = use
@@ -242,14 +242,14 @@ def asked(case: Case, engine: ScriptedEngine, is_raw: bool) -> Body:
     return found
 
 
-def generation(door: str, body: Body) -> GenerationRequest:
-    """Return the request that a door makes of a body."""
-    if door == "/v1/responses":
+def generation(endpoint: str, body: Body) -> GenerationRequest:
+    """Return the request that an endpoint makes of a body."""
+    if endpoint == "/v1/responses":
         parsed = ResponsesRequest.model_validate(body)
         return responses_handlers.convert(ResponseStore(lambda: 0.0), parsed).body
-    if door == "/v1/chat/completions":
+    if endpoint == "/v1/chat/completions":
         return chat.convert(ChatRequest.model_validate(body)).body
-    handler: Any = next(route.handler for route in ROUTES if route.path == door)
+    handler: Any = next(route.handler for route in ROUTES if route.path == endpoint)
     schema, convert = handler.args
     converted: GenerationRequest = convert(schema.model_validate(body)).body
     return converted
@@ -264,8 +264,8 @@ def calls(use: ToolUse) -> Body:
 
 
 def refusal(case: Case, answer: httpx.Response) -> Body:
-    """Return the status of an error, and its field, code and type in the shape of the door. Its
-    message begins with the field's name, if not with what the line says."""
+    """Return the status of an error, and its field, code and type in the shape of the endpoint.
+    Its message begins with the field's name, if not with what the line says."""
     error, shape = answer.json()["error"], {"error"}
     if isinstance(error, str):  # Ollama's
         told = {"message": error, "param": re.split("[: ]", error)[0]}
@@ -273,7 +273,7 @@ def refusal(case: Case, answer: httpx.Response) -> Body:
     else:
         told = {**error, **error.get("details", {})}
         told["code"] = told.get("error_code", told.get("code"))
-        shape |= {"type"} if case.door.startswith("/v1/messages") else set()
+        shape |= {"type"} if case.endpoint.startswith("/v1/messages") else set()
     assert answer.json().keys() == shape
     found: Body = {"status": answer.status_code}
     found |= {"field": told["param"]} if told["param"] else {}

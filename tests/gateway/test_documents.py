@@ -16,9 +16,9 @@ from openai.types.chat import completion_create_params as chats
 from openai.types.responses import response_create_params as responses
 
 from gateway.documents import openapi
-from gateway.doors.chat import ChatRequest
-from gateway.doors.completions import CompletionRequest
-from gateway.doors.responses import ResponsesRequest
+from gateway.endpoints.chat import ChatRequest
+from gateway.endpoints.completions import CompletionRequest
+from gateway.endpoints.responses import ResponsesRequest
 from gateway.routes import ROUTES
 from gateway.schema import NEUTRAL
 from tests.gateway.scripted import (
@@ -193,7 +193,7 @@ CLIENTS = [case for case in CASES if "client" in case.line.given]
 
 @pytest.mark.parametrize("case", CLIENTS, ids=str)
 def test_the_request_of_a_client_fits_the_published_schema(case: Case) -> None:
-    assert errors_of(case.door, case.body) == []
+    assert errors_of(case.endpoint, case.body) == []
 
 
 KNOWN = {*NEUTRAL, "n_cmpl", "n_predict"}

@@ -22,7 +22,7 @@ from tests.gateway.scripted import (
     ScriptedEngine,
     ask,
     client_of,
-    door_of,
+    endpoint_of,
     events_of,
     make_app,
     served,
@@ -60,7 +60,7 @@ async def test_a_new_answer_is_refused_and_the_client_told_when_to_ask_again(
     async with client_of(make_app(engine, drain=drain)) as client:
         drain.begin(60.0)
         assert drain.over.is_set()  # there is no work to wait for
-        answer = await client.post(door_of(body), json=body)
+        answer = await client.post(endpoint_of(body), json=body)
         ready, health = await client.get("/ready"), await client.get("/health")
 
     assert not engine.jobs

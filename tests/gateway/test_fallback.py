@@ -11,10 +11,10 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from gateway.app import create_app
-from gateway.doors.services import one_model
+from gateway.endpoints.services import one_model
 from gateway.errors import Unavailable
 from gateway.hosting.settings import GatewaySettings
-from gateway.ports import Facts, Tokenizer
+from gateway.ports import Facts, GatewayTokenizer
 from tests.gateway.scripted import (
     MODEL,
     Body,
@@ -43,7 +43,7 @@ class Fallback:
         self.engine = Small((b"Well", b" then"))
         self.counted = 0
 
-    async def tokenizer(self, _: str) -> Tokenizer:
+    async def tokenizer(self, _: str) -> GatewayTokenizer:
         return ByteTokenizer()
 
     async def is_needed(self) -> bool:
@@ -59,7 +59,7 @@ def fallback() -> Fallback:
 
 
 def client(engine: ScriptedEngine, fallback: Fallback | None) -> httpx.AsyncClient:
-    async def source(_: str) -> Tokenizer:
+    async def source(_: str) -> GatewayTokenizer:
         if engine.down:
             raise engine.down
         return ByteTokenizer()
@@ -132,29 +132,29 @@ async def test_models_tokens_and_parameters_are_the_fallbacks_meanwhile(
 
 
 class Undrafted:
-    """A relay to a verifier that opened no sessions when it was last asked."""
+    """A proxy to a verifier that opened no sessions when it was last asked."""
 
-    def is_undrafted(self, _: str) -> bool:
+    def is_without_drafts(self, _: str) -> bool:
         return True
 
     models, held_bytes = (), 0
 
-    async def ahead(self, *_: object) -> None:
+    async def proxy_other_model(self, *_: object) -> None:
         return None
 
-    async def undrafted(self, *_: object) -> Response:
+    async def proxy_without_drafts(self, *_: object) -> Response:
         raise Unavailable("no verifier answers")
 
 
 async def test_the_fallback_answers_whatever_the_verifier_was_that_went_away(
     fallback: Fallback,
 ) -> None:
-    async def source(_: str) -> Tokenizer:
+    async def source(_: str) -> GatewayTokenizer:
         return ByteTokenizer()
 
     settings = GatewaySettings()
     models = one_model(away(), source, settings, fallback)
-    app = create_app(models, settings, relay=Undrafted())
+    app = create_app(models, settings, proxy=Undrafted())
     async with client_of(app) as asked:
         answer = await asked.post("/v1/chat/completions", json=CHAT)
 

@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from edge_agent.settings import load
-from gateway import accounts
+from gateway import request_context
 from gateway.app import create_app
-from gateway.doors.services import one_model
+from gateway.endpoints.services import one_model
 from gateway.hosting import limits
 from gateway.hosting.limits import (
     MAX_CONNECTIONS,
@@ -36,7 +36,7 @@ from gateway.hosting.settings import (
     is_loopback,
 )
 from gateway.middleware import Access
-from gateway.ports import Tokenizer
+from gateway.ports import GatewayTokenizer
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app, served
 from verifier.settings import VerifierSettings
 
@@ -186,11 +186,11 @@ def test_a_variable_that_looks_like_ours_and_sets_nothing_is_an_error(
 @pytest.mark.parametrize(
     "name",
     [
-        "PICOSPEC_EDGE__JUDGE", "picospec_edge__judge", "PICOSPEC_EDGE__RELAY__URL",
+        "PICOSPEC_EDGE__JUDGE", "picospec_edge__judge", "PICOSPEC_EDGE__PROXY__URL",
         "PICOSPEC_EDGE__KEY_LIMITS__SESSIONS", "PICOSPEC_EDGE__TLS__CERTIFICATE",
         "PICOSPEC_VERIFIER__SESSIONS__ANYTHING", "PICOSPEC_VERIFIER_SERVICE_PORT_HTTP",
         "PICOSPEC_VERIFIER_PORT_9000_TCP_ADDR", "PICOSPEC_EDGE_PORT", "PICOSPEC_IMAGES",
-        "PICOSPEC_API_KEYS", "PICOSPEC_RELAY_KEY", "PICO", "HOME",
+        "PICOSPEC_API_KEYS", "PICOSPEC_PROXY_KEY", "PICO", "HOME",
     ],
 )  # fmt: skip
 def test_other_names_are_no_error(name: str) -> None:
@@ -217,7 +217,7 @@ def test_what_may_not_listen_is_said_in_a_line(module: str) -> None:
 async def status(said: str, environ: dict[str, str] | None = None, **settings: object) -> int:
     """What a request gets that says this as its `Host`."""
 
-    async def source(_: str) -> Tokenizer:
+    async def source(_: str) -> GatewayTokenizer:
         return ByteTokenizer()
 
     given = load(None, environ or {}, settings)
@@ -308,16 +308,16 @@ def test_connections_leave_descriptors_for_all_else(limit: int, most: int) -> No
 async def test_the_bodies_of_a_key_hold_a_limited_number_of_bytes_until_their_answers_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(accounts, "MAX_HELD_BYTES", 3000)
+    monkeypatch.setattr(request_context, "MAX_HELD_BYTES", 3000)
     body = json.dumps({"messages": [{"role": "user", "content": "x" * 1600}]}).encode()
     is_held, may_end = asyncio.Event(), asyncio.Event()
-    hold = accounts.Account.hold
+    hold = request_context.RequestContext.hold
 
-    def noting(account: accounts.Account, body_bytes: int) -> None:
-        hold(account, body_bytes)
+    def noting(context: request_context.RequestContext, body_bytes: int) -> None:
+        hold(context, body_bytes)
         is_held.set()
 
-    monkeypatch.setattr(accounts.Account, "hold", noting)
+    monkeypatch.setattr(request_context.RequestContext, "hold", noting)
 
     async def unfinished() -> AsyncIterator[bytes]:
         yield body[:-1]

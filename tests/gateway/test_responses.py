@@ -18,11 +18,11 @@ from openai.types.responses import Response, ResponseStreamEvent
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, TypeAdapter
 
-from gateway.doors import responses_handlers, services
-from gateway.doors.door import DoorRequest
-from gateway.doors.responses import ResponsesRequest
-from gateway.doors.responses_answer import Output, place_of
-from gateway.doors.services import (
+from gateway.endpoints import responses_handlers, services
+from gateway.endpoints.endpoint import EndpointRequest
+from gateway.endpoints.responses import ResponsesRequest
+from gateway.endpoints.responses_answer import Output, place_of
+from gateway.endpoints.services import (
     MAX_AGE_S,
     MAX_BYTES,
     MAX_RESPONSES,
@@ -239,7 +239,7 @@ async def test_what_is_not_to_be_stored_or_is_anothers_is_not_found() -> None:
 async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, read = list[threading.Thread](), responses_handlers.convert
 
-    def convert(store: ResponseStore, body: ResponsesRequest) -> DoorRequest:
+    def convert(store: ResponseStore, body: ResponsesRequest) -> EndpointRequest:
         threads.append(threading.current_thread())
         return read(store, body)
 
@@ -357,16 +357,18 @@ def test_all_keys_together_have_a_bound_at_which_the_largest_gives_way(
     monkeypatch.setattr(services, "MAX_ALL_BYTES", 100)
     stores, clock = ResponseStores(), SetClock()
     metrics = TenantMetrics(CollectorRegistry())
-    accounts: dict[str, Any] = {
+    request_contexts: dict[str, Any] = {
         key: SimpleNamespace(tenant=Tenant(key, KeyLimits(), metrics), clock=clock)
         for key in "abc"
     }
 
     for number, (key, size) in enumerate(sizes):
-        stores.of(accounts[key]).keep(f"{key}{number}", StoredResponse(b"", bytes(size)))
+        stores.of(request_contexts[key]).keep(
+            f"{key}{number}", StoredResponse(b"", bytes(size))
+        )
 
     ids = [f"{key}{number}" for number, (key, _) in enumerate(sizes)]
-    assert sorted(id for id in ids if stores.of(accounts[id[0]]).find(id)) == left
+    assert sorted(id for id in ids if stores.of(request_contexts[id[0]]).find(id)) == left
 
 
 @pytest.mark.parametrize(

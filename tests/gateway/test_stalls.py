@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from gateway.doors import background
-from gateway.doors.background import LARGE_BYTES, Recording
-from gateway.doors.door import JOINED
-from gateway.output.style import FormatName
+from gateway.endpoints import background
+from gateway.endpoints.background import LARGE_BYTES, Recording
+from gateway.endpoints.endpoint import JOINED
+from gateway.output.output_format import FormatName
 from tests.gateway.output.test_formats import NAMES, written
 from tests.gateway.scripted import MODEL, Body, ByteTokenizer, ScriptedEngine, ask
 

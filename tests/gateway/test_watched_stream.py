@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from gateway.grammars import Tags
 from gateway.output.detokenise import Detokeniser, TextDelta
-from gateway.output.formats.base import Format
-from gateway.output.message import Message
+from gateway.output.formats.base import ToolFormat
+from gateway.output.message import ParsedMessage
+from gateway.output.output_format import FORMATS, OutputParser
 from gateway.output.reading import read_reasoning
-from gateway.output.style import FORMATS, OutputParser
 from gateway.ports import Delta
-from gateway.watching import Chain, Spans
+from gateway.watching import ChainEvent, Spans
 from tests.gateway.output.reading import CUTS, TOOLS, split
 from tests.gateway.scripted import Body, ReportingEngine, ask, events_of
 
@@ -118,10 +118,10 @@ def test_the_chains_text_continues_the_character_that_is_being_shown() -> None:
     reader = Detokeniser(pieces.__getitem__, stop_tokens=frozenset(), stops=(), watched=True)
     reader.read(Delta((0,), origins=("target",)))
 
-    report = reader.read(Delta((), events=(Chain(0, 1, 2, False, (1, 2)),))).report
+    report = reader.read(Delta((), events=(ChainEvent(0, 1, 2, False, (1, 2)),))).report
 
     assert report is not None
-    assert [event.text for event in report.events if isinstance(event, Chain)] == ["€!"]
+    assert [event.text for event in report.events if isinstance(event, ChainEvent)] == ["€!"]
 
 
 THOUGHT = "<think>\nSo.  Well, a city\n</think>\n\n"
@@ -138,7 +138,7 @@ ANSWERS = {
 }
 
 
-def parser(form: Format, pieces: Sequence[str]) -> OutputParser:
+def parser(form: ToolFormat, pieces: Sequence[str]) -> OutputParser:
     def parse(text, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         yield from read_reasoning(text, out, Tags("<think>", "</think>"), opened=False)
         yield from form.read(text, out, TOOLS)
@@ -146,7 +146,7 @@ def parser(form: Format, pieces: Sequence[str]) -> OutputParser:
     reader = Detokeniser(
         lambda token: pieces[token].encode(), stop_tokens=frozenset(), stops=(), watched=True
     )
-    return OutputParser(reader, Message(lambda: "id"), parse)
+    return OutputParser(reader, ParsedMessage(lambda: "id"), parse)
 
 
 def read(

@@ -20,12 +20,12 @@ from typing import Any
 from bench.run.services import free_port
 from speculation import wire
 from speculation.messages import (
-    Beat,
     Commit,
     Down,
     Fault,
+    Heartbeat,
     Limits,
-    Moved,
+    Multiplexed,
     Opened,
     Reject,
     TokenLogprob,
@@ -123,12 +123,12 @@ def _opened(session: str, limits: Limits = LIMITS) -> bytes:
 async def _alive() -> AsyncIterator[bytes]:
     yield b"".join(map(wire.encode, FIRST))
     while True:
-        yield wire.encode(Beat())
+        yield wire.encode(Heartbeat())
         await asyncio.sleep(DRIP_S)
 
 
 SESSIONS: dict[str, Callable[[], Iterator[bytes | Down]]] = {
-    "beats": lambda: iter([*FIRST, *repeat(Beat(), 100_000)]),
+    "beats": lambda: iter([*FIRST, *repeat(Heartbeat(), 100_000)]),
     "empty": lambda: iter([*FIRST, *(Commit(0, 9, ()) for _ in range(100_000))]),
     "repeated": lambda: iter([*FIRST, *repeat(FIRST[1], 100_000)]),
     "reopened": lambda: iter([*FIRST, *repeat(FIRST[0], 100_000)]),
@@ -145,7 +145,7 @@ SESSIONS: dict[str, Callable[[], Iterator[bytes | Down]]] = {
     "limits": lambda: iter([_opened("s", Limits(max_verify=1 << 40))]),
     "timeout": lambda: iter([_opened("s", Limits(idle_timeout_s=1e9))]),
     "fault": lambda: iter([FIRST[0], Fault("c" * 9000, "t" * 50_000)]),
-    "moved": lambda: iter([*FIRST, Moved()]),
+    "moved": lambda: iter([*FIRST, Multiplexed()]),
     "cut": lambda: iter(FIRST),
 }
 """What the stream of a session has, after which it ends."""

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.doors.generation import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
+from gateway.endpoints.generation import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
 from gateway.errors import ApiError, Unavailable
 from gateway.schema import (
     MAX_CONTAINERS,
@@ -154,14 +154,14 @@ async def test_the_limit_of_a_body_comes_from_the_context(
 async def test_the_engine_is_asked_about_no_body_that_fits_in_any_context(
     down: ApiError | None,
 ) -> None:
-    class DoorRequest(ScriptedEngine):
+    class EndpointRequest(ScriptedEngine):
         asked = 0
 
         async def facts(self) -> Any:  # noqa: ANN401
             self.asked += 1
             return await super().facts()
 
-    engine = DoorRequest(down=down)
+    engine = EndpointRequest(down=down)
     bodies = [{"messages": [{"role": "user", "content": "a"}]}, {"messages": []}]
     async with client_of(make_app(engine)) as client:
         answers = [await client.post(CHAT, json=body) for body in bodies]

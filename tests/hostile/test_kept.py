@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 
 from edge_agent.draft.drafter import NoDrafter
 from edge_agent.draft.loading import TOKEN_BYTES, OpenTokenizers, TargetTokenizer
-from edge_agent.proposals import EdgeGrammars, Pools
+from edge_agent.proposals import EdgeAnswerCaches, EdgeGrammars
 from edge_agent.served import ServedModel
-from gateway.output.style import Styles
+from gateway.output.output_format import OutputFormats
 from gateway.tenants import KeyLimits, Tenant, TenantMetrics
 from local_models.confined import Worker
 from local_models.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ async def test_a_dropped_tokenizer_dies_with_its_helpers(
     tmp_path: Path, workers: list[ref[Worker]]
 ) -> None:
     open_ones, cache = OpenTokenizers(ROOM_BYTES), TokenizerCache(tmp_path)
-    styles, alive = Styles(), list[ref[Tokenizer]]()
+    styles, alive = OutputFormats(), list[ref[Tokenizer]]()
     models = list[ServedModel]()
 
     async def use(file: TokenizerFile, number: int) -> None:
@@ -103,10 +103,10 @@ async def test_a_verifier_that_alternates_has_each_tokenizer_opened_once(
     assert ours == len({first.digest, second.digest})
 
 
-def test_a_pool_dies_with_its_owner() -> None:
-    pools = Pools(100)
+def test_a_cache_dies_with_its_owner() -> None:
+    answer_caches = EdgeAnswerCaches(100)
     owner = Tenant("ann", KeyLimits(), TenantMetrics(CollectorRegistry()))
-    dies = ref(pools.of(owner, FACTS))
+    dies = ref(answer_caches.of(owner, FACTS))
     assert dies() is not None
 
     del owner

@@ -1,9 +1,8 @@
-"""No body within the bounds stops an event loop, at either end and by any door.
+"""No body within the bounds stops an event loop, at either end and by any endpoint.
 
-A beat measures for how long nothing else runs: the time between two beats, or the processor
-time that this process took meanwhile if that is less, so that a busy host does not count.
-`pytest -rP` shows the worst body of each door.
-"""
+A beat measures for how long nothing else runs: the time between two heartbeats, or the
+processor time that this process took meanwhile if that is less, so that a busy host does not
+count. `pytest -rP` shows the worst body of each endpoint."""
 
 from __future__ import annotations
 
@@ -23,8 +22,8 @@ import pytest
 
 from edge_agent import app as edge
 from edge_agent.settings import load as load_edge
-from gateway.doors.generation import MIN_LIMIT_BYTES
 from gateway.drain import Drain
+from gateway.endpoints.generation import MIN_LIMIT_BYTES
 from gateway.hosting.server import serve, settle
 from gateway.ports import Delta, Job
 from local_models.store import open_store
@@ -34,7 +33,7 @@ from speculation.wire import Framed
 from tests.gateway.scripted import ScriptedEngine, make_app, served
 from tests.gateway.test_stalls import requests
 from tests.hostile.test_bodies import CHAT
-from tests.hostile.tight_bodies import bodies, chat, following, kept, relayed
+from tests.hostile.tight_bodies import bodies, chat, following, kept, proxied
 from tests.verifier.conftest import free_port, serving
 from tests.verifier.fake_target import FACTS, STREAMS, FakeTarget
 from verifier.app import build
@@ -49,7 +48,7 @@ TAKES_TOOLS = "qwen2.5-coder-0.5b"
 """A model whose chat template shows tools."""
 
 SERVED = {CHAT: ["model", "messages", "max_tokens", "bad_words", "tools"]}
-"""Only the verifier's own API serves such words, so an edge relays them."""
+"""Only the verifier's own API serves such words, so an edge proxies them."""
 
 PARTS = {CHAT: ["text"]}
 
@@ -93,7 +92,7 @@ async def serving_end(end: str, file: TokenizerFile, folder: Path) -> AsyncItera
 
 
 @dataclass
-class Beat:
+class Heartbeat:
     longest_s: float = 0.0
     every_s: float = 0.001
 
@@ -124,12 +123,12 @@ class Measured:
     answer: bytes
 
 
-async def measured(beat: Beat, port: int, path: str, body: object) -> Measured:
+async def measured(heartbeat: Heartbeat, port: int, path: str, body: object) -> Measured:
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
     gc.collect()
     before = count_peak_anew()
     await asyncio.sleep(0.01)
-    beat.longest_s = 0.0
+    heartbeat.longest_s = 0.0
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
     more = f"content-type: application/json\r\ncontent-length: {len(sent)}\r\n\r\n"
@@ -140,15 +139,15 @@ async def measured(beat: Beat, port: int, path: str, body: object) -> Measured:
     await asyncio.sleep(0.01)
     grown = memory_mib("VmHWM") - before
     return Measured(
-        beat.longest_s, grown, int(answer.split()[1]), answer.partition(b"\r\n\r\n")[2]
+        heartbeat.longest_s, grown, int(answer.split()[1]), answer.partition(b"\r\n\r\n")[2]
     )
 
 
 @asynccontextmanager
-async def beating() -> AsyncIterator[Beat]:
-    beat = Beat()
-    running = asyncio.create_task(beat.run())
-    yield beat
+async def beating() -> AsyncIterator[Heartbeat]:
+    heartbeat = Heartbeat()
+    running = asyncio.create_task(heartbeat.run())
+    yield heartbeat
     running.cancel()
 
 
@@ -159,14 +158,14 @@ def settled() -> Iterator[None]:
 
 
 def table(found: dict[tuple[str, str], Measured]) -> str:
-    """Return the longest stall and the most memory by door."""
+    """Return the longest stall and the most memory by endpoint."""
     lines = []
-    for door in sorted({path for _, path in found}):
-        rows = [(each, name) for (name, path), each in found.items() if path == door]
+    for endpoint in sorted({path for _, path in found}):
+        rows = [(each, name) for (name, path), each in found.items() if path == endpoint]
         longest, slow = max(rows, key=lambda row: row[0].stall_s)
         most, large = max(rows, key=lambda row: row[0].grown_mib)
         lines.append(
-            f"{door:28}{longest.stall_s:6.3f} s {slow:32}{most.grown_mib:4.0f} MiB {large}"
+            f"{endpoint:28}{longest.stall_s:6.3f} s {slow:32}{most.grown_mib:4.0f} MiB {large}"
         )
     return "\n".join(lines)
 
@@ -188,17 +187,17 @@ async def test_no_body_within_the_bounds_stops_everybody(end: str, model: str) -
     longest = max(range(len(pieces)), key=lambda token: len(pieces[token]))
     found: dict[tuple[str, str], Measured] = {}
     with tempfile.TemporaryDirectory() as folder:
-        async with serving_end(end, file, Path(folder)) as port, beating() as beat:
+        async with serving_end(end, file, Path(folder)) as port, beating() as heartbeat:
             await ready(port)
             settle()
 
             async def ask(name: str, path: str, body: object) -> Measured:
-                found[name, path] = each = await measured(beat, port, path, body)
+                found[name, path] = each = await measured(heartbeat, port, path, body)
                 return each
 
             for each in bodies(MIN_LIMIT_BYTES, CONTEXT_TOKENS, longest):
                 await ask(*each)
-            for each in relayed(MIN_LIMIT_BYTES) if end == "edge" else ():
+            for each in proxied(MIN_LIMIT_BYTES) if end == "edge" else ():
                 await ask(*each)
             previous = None
             for _ in range(4):
@@ -230,13 +229,13 @@ class Verbose(ScriptedEngine):
 async def test_no_end_of_a_long_answer_stops_everybody() -> None:
     found: dict[tuple[str, str], Measured] = {}
     asked, apart = requests(choices=8, top=20)
-    async with served(make_app(Verbose(context_tokens=1 << 17))) as url, beating() as beat:
+    async with served(make_app(Verbose(context_tokens=1 << 17))) as url, beating() as heartbeat:
         port = int(url.rsplit(":", 1)[1])
         settle()
         for kind, of in (("whole", asked), ("streamed", asked), ("background", apart)):
             for path, body in of.values():
                 sent = {**body, "stream": kind != "whole"}
-                found[f"{kind}: {path}", path] = await measured(beat, port, path, sent)
+                found[f"{kind}: {path}", path] = await measured(heartbeat, port, path, sent)
 
     sys.stdout.write(table(found))
     assert {each.status for each in found.values()} == {200}
@@ -245,7 +244,7 @@ async def test_no_end_of_a_long_answer_stops_everybody() -> None:
 
 async def ready(port: int) -> None:
     async with asyncio.timeout(60):
-        while (await measured(Beat(), port, CHAT, chat())).status != 200:  # noqa: ASYNC110
+        while (await measured(Heartbeat(), port, CHAT, chat())).status != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 

@@ -24,7 +24,7 @@ from gateway.tenants import KeyLimits, Tenant, TenantMetrics
 from gateway.turns import Turns
 from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from local_models.grammars import Constraint
-from local_models.trial import Outcome
+from local_models.trial import TrialOutcome
 from speculation.messages import Finish, Open, Sampling
 from tests.edge_agent.fake_cache import FakeCache, draft_after
 from tests.edge_agent.fakes import JOB, FakeVerifiers, deltas, engine, scripted
@@ -60,10 +60,10 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The words of the grammars that were tried, in order. Each takes a while."""
     words: list[str] = []
 
-    async def check(_: object, constraint: Constraint) -> Outcome:
+    async def check(_: object, constraint: Constraint) -> TrialOutcome:
         words.append(constraint.value[0])  # type: ignore[index]
         await asyncio.sleep(0.01)
-        return Outcome(where="choice", reason="tried")
+        return TrialOutcome(where="choice", reason="tried")
 
     monkeypatch.setattr("local_models.compiler.Checker.check", check)
     return words
@@ -156,7 +156,7 @@ async def test_the_embedded_target_reads_for_each_tenant(shared: bool) -> None:
             texts.append(await plain(host, job))
 
     whole = len(job.prompt) - 1
-    assert [reused for _, reused in taken] == [0, whole, whole if shared else 0]
+    assert [cached_tokens for _, cached_tokens in taken] == [0, whole, whole if shared else 0]
     assert texts == [texts[0]] * 3
 
 

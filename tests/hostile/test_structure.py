@@ -149,7 +149,7 @@ def kinds(model: type[RequestModel]) -> Iterator[type[RequestModel]]:
 
 
 def test_a_body_of_wrong_values_has_one_error_an_array() -> None:
-    import gateway.app  # noqa: F401 - imports all doors
+    import gateway.app  # noqa: F401 - imports all endpoints
 
     found = {
         path

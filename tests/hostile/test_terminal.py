@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from picospec.chat import answer
-from picospec.chat_client import ChatError, Progress, Turn, first_model
+from picospec.chat_client import AnswerProgress, ChatError, Turn, first_model
 from picospec.doctor import Finding, report
 
 ORDERS = "\x1b]52;c;aGk=\x07\x1b[2J\x9b2J\x00\x08\x7f\r"
@@ -46,7 +46,7 @@ async def test_an_answer_gives_the_terminal_no_orders() -> None:
     console = Console(file=io.StringIO(), width=60)
 
     async with service() as client:
-        await answer(client, [Turn("user", "hi")], console, Progress(time.monotonic))
+        await answer(client, [Turn("user", "hi")], console, AnswerProgress(time.monotonic))
 
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert {"a", "b", "e", "f", "g"} <= set(shown)
@@ -57,7 +57,7 @@ async def test_an_error_and_a_models_name_give_the_terminal_no_orders() -> None:
     console = Console(file=io.StringIO(), width=60)
     async with service(status=400, name=f"m{ORDERS}") as client:
         with pytest.raises(ChatError) as raised:
-            await answer(client, [Turn("user", "hi")], console, Progress(time.monotonic))
+            await answer(client, [Turn("user", "hi")], console, AnswerProgress(time.monotonic))
         model = await first_model(client)
 
     assert not orders(f"{raised.value}{model.id}")

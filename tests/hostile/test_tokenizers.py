@@ -20,10 +20,10 @@ from tokenizers import Regex, models, pre_tokenizers
 
 from edge_agent.draft.loading import TargetTokenizer
 from gateway.app import create_app
-from gateway.doors.services import one_model
+from gateway.endpoints.services import one_model
 from gateway.errors import Unavailable
 from gateway.hosting.settings import GatewaySettings
-from gateway.ports import Facts, Tokenizer
+from gateway.ports import Facts, GatewayTokenizer
 from local_models.confined import environment
 from local_models.errors import CannotOpen
 from local_models.hugging_face import HuggingFaceEncoder
@@ -207,7 +207,7 @@ async def test_a_request_asks_for_the_tokenizer_of_its_facts() -> None:
 
     asked = []
 
-    async def source(vocabulary: str) -> Tokenizer:
+    async def source(vocabulary: str) -> GatewayTokenizer:
         asked.append(vocabulary)
         return ByteTokenizer()
 

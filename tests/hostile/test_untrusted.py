@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 from pydantic_core import from_json
 from structlog.testing import capture_logs
 
-from edge_agent.link.connection import Answer, from_answer
+from edge_agent.link.connection import VerifierResponse, from_answer
 from edge_agent.link.names import Name
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
-from edge_agent.relay import addressed, relayed_request
+from edge_agent.proxy import addressed, proxied_request
 from gateway.drain import start
 from gateway.errors import ApiError, EngineFault, InvalidRequest
 from local_models.errors import CannotOpen
 from local_models.tokenizer_file import TokenizerFile
 from speculation.messages import ModelFacts
 from speculation.untrusted import Malformed, decode_json, decode_msgpack, encode_json
-from tests.edge_agent.relaying import OwnApi, saying
+from tests.edge_agent.proxying import OwnApi, saying
 from tests.edge_agent.test_names import Fleet
 from tests.edge_agent.test_own_api import before
 from tests.edge_agent.virtual import FACTS, FakeVerifier, run
@@ -89,12 +89,12 @@ def test_pydantic_has_no_other_error_than_a_value_error(text: bytes) -> None:
 
 @given(st.integers(100, 599), FOREIGN)
 def test_an_error_of_a_peer_is_an_api_error(status: int, text: bytes) -> None:
-    assert isinstance(from_answer(Answer(status, text)), ApiError)
+    assert isinstance(from_answer(VerifierResponse(status, text)), ApiError)
 
 
 @given(FOREIGN)
 def test_a_body_is_passed_on_or_refused(text: bytes) -> None:
-    relayed_request(text, ["m"])
+    proxied_request(text, ["m"])
     with suppress(InvalidRequest):
         assert b'"model":"m"' in addressed(text, "m")
 
@@ -151,7 +151,7 @@ class Speaking(FakeVerifier):
 
     facts: bytes = b""
 
-    async def ask(self, method: str, path: str, **more: object) -> Answer:
+    async def ask(self, method: str, path: str, **more: object) -> VerifierResponse:
         answer = await super().ask(method, path, **more)
         return replace(answer, content=self.facts) if path == "/v1/model-facts" else answer
 

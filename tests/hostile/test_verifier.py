@@ -12,14 +12,14 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from edge_agent import relayed as relaying
+from edge_agent import proxied as proxying
 from edge_agent.app import build
-from edge_agent.link import connection, course, session, verifier
+from edge_agent.link import connection, failover_policy, session, verifier
 from edge_agent.link.connection import Connection
-from edge_agent.link.session import Session
+from edge_agent.link.session import EdgeSession
 from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.relay import DIRECT
+from edge_agent.proxy import DIRECT
 from edge_agent.settings import load
 from gateway.drain import Drain
 from gateway.errors import ApiError, EngineFault, Unavailable, first_error
@@ -57,7 +57,7 @@ def set_deadlines(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     for module, names in {
         connection: "REQUEST_TIMEOUT_S",
         verifier: "REQUEST_TIMEOUT_S TOKENIZER_TIMEOUT_S ANSWER_TIMEOUT_S CHECK_TIMEOUT_S",
-        course: "RESPONSE_TIMEOUT_S",
+        failover_policy: "RESPONSE_TIMEOUT_S",
         session: "FIRST_TOKEN_S LATE_S",
     }.items():
         for name in names.split():
@@ -81,12 +81,12 @@ def verifier_at(url: str, metrics: EdgeMetrics) -> Verifier:
 
 
 async def follow(up: Verifier) -> None:
-    async for _ in Session(up, OPEN, within_s=course.RESPONSE_TIMEOUT_S).events():
+    async for _ in EdgeSession(up, OPEN, within_s=failover_policy.RESPONSE_TIMEOUT_S).events():
         pass
 
 
 async def post(up: Verifier) -> None:
-    session_of_one = Session(up, OPEN)
+    session_of_one = EdgeSession(up, OPEN)
     session_of_one.send(Draft(0, 0, 0, (1,)))
     await session_of_one._posts.run("s")
 
@@ -182,7 +182,7 @@ async def test_answers_come_from_another_verifier_meanwhile(
             assert await Answer(verifiers, metrics).run() == TEXT
 
 
-async def relayed(url: str, how: str, root: Path) -> httpx.Response:
+async def proxied(url: str, how: str, root: Path) -> httpx.Response:
     """What an edge answers whose verifier answers a chat so."""
     settings = load(None, {}, {"drafter": "none", "verifier_url": f"{url}/chat+{how}"})
     app = build(settings, open_store({"PICOSPEC_CACHE": str(root)}), Drain())
@@ -194,17 +194,17 @@ async def relayed(url: str, how: str, root: Path) -> httpx.Response:
 async def test_a_chat_of_the_verifier_alone_is_passed_on_up_to_a_size(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relaying, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(proxying, "MAX_BYTES", 1 << 20)
 
     with capture_logs() as logs, pytest.raises(httpx.RemoteProtocolError):
-        await relayed(url, "endless-json", tmp_path)
+        await proxied(url, "endless-json", tmp_path)
 
     (line,) = [line for line in logs if line["event"] == "request"]
     assert line["error"] == "verifier_unavailable"
 
 
 async def test_a_page_of_the_verifier_is_no_page_of_the_edge(url: str, tmp_path: Path) -> None:
-    answer = await relayed(url, "html", tmp_path)
+    answer = await proxied(url, "html", tmp_path)
 
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/json")
     assert "script" not in answer.text

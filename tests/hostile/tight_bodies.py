@@ -1,12 +1,13 @@
-"""Bodies just under each bound, of every kind that a door reads, with a name and a path."""
+"""Bodies just under each bound, of every kind that an endpoint reads, with a name and a
+path."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 
-from edge_agent.relay import DIRECT, HELD_BYTES
-from gateway.doors.request import MAX_BIASES, MAX_STOPS
+from edge_agent.proxy import DIRECT, HELD_BYTES
+from gateway.endpoints.request import MAX_BIASES, MAX_STOPS
 from gateway.grammars import MAX_BYTES
 from gateway.schema import MAX_CONTAINERS, MAX_STRINGS, SMALL_BYTES
 from gateway.turns import BYTES_PER_TOKEN
@@ -26,7 +27,7 @@ UNITS = {
 """Texts repeat them: each is hard for a regular expression, a tokenizer or a template."""
 
 FEW = {name: UNITS[name] for name in ("line breaks", "markers", "quotes")}
-"""These suffice for a door that reads texts as another does."""
+"""These suffice for an endpoint that reads texts as another does."""
 
 DEEP: Json = {"type": "string"}
 for _ in range(120):
@@ -184,7 +185,7 @@ def bodies(size: int, tokens: int, longest: int) -> Iterator[Body]:
     yield from _values(size)
 
 
-def relayed(size: int) -> Iterator[Body]:
+def proxied(size: int) -> Iterator[Body]:
     """Yield bodies that an edge passes on: of up to `size` bytes, or of as many as it holds to
     see who answers them."""
     for name, unit in FEW.items():

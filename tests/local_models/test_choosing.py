@@ -12,7 +12,7 @@ import pytest
 
 from local_models import hub
 from local_models.catalogue import Catalogue, Family, shipped
-from local_models.choosing import Choice, HubPolicy, choose_draft, find_sibling
+from local_models.choosing import DraftModelChoice, HubPolicy, choose_draft, find_sibling
 from local_models.hub import Hub
 from local_models.llama_cpp.model import Model
 from local_models.store import Store, open_store
@@ -123,7 +123,7 @@ def test_a_draft_comes_from_the_hub_only_by_consent_and_then_with_the_hubs_hash(
 ) -> None:
     asked: list[str] = []
 
-    def choose(consent: str, *, agree: bool = False) -> Choice:
+    def choose(consent: str, *, agree: bool = False) -> DraftModelChoice:
         policy = HubPolicy(consent, 1.0, lambda question: [asked.append(question), agree][1])  # type: ignore[arg-type]
         return choose_draft(store, "Toy-7", vocabulary, policy)
 

@@ -25,7 +25,7 @@ from local_models.errors import (
 from local_models.hub import Download, Folder, Source, Wheels
 from local_models.llama_cpp.library import quantise
 from local_models.llama_cpp.model import Model
-from local_models.store import Found, Store, fitting_draft, open_store
+from local_models.store import Store, StoredModel, fitting_draft, open_store
 from local_models.vocabulary import Vocabulary
 from tests.local_models.conftest import CONTENT, Fake, NoHub, silent
 
@@ -58,7 +58,7 @@ def test_a_pulled_model_has_its_bytes_and_is_verified(make: Make) -> None:
     (path,) = store.pull("toy", silent)
 
     assert path.read_bytes() == CONTENT
-    assert store.find("toy", "target") == Found("toy", path)
+    assert store.find("toy", "target") == StoredModel("toy", path)
     store.verify("toy")
 
 

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.app import create_app
-from gateway.doors.services import one_model
+from gateway.endpoints.services import one_model
 from gateway.errors import Unavailable
 from gateway.hosting.settings import GatewaySettings
 from gateway.ports import (
@@ -32,12 +32,12 @@ from gateway.ports import (
     Delta,
     Facts,
     FinishReason,
+    GatewayTokenizer,
     Job,
     Json,
     Statistics,
-    Tokenizer,
 )
-from gateway.watching import Chain, Event, LinkUse, Pass
+from gateway.watching import ChainEvent, Event, LinkUse, PassEvent
 from speculation.messages import TokenLogprob
 from tests.page.answers import FAULT, text_of
 
@@ -188,9 +188,11 @@ class PageEngine:
         rows, waited_ms = len(part) + len(wrong), 8.0 if number % 3 == 0 else 0.0
         beyond = "recovered" if wrong else "bonus" if drafted else "fill"
         ahead = wrong or (part[-1], *self.words.encode(" or it"))
-        first = Chain(number, position, len(drafted) + len(ahead), False, (*drafted, *ahead))
-        broken = Chain(number, position + len(drafted), 3, True, wrong)
-        judged = Pass(
+        first = ChainEvent(
+            number, position, len(drafted) + len(ahead), False, (*drafted, *ahead)
+        )
+        broken = ChainEvent(number, position + len(drafted), 3, True, wrong)
+        judged = PassEvent(
             position, rows, len(drafted), len(part), beyond, row_ms, waited_ms, 30.0, row_ms
         )
         link = LinkUse(24.5, 3 * position, 6 * position, "0", 0)
@@ -215,7 +217,7 @@ def _parts(tokens: list[int], most: int) -> Iterator[list[int]]:
 
 
 def page_app(engine: PageEngine, **settings: object) -> FastAPI:
-    async def source(_: str) -> Tokenizer:
+    async def source(_: str) -> GatewayTokenizer:
         return engine.words
 
     aliases = {"model_aliases": [*engine.more]}
@@ -223,11 +225,11 @@ def page_app(engine: PageEngine, **settings: object) -> FastAPI:
     about = partial(_about, engine)
     if engine.alone:
         return create_app(one_model(engine, source, given), given)
-    app, relay = (
+    app, proxy = (
         create_app(one_model(engine, source, given), given, about=about),
         Relay(engine, settings),
     )
-    app.router.routes.insert(0, Route(DIRECT, relay, methods=["POST"]))
+    app.router.routes.insert(0, Route(DIRECT, proxy, methods=["POST"]))
     if engine.more:
         app.router.routes.insert(0, Route("/v1/models", partial(_listed, engine)))
     return app
@@ -280,7 +282,7 @@ def _models(engine: PageEngine) -> dict[str, object]:
 async def _about(engine: PageEngine) -> dict[str, object]:
     """Return what an edge says of itself."""
     verifier = {"rtt_ms": 24.5, "load": 0.1, "sessions": 0, "identity": "5f0c", "version": "1"}
-    verifier |= {"gains": {"draft": {"cost": 1.1, "worth": 1.304, "trials": 2}}}
+    verifier |= {"speedups": {"draft": {"cost": 1.1, "speedup": 1.304, "probes": 2}}}
     draft = {"model": "small-1", "vocabularies": "same", "slots": 4}
     state = {"service": "edge", "protocol": 3, "judge": "coupled", "fill": "auto"}
     verifiers = [

@@ -23,10 +23,10 @@ from picospec.chat import (
     read_message,
 )
 from picospec.chat_client import (
+    AnswerProgress,
     ChatError,
     Chunk,
-    Model,
-    Progress,
+    ListedModel,
     Race,
     Speculation,
     Turn,
@@ -229,9 +229,9 @@ async def test_one_question_gets_the_answer_alone() -> None:
 # One line about a running answer, from what its stream tells.
 
 
-def progress(*moments: float) -> Progress:
+def progress(*moments: float) -> AnswerProgress:
     clock: Iterator[float] = iter(moments)
-    return Progress(lambda: next(clock))
+    return AnswerProgress(lambda: next(clock))
 
 
 def text(**counts: int) -> Chunk:
@@ -282,7 +282,7 @@ def test_of_a_service_that_tells_nothing_nothing_is_said() -> None:
 # A conversation with a service that a mock transport plays.
 
 TURNS = (Turn("user", "hi"),)
-MODEL = Model("m", "picospec")
+MODEL = ListedModel("m", "picospec")
 DONE = "data: [DONE]\n\n"
 
 
@@ -318,7 +318,7 @@ async def test_an_answer_is_the_pieces_of_its_stream() -> None:
     events = (view_event(""), view_event("Hello\nwor"), link, view_event("ld"), DONE)
 
     async with service(*events) as client:
-        _, text = await answer(client, TURNS, screen, Progress(time.monotonic))
+        _, text = await answer(client, TURNS, screen, AnswerProgress(time.monotonic))
 
     assert text == "Hello\nworld"
     for part in ("Hello", "world", "RTT 50 ms"):
@@ -359,7 +359,7 @@ async def test_what_other_services_leave_empty_is_no_error() -> None:
     events = ('data: {"choices": null}\n\n', view_event("hi"), DONE)
 
     async with service(*events, models=models) as client:
-        _, text = await answer(client, TURNS, Screen(), Progress(time.monotonic))
+        _, text = await answer(client, TURNS, Screen(), AnswerProgress(time.monotonic))
 
     assert text == "hi"
 
@@ -369,7 +369,7 @@ async def test_reasoning_is_shown_above_the_answer_and_is_no_part_of_it() -> Non
     delta = {"choices": [{"delta": {"reasoning_content": "Let me see."}}]}
 
     async with service(f"data: {json.dumps(delta)}\n\n", view_event("Yes."), DONE) as client:
-        _, text = await answer(client, TURNS, screen, Progress(time.monotonic))
+        _, text = await answer(client, TURNS, screen, AnswerProgress(time.monotonic))
 
     assert text == "Yes."
     assert "\x1b[2mLet me see.\x1b[0m\n" in screen.text
@@ -380,7 +380,7 @@ async def test_only_a_service_that_tells_of_speculation_is_asked_to(owner: str) 
     asked: list[dict[str, Any]] = []
 
     async with service(DONE, asked=asked) as client:
-        [_ async for _ in stream_answer(client, Model("m", owner), TURNS)]
+        [_ async for _ in stream_answer(client, ListedModel("m", owner), TURNS)]
 
     expected = {"include_speculation": True} if owner else None
     assert asked[0].get("stream_options") == expected
@@ -440,6 +440,6 @@ async def test_where_no_terminal_is_there_are_no_colours_and_no_chain() -> None:
     ahead = view_event("", event="chain", text="zz", tokens=1)
 
     async with service(spans, ahead, DONE) as client:
-        await answer(client, TURNS, screen, Progress(time.monotonic))
+        await answer(client, TURNS, screen, AnswerProgress(time.monotonic))
 
     assert screen.text.split() == ["ab"]

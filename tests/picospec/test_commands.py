@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from picospec.main import app
-from picospec.status import Found, Place, read, show
+from picospec.status import Place, ServiceStatus, read, show
 from tests.page.service import MODEL
 from tests.page.visiting import Serving
 
@@ -171,7 +171,7 @@ def test_the_status_has_a_line_for_each_further_model(
     ]
     told = {"model": {"name": "a", "context_tokens": 9}, "models": models}
 
-    show([Found("edge", "http://here", True, "ok", said=told)], Console(width=200))
+    show([ServiceStatus("edge", "http://here", True, "ok", said=told)], Console(width=200))
 
     _, first, *others = (line.split() for line in capsys.readouterr().out.splitlines())
     assert first[:3] == ["edge", "ok", "a"]

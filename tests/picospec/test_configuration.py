@@ -108,7 +108,7 @@ def test_a_service_keeps_what_it_was_installed_with_where_only_its_user_reads_it
 ) -> None:
     file = tmp_path / "picospec" / "edge.env"
     file.parent.mkdir()
-    file.write_text('PICOSPEC_RELAY_KEY=mine\nPICOSPEC_API_KEYS="old"\n')
+    file.write_text('PICOSPEC_PROXY_KEY=mine\nPICOSPEC_API_KEYS="old"\n')
     file.chmod(0o644)
     environ = {
         "XDG_CONFIG_HOME": str(tmp_path),
@@ -120,7 +120,7 @@ def test_a_service_keeps_what_it_was_installed_with_where_only_its_user_reads_it
     install([], environ, lambda _: 0)
 
     kept = [
-        "PICOSPEC_RELAY_KEY=mine",
+        "PICOSPEC_PROXY_KEY=mine",
         r'PICOSPEC_API_KEYS="a\"b\\c"',
         'PICOSPEC_EDGE__PORT="1"',
     ]

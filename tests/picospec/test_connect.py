@@ -19,8 +19,8 @@ from picospec.client_files import (
     Client,
     Copies,
     Edge,
+    FilePart,
     NotMergeable,
-    Part,
     merged,
     read_clients,
 )
@@ -56,7 +56,9 @@ def put(client: Client, home: Path) -> tuple[bool, str]:
 
 
 @pytest.mark.parametrize(("client", "part"), PARTS)
-def test_each_text_is_of_its_format_whatever_the_names_are(client: Client, part: Part) -> None:
+def test_each_text_is_of_its_format_whatever_the_names_are(
+    client: Client, part: FilePart
+) -> None:
     text = EDGE.fill(part)
 
     if part.format in READERS:

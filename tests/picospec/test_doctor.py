@@ -52,7 +52,7 @@ from picospec.doctor import (
     not_reached,
     report,
 )
-from picospec.expecting import CONTEXT_TOKENS, SAMPLE_TOKENS, Pace, Target, agreed
+from picospec.expecting import CONTEXT_TOKENS, SAMPLE_TOKENS, MeasuredPace, TimedTarget, agreed
 from picospec.up import told
 from tests.edge_agent.fakes import FACTS
 from tests.picospec.screen import Screen
@@ -297,15 +297,18 @@ def test_other_tokens_are_well_where_judging_keeps_them_exact() -> None:
 
 def test_up_tells_the_gain_and_what_would_make_it_larger() -> None:
     short = Finding("context", True, "8192 tokens", "agents need more", warns=True)
-    foreign, gain = check_vocabulary("different", "coupled"), check_gain(FAST)
+    cross_vocabulary, gain = check_vocabulary("different", "coupled"), check_gain(FAST)
 
-    lines = told([short, check_vocabulary("padded", "coupled"), foreign, gain])
+    lines = told([short, check_vocabulary("padded", "coupled"), cross_vocabulary, gain])
 
-    assert lines[0] == f"Vocabulary: {foreign.found}. What to do: {foreign.advice}."
+    assert (
+        lines[0]
+        == f"Vocabulary: {cross_vocabulary.found}. What to do: {cross_vocabulary.advice}."
+    )
     assert lines[1:] == [f"Gain: {gain.found}."]
 
 
-FAST: Final = Pace(0.08, 0.004, 1.05, 0.01, 0.012, 0.05, {"code": 0.9, "prose": 0.5})
+FAST: Final = MeasuredPace(0.08, 0.004, 1.05, 0.01, 0.012, 0.05, {"code": 0.9, "prose": 0.5})
 
 
 @pytest.mark.parametrize(("draft_s", "ok"), [(0.01, True), (10.0, False)])
@@ -319,7 +322,7 @@ def test_a_draft_model_as_slow_as_the_target_gains_nothing(draft_s: float, ok: b
 
 @pytest.mark.parametrize("error", [Unavailable("gone"), CannotOpen("gone")])
 async def test_an_end_that_cannot_be_timed_is_said_with_the_reason(error: Exception) -> None:
-    async def measuring() -> Pace:
+    async def measuring() -> MeasuredPace:
         raise error
 
     (finding,) = await check_pace(measuring())
@@ -328,7 +331,7 @@ async def test_an_end_that_cannot_be_timed_is_said_with_the_reason(error: Except
 
 
 def test_the_gain_is_predicted_by_the_text_and_a_host_without_one_is_warned_of() -> None:
-    slow = replace(FAST, token_s=0.014, slowed=1.5, beside_s=0.014)
+    slow = replace(FAST, token_s=0.014, slowed=1.5, busy_step_s=0.014)
     gains, none = FAST.gains(), slow.gains()
 
     assert gains["code"] > 1.5 * gains["prose"] > 1.4
@@ -339,7 +342,7 @@ def test_the_gain_is_predicted_by_the_text_and_a_host_without_one_is_warned_of()
 
 async def test_the_first_token_and_the_link_are_no_part_of_a_tokens_time() -> None:
     timed = Timed(first_s=0.2, token_s=0.01, row_s=0.005)
-    target = Target(cast(Verifier, timed), FACTS, lambda: timed.now_s)
+    target = TimedTarget(cast(Verifier, timed), FACTS, lambda: timed.now_s)
 
     answer, row_s = await target.answer("one"), await target.row_s("one")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from picospec.chat_client import CHAT, DIRECT, POOL
+from picospec.chat_client import ANSWER_CACHE, CHAT, DIRECT
 from picospec.measure import PROMPTS, measure
 
 
@@ -22,7 +22,7 @@ class Edge:
         if path == "/v1/models":
             return httpx.Response(200, json={"data": [{"id": "m", "owned_by": "picospec"}]})
         self.asked.append(path)
-        if path == POOL:
+        if path == ANSWER_CACHE:
             return httpx.Response(204)
         self.now_s += {CHAT: 1.0, DIRECT: 2.0}[path]
         text = "same" if path == CHAT else self._direct_text
@@ -42,5 +42,5 @@ async def test_the_ratio_is_that_of_both_ways_and_texts_are_compared(
     assert [(each.kind, each.ratio, each.is_same_text) for each in gains] == [
         (kind, 2.0, is_same) for kind in PROMPTS
     ]
-    first = [path for path in edge.asked if path != POOL][:6]
+    first = [path for path in edge.asked if path != ANSWER_CACHE][:6]
     assert first == [CHAT, DIRECT, DIRECT, CHAT, CHAT, DIRECT]

@@ -10,10 +10,10 @@ import numpy as np
 from speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
 from speculation.draft_machine import DraftMachine, Outcome
 from speculation.drafting import DraftingSession, DraftPolicy
-from speculation.gain import Gains
 from speculation.judges import JUDGES
 from speculation.learning import Latencies, Proposer
 from speculation.messages import Limits, Open, Reject, Sampling, TokenId
+from speculation.speedup import SpeedupEstimates
 
 STOP = 99
 Q = QuantisedDistribution(np.array([1, 2]), np.array([Q_SCALE // 2, Q_SCALE // 2]))
@@ -67,7 +67,7 @@ def machine(
     limits: Limits = LIMITS,
     drafts: bool = True,
     lookup: Proposer | None = None,
-    gains: Gains | None = None,
+    speedups: SpeedupEstimates | None = None,
     **changes: object,
 ) -> DraftMachine:
     """Return a machine whose request has these changes."""
@@ -76,7 +76,7 @@ def machine(
     half = JUDGES[request.judge].edge(request, repeat(0.9))
     return DraftMachine(
         request, policy or Policy(), limits, half, rtt_s=lambda: 0.05, drafts=drafts,
-        lookup=lookup, gains=(lambda: gains) if gains else None,
+        lookup=lookup, speedups=(lambda: speedups) if speedups else None,
     )  # fmt: skip
 
 

@@ -19,12 +19,12 @@ from speculation import wire
 from speculation.distributions import Distribution, DraftToken, quantise
 from speculation.draft_machine import DraftMachine, DraftStep, Outcome
 from speculation.drafting import StreamPolicy
-from speculation.gain import Gains
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
 from speculation.messages import Draft, Finish, Limits, Open, Opened, Redraw
-from speculation.ngrams import Pool
+from speculation.ngrams import AnswerCache
 from speculation.noise import noise_index
+from speculation.speedup import SpeedupEstimates
 from speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine
 from speculation.verify_session import Pass, VerifyingSession
 from tests.speculation.small_models import SIZE, Model, model, opening, plain
@@ -48,20 +48,22 @@ class EdgeDriver:
 
     def __post_init__(self) -> None:
         lookup = (
-            PromptLookup(self.request.prompt, pool=self._wrong()) if self.looks_up else None
+            PromptLookup(self.request.prompt, answer_cache=self._wrong())
+            if self.looks_up
+            else None
         )
         self.rtt_s = self.chance.choice([0.0, 0.1])
-        self.gains = Gains()
-        self.gains.draft.rest = self.chance.choice([0.0, 30.0])
+        self.speedups = SpeedupEstimates()
+        self.speedups.draft.pause = self.chance.choice([0.0, 30.0])
         self.machine = DraftMachine(
             self.request,
-            StreamPolicy(may_rest=self.request.fill != "never"),
+            StreamPolicy(may_pause=self.request.fill != "never"),
             self.limits,
             JUDGES[self.request.judge].edge(self.request, uniforms(self.chance)),
             rtt_s=lambda: self.rtt_s,
             drafts=True,
             lookup=lookup,
-            gains=(lambda: self.gains) if self.request.fill != "never" else None,
+            speedups=(lambda: self.speedups) if self.request.fill != "never" else None,
         )
         self.sent: list[bytes] = []
         """Frames on their way up."""
@@ -70,13 +72,13 @@ class EdgeDriver:
         self.redraws = 0
         self._step: DraftStep | None = None
 
-    def _wrong(self) -> Pool:
-        """A pool that holds the text up to a place, and anything after it."""
-        text, pool = plain(self.target, self.request), Pool(200)
+    def _wrong(self) -> AnswerCache:
+        """A cache that holds the text up to a place, and anything after it."""
+        text, answer_cache = plain(self.target, self.request), AnswerCache(200)
         right = self.chance.randrange(len(text))
         anything = self.chance.choices(range(SIZE), k=20)
-        pool.add(self.request.prompt, [*text[:right], *anything])
-        return pool
+        answer_cache.add(self.request.prompt, [*text[:right], *anything])
+        return answer_cache
 
     def next(self, now: float) -> None:
         busy = self._step is not None
@@ -322,9 +324,9 @@ class Joined:
         if len(names) < self.others and self.chance.random() < 0.3:
             self._opened += 1
             fill = self.chance.choice(["always", "auto", "never"])
-            own_drafts = self.chance.random() < 0.5
+            ngram_drafts = self.chance.random() < 0.5
             request = opening(
-                seed=self._opened, max_tokens=30, fill=fill, own_drafts=own_drafts
+                seed=self._opened, max_tokens=30, fill=fill, ngram_drafts=ngram_drafts
             )
             self.verifier.open(str(self._opened), request, self.now)
         elif names:

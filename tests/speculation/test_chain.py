@@ -9,10 +9,10 @@ import pytest
 from speculation.chain import (
     ACCEPTANCE_PRIOR,
     ACCEPTANCE_WEIGHT,
+    MAX_ANSWER_CACHES,
     MAX_DROPPED,
-    MAX_POOLS,
+    AnswerCaches,
     Chain,
-    Pools,
 )
 from speculation.judge import Judgement
 from speculation.lookup import MATCH_PRIORS
@@ -122,13 +122,13 @@ def test_what_the_edge_knew_already_is_not_compared() -> None:
     assert chain.acceptance == ACCEPTANCE_PRIOR
 
 
-# The verifier's own draft tokens follow the edge's in a pass.
+# The verifier's n-gram drafts follow the edge's in a pass.
 
 LINE = [11, 12, 13, 14, 15, 16]
 
 
 def session(prompt: Sequence[int] = (1,), **changes: object) -> VerifyingSession:
-    defaults = {"own_drafts": True, "limits": Limits(max_verify=8, max_ahead=32)}
+    defaults = {"ngram_drafts": True, "limits": Limits(max_verify=8, max_ahead=32)}
     return verifiers.session(prompt=tuple(prompt), **{**defaults, **changes})  # type: ignore[arg-type]
 
 
@@ -143,7 +143,7 @@ def test_what_followed_in_the_prompt_is_proposed_without_an_edge() -> None:
 
 
 def test_without_leave_of_the_edge_nothing_is_proposed() -> None:
-    verifier = session([*LINE, 2, *LINE[:3]], own_drafts=False)
+    verifier = session([*LINE, 2, *LINE[:3]], ngram_drafts=False)
 
     assert offered(verifier) == ()
 
@@ -154,7 +154,7 @@ def test_the_edges_draft_tokens_come_first() -> None:
     verifier.receive(Draft(0, 0, 0, (14, 15)))
 
     assert offered(verifier)[:3] == (14, 15, 16)
-    assert verifier.begin(3).own == 1
+    assert verifier.begin(3).ngrams == 1
 
 
 def test_own_draft_tokens_fill_the_pass_after_any_number_of_the_edges() -> None:
@@ -163,7 +163,7 @@ def test_own_draft_tokens_fill_the_pass_after_any_number_of_the_edges() -> None:
     verifier.receive(Draft(0, 0, 0, tuple(LINE)))
 
     assert offered(verifier) == (*LINE, *LINE[:2])
-    assert verifier.begin(8).own == 2
+    assert verifier.begin(8).ngrams == 2
 
 
 def test_later_tokens_of_a_match_are_the_surer_the_more_of_it_agrees() -> None:
@@ -186,8 +186,8 @@ def test_a_commit_says_whose_draft_tokens_stood(accepted: int, edges: int, own: 
     (commit,) = verifier.resolve(Judgement((*range(50, 50 + accepted), 9), accepted))
 
     assert isinstance(commit, Commit)
-    assert (commit.accepted, commit.own) == (edges, own)
-    assert (verifier.totals.accepted, verifier.totals.own) == (accepted, own)
+    assert (commit.accepted, commit.verifier_accepted) == (edges, own)
+    assert (verifier.totals.accepted, verifier.totals.verifier_accepted) == (accepted, own)
 
 
 def test_an_end_within_its_own_draft_tokens_counts_those_before_it() -> None:
@@ -198,7 +198,11 @@ def test_an_end_within_its_own_draft_tokens_counts_those_before_it() -> None:
 
     assert isinstance(commit, Commit)
     assert isinstance(finish, Finish)
-    assert (commit.tokens, commit.own, finish.totals.own) == ((13, 14), 2, 2)
+    assert (commit.tokens, commit.verifier_accepted, finish.totals.verifier_accepted) == (
+        (13, 14),
+        2,
+        2,
+    )
 
 
 def test_nothing_is_proposed_after_a_token_that_would_end_the_answer() -> None:
@@ -221,7 +225,7 @@ def test_a_session_that_is_opened_again_looks_in_what_was_committed() -> None:
     verifier = session([*LINE, 2], committed=(3, *LINE[:2]), max_tokens=40)
     assert offered(verifier)[:2] == (13, 14)
 
-    generate_own(verifier, 15)
+    generate_ngrams(verifier, 15)
 
     assert offered(verifier)[:1] == (16,)
 
@@ -230,8 +234,8 @@ def test_a_broken_chain_is_resumed_where_the_text_agrees_with_it_again() -> None
     verifier = session()
     verifier.receive(Draft(0, 0, 0, (20, 21, 22, 23, 24)))
 
-    generate_own(verifier, 30)  # in place of 20
-    generate_own(verifier, 21)
+    generate_ngrams(verifier, 30)  # in place of 20
+    generate_ngrams(verifier, 21)
 
     assert offered(verifier)[:3] == (22, 23, 24)
 
@@ -239,10 +243,10 @@ def test_a_broken_chain_is_resumed_where_the_text_agrees_with_it_again() -> None
 def test_what_of_a_broken_chain_comes_late_is_resumed_too() -> None:
     verifier = session()
     verifier.receive(Draft(0, 0, 0, (20, 21)))
-    generate_own(verifier, 30)
+    generate_ngrams(verifier, 30)
     verifier.receive(Draft(0, 2, 2, (22, 23)))
 
-    generate_own(verifier, 21)
+    generate_ngrams(verifier, 21)
 
     assert offered(verifier)[:2] == (22, 23)
 
@@ -254,10 +258,10 @@ def test_a_chain_that_was_often_resumed_in_vain_is_no_longer() -> None:
         start = len(verifier.committed)
         chain = (20, 21, 500 + epoch, 600 + epoch)
         verifier.receive(Draft(epoch, start, 0, chain))
-        generate_own(verifier, 1000 + epoch)
-        generate_own(verifier, 21)
+        generate_ngrams(verifier, 1000 + epoch)
+        generate_ngrams(verifier, 21)
         gains.append(max(verifier.gains, default=0.0))
-        generate_own(verifier, 2000 + epoch, judged=1)
+        generate_ngrams(verifier, 2000 + epoch, judged=1)
 
     assert gains[-1] < gains[0] / 2
 
@@ -265,26 +269,26 @@ def test_a_chain_that_was_often_resumed_in_vain_is_no_longer() -> None:
 def test_a_long_broken_chain_is_kept_in_part() -> None:
     verifier = session(max_tokens=400, limits=Limits(max_ahead=200))
     verifier.receive(Draft(0, 0, 0, tuple(range(200, 300))))
-    generate_own(verifier, 30)
+    generate_ngrams(verifier, 30)
     verifier.receive(Draft(0, 100, 100, tuple(range(300, 380))))
 
-    generate_own(verifier, 200 + MAX_DROPPED - 2)
+    generate_ngrams(verifier, 200 + MAX_DROPPED - 2)
 
     assert offered(verifier)[:1] == (200 + MAX_DROPPED - 1,)
     assert 300 not in offered(verifier)
 
 
 def test_of_a_commit_that_is_known_in_part_the_rest_says_whose_it_is() -> None:
-    commit = Commit(0, 0, (1, 2, 3, 4, 5), accepted=2, own=2)
+    commit = Commit(0, 0, (1, 2, 3, 4, 5), accepted=2, verifier_accepted=2)
 
     rest = [commit.after(known) for known in range(5)]
 
-    assert [(each.accepted, each.own) for each in rest] == [
+    assert [(each.accepted, each.verifier_accepted) for each in rest] == [
         (2, 2), (1, 2), (0, 2), (0, 1), (0, 0)
     ]  # fmt: skip
 
 
-def generate_own(verifier: VerifyingSession, token: int, *, judged: int = 0) -> None:
+def generate_ngrams(verifier: VerifyingSession, token: int, *, judged: int = 0) -> None:
     """Run a pass that judges so many draft tokens, none of which is right."""
     verifier.begin(judged)
     verifier.resolve(Judgement((token,), 0))
@@ -302,7 +306,7 @@ def machine_after(owner: Owner | None) -> VerifyMachine:
 
 
 def open_at(machine: VerifyMachine, name: str, owner: Owner | None) -> None:
-    request = verifiers.opening(prompt=(1, 2, 3), own_drafts=True)
+    request = verifiers.opening(prompt=(1, 2, 3), ngram_drafts=True)
     machine.open(name, request, Limits(8), vocabulary_size=100, now=0.0, owner=owner)
 
 
@@ -344,13 +348,13 @@ def test_answers_that_all_share_are_forgotten_on_anyones_demand() -> None:
     assert offered_to(machine, SHARED) == ()
 
 
-def test_the_pool_that_was_used_longest_ago_is_dropped() -> None:
-    pools = Pools()
-    first, *_ = [pools.of(Owner(str(n))) for n in range(MAX_POOLS)]
-    second = pools.of(Owner("1"))
-    assert pools.of(Owner("0")) is first
+def test_the_cache_that_was_used_longest_ago_is_dropped() -> None:
+    answer_caches = AnswerCaches()
+    first, *_ = [answer_caches.of(Owner(str(n))) for n in range(MAX_ANSWER_CACHES)]
+    second = answer_caches.of(Owner("1"))
+    assert answer_caches.of(Owner("0")) is first
 
-    pools.of(Owner("new"))
+    answer_caches.of(Owner("new"))
 
-    assert pools.of(Owner("0")) is first
-    assert pools.of(Owner("1")) is second
+    assert answer_caches.of(Owner("0")) is first
+    assert answer_caches.of(Owner("1")) is second

@@ -11,6 +11,7 @@ from speculation.learning import Latencies
 from speculation.lookup import PromptLookup
 from speculation.messages import (
     MAX_VOCABULARY,
+    CachedPromptTokens,
     Commit,
     Draft,
     Fault,
@@ -19,7 +20,6 @@ from speculation.messages import (
     Opened,
     Reject,
     RemoteProtocolError,
-    Reused,
     TokenLogprob,
     Totals,
 )
@@ -239,8 +239,10 @@ def test_limits_are_those_of_the_opened_session() -> None:
 
 
 def test_a_finish_with_more_tokens_of_the_verifiers_own_than_accepted_is_a_lie() -> None:
-    with pytest.raises(RemoteProtocolError, match=r"^Finish\.own: "):
-        machine().received(Finish("stop", Totals(passes=2, judged=2, accepted=1, own=2)))
+    with pytest.raises(RemoteProtocolError, match=r"^Finish\.verifier_accepted: "):
+        machine().received(
+            Finish("stop", Totals(passes=2, judged=2, accepted=1, verifier_accepted=2))
+        )
 
 
 def test_what_the_target_had_of_the_prompt_is_known_from_the_session_of_the_first_token() -> (
@@ -248,13 +250,13 @@ def test_what_the_target_had_of_the_prompt_is_known_from_the_session_of_the_firs
 ):
     edge = machine()
 
-    with pytest.raises(RemoteProtocolError, match=r"^Reused\.tokens: "):
-        edge.received(Reused(len(edge.opening().prompt) + 1))
-    edge.received(Reused(1))
+    with pytest.raises(RemoteProtocolError, match=r"^CachedPromptTokens\.tokens: "):
+        edge.received(CachedPromptTokens(len(edge.opening().prompt) + 1))
+    edge.received(CachedPromptTokens(1))
     edge.received(Commit(0, 0, (4,)))
-    edge.received(Reused(2))
+    edge.received(CachedPromptTokens(2))
 
-    assert edge.counts.reused == 1
+    assert edge.counts.cached_tokens == 1
 
 
 def test_a_finish_is_passed_on_and_a_fault_is_the_links_matter() -> None:

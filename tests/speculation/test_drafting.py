@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from speculation.distributions import DraftToken
 from speculation.drafting import (
     MAX_MISSES,
-    MAX_REST_TOKENS,
+    MAX_PAUSE_TOKENS,
     DraftingSession,
     StreamPolicy,
-    should_rest,
+    should_pause,
     window,
 )
 from speculation.learning import Latencies
@@ -123,7 +123,9 @@ LIES: dict[str, tuple[Commit | Reject, str]] = {
     "another past": (Commit(0, 0, (5, 6)), "Commit.tokens"),
     "more than asked for": (Commit(0, 1, (1,) * 10), "Commit.tokens"),
     "more accepted than committed": (Commit(0, 1, (1,), accepted=2), "Commit.accepted"),
-    "more with its own": (Commit(0, 1, (1,), accepted=1, own=1), "Commit.accepted"),
+    "more with its own": (
+        Commit(0, 1, (1,), accepted=1, verifier_accepted=1), "Commit.accepted",
+    ),
     "logprobs of other tokens": (
         Commit(0, 1, (1, 2), logprobs=(TokenLogprob(-1.0),)), "Commit.logprobs",
     ),
@@ -152,7 +154,7 @@ def test_a_lying_verifier_is_named_and_changes_nothing(
     assert repr(vars(session)) == before
 
 
-# Tables say when the edge drafts, sends and rests; properties, what must never go wrong.
+# Tables say when the edge drafts, sends and pauses; properties, what must never go wrong.
 
 LIMITS = Limits(max_verify=16, max_ahead=64)
 UNKNOWN = Latencies(0.0, 0.0, 0.0)
@@ -217,14 +219,14 @@ def test_drafting_stops_at_the_window_and_looking_up_goes_on_to_the_limit() -> N
     assert not StreamPolicy().may_look_up(longest, latencies, LIMITS)
 
 
-@pytest.mark.parametrize("may_rest", [True, False])
-def test_a_resting_edge_drafts_nothing_unless_it_never_rests(may_rest: bool) -> None:
+@pytest.mark.parametrize("may_pause", [True, False])
+def test_a_pausing_edge_drafts_nothing_unless_it_never_pauses(may_pause: bool) -> None:
     session = DraftingSession(max_tokens=100, stop_tokens=())
     session.misses = MAX_MISSES
-    policy = StreamPolicy(may_rest=may_rest)
+    policy = StreamPolicy(may_pause=may_pause)
 
-    assert policy.may_draft(session, Latencies(0.0, 0.1, 0.01), LIMITS) is not may_rest
-    assert policy.may_look_up(session, Latencies(0.0, 0.1, 0.01), LIMITS) is not may_rest
+    assert policy.may_draft(session, Latencies(0.0, 0.1, 0.01), LIMITS) is not may_pause
+    assert policy.may_look_up(session, Latencies(0.0, 0.1, 0.01), LIMITS) is not may_pause
 
 
 @pytest.mark.parametrize(
@@ -261,9 +263,15 @@ def answer(committed: int, *, misses: int = 0) -> DraftingSession:
 
 @pytest.mark.parametrize(
     ("misses", "tokens"),
-    [(0, 0), (MAX_MISSES - 1, 0), (MAX_MISSES, 1), (MAX_MISSES + 3, 8), (999, MAX_REST_TOKENS)],
+    [
+        (0, 0),
+        (MAX_MISSES - 1, 0),
+        (MAX_MISSES, 1),
+        (MAX_MISSES + 3, 8),
+        (999, MAX_PAUSE_TOKENS),
+    ],
 )
 def test_the_rest_doubles_with_each_miss_beyond_those_allowed(misses: int, tokens: int) -> None:
-    rests = [should_rest(answer(n, misses=misses)) for n in range(40)]
+    rests = [should_pause(answer(n, misses=misses)) for n in range(40)]
 
     assert rests == [n < tokens for n in range(40)]

@@ -228,13 +228,13 @@ NONE: Final = -1
 Shares = Counter[int]
 
 
-class DoorRequest(Exception):
+class EndpointRequest(Exception):
     """`recover` wants a uniform beyond those it was given."""
 
 
 def scripted(values: Sequence[float]) -> Iterator[float]:
     yield from values
-    raise DoorRequest
+    raise EndpointRequest
 
 
 def shares(answer: Callable[[float], int], low: float = 0.0, high: float = ALMOST_1) -> Shares:
@@ -253,7 +253,7 @@ def proposal(reject: Reject, q: QuantisedDistribution) -> Shares:
     def answer(*uniforms: float) -> int:
         try:
             token = recover(reject, q, scripted(uniforms))
-        except DoorRequest:
+        except EndpointRequest:
             return NONE
         return NONE if token is None else token
 

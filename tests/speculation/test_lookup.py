@@ -18,7 +18,7 @@ from speculation.lookup import (
     MIN_UNREAD_LENGTH,
     PromptLookup,
     ahead_size,
-    is_worth_unread,
+    pays_unread,
 )
 from speculation.messages import Commit, TokenId
 from tests.speculation.edges import chain_of
@@ -138,7 +138,7 @@ def test_matches_that_are_wrong_switch_it_off_and_right_ones_on_again() -> None:
 def test_an_unread_token_pays_where_drafting_limits_and_a_wrong_one_costs_little(
     confidence: float, latencies: Latencies, pays: bool
 ) -> None:
-    assert is_worth_unread(confidence, latencies, read_s=0.0) is pays
+    assert pays_unread(confidence, latencies, read_s=0.0) is pays
 
 
 def test_a_draft_model_that_reads_as_slowly_as_it_drafts_gains_nothing() -> None:

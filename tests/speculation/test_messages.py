@@ -32,8 +32,8 @@ from verifier.sessions import streams
 DISHONEST: dict[str, tuple[VerifyingSession, Pushed, str]] = {
     "no tokens": (session(), Draft(0, 0, 0, ()), "Draft.tokens"),
     "not a token": (session(), Draft(0, 0, 0, (1, V)), "Draft.tokens"),
-    "behind the prompt": (session(), Draft(0, 0, 1, (1,)), "Draft.behind"),
-    "a gap to the text": (session(), Draft(0, 2, 1, (1,)), "Draft.behind"),
+    "behind the prompt": (session(), Draft(0, 0, 1, (1,)), "Draft.offset"),
+    "a gap to the text": (session(), Draft(0, 2, 1, (1,)), "Draft.offset"),
     "too far ahead": (session(), Draft(0, 0, 0, (1,) * 9), "Draft.start"),
     "weights in coupled": (session(), Draft(0, 0, 0, (1,), (5,)), "Draft.q"),
     "no weights in separate": (session("separate"), Draft(0, 0, 0, (1,)), "Draft.q"),
@@ -48,7 +48,7 @@ DISHONEST: dict[str, tuple[VerifyingSession, Pushed, str]] = {
     "over the text": (rejecting(7), Recovered(1, 0, 8), "Recovered.position"),
     "recovered in coupled": (session(), Recovered(1, 0, 2), "Recovered"),
     "a redraw in coupled": (session(), Redraw(0, 0, 1), "Redraw"),
-    "drafts beyond the token owed": (rejecting(), Draft(1, 2, 0, (5,), (9,)), "Draft.behind"),
+    "drafts beyond the token owed": (rejecting(), Draft(1, 2, 0, (5,), (9,)), "Draft.offset"),
 }
 
 
@@ -176,7 +176,7 @@ def test_there_are_vectors() -> None:
         f"when {streams.MAX_UNREAD_BYTES >> 10} KiB are unread",
         f"one byte, {wire.ACKNOWLEDGED.hex()}",
         f"at most {verifier.HEAD_TOKENS} tokens",
-        f"{verifier.HEAD_COVERS:.1%}".replace("%", " %"),
+        f"{verifier.HEAD_COVERS:0.1%}".replace("%", " %"),
         f"version {messages.PROTOCOL_VERSION}",
     ],
 )

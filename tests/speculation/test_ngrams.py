@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from speculation.learning import Latencies
 from speculation.lookup import PromptLookup
 from speculation.ngrams import (
+    ANSWER_CACHE_LENGTHS,
     CONTEXT,
-    POOL_LENGTHS,
+    AnswerCache,
     Index,
     Match,
-    Pool,
     PromptGrams,
     keys,
     resumption,
@@ -70,12 +70,12 @@ def test_the_n_grams_of_a_prompt_are_those_of_a_text_that_grew(length: int) -> N
 
     places = chance.sample(range(length + 1), min(length, 50))
 
-    behind, grown = (
+    offset, grown = (
         [made(tokens).match() for tokens in (prompt[:at] for at in places)]
         for made in (lambda tokens: Index(prompt=PromptGrams(tokens)), Index)
     )
 
-    assert behind == grown
+    assert offset == grown
 
 
 def test_the_n_grams_of_a_long_prompt_take_little_longer_than_its_tokens() -> None:
@@ -116,7 +116,7 @@ def test_a_chain_that_broke_goes_on_where_most_is_the_same_then_nearest(
     assert resumption(dropped, text, at, most=3) == place
 
 
-# A pool continues a text as the answers that it holds did, and holds a bounded number.
+# A cache continues a text as the answers that it holds did, and holds a bounded number.
 
 TEXTS = st.lists(
     st.tuples(
@@ -140,73 +140,75 @@ def kept(prompt: list[int], answer: list[int]) -> list[int]:
 def test_a_match_is_the_longest_that_an_answer_went_on_from_unless_it_was_overwritten(
     texts: list[tuple[list[int], list[int]]], text: list[int], room: int
 ) -> None:
-    pool, went_on = Pool(room), set[tuple[int, ...]]()
+    answer_cache, went_on = AnswerCache(room), set[tuple[int, ...]]()
     for prompt, answer in texts:
-        pool.add(prompt, answer)
+        answer_cache.add(prompt, answer)
         held = kept(prompt, answer)
         went_on |= {
-            tuple(held[at - n : at + 1]) for n in POOL_LENGTHS for at in range(n, len(held))
+            tuple(held[at - n : at + 1])
+            for n in ANSWER_CACHE_LENGTHS
+            for at in range(n, len(held))
         }
 
-    found = pool.match(text)
+    found = answer_cache.match(text)
 
-    ends = [tuple(text[-n:]) for n in POOL_LENGTHS if n <= len(text)]
+    ends = [tuple(text[-n:]) for n in ANSWER_CACHE_LENGTHS if n <= len(text)]
     known = [gram for gram in ends if any(each[:-1] == gram for each in went_on)]
     if room > 50:
         assert (found and found.length) == (len(known[0]) if known else None)
     if found:
         assert (*text[-found.length :], found.token) in went_on
-        assert len(pool.following(found.at, 1000)) <= room
+        assert len(answer_cache.following(found.at, 1000)) <= room
 
 
 def test_an_answer_is_expected_again_after_its_prompt_or_one_that_ends_alike() -> None:
-    pool = Pool(1000)
-    pool.add(PROMPT, ANSWER)
+    answer_cache = AnswerCache(1000)
+    answer_cache.add(PROMPT, ANSWER)
 
-    assert pool.expected(PROMPT, 1000) == ANSWER
-    assert pool.expected((99, *PROMPT[1:]), 4) == ANSWER[:4]
-    assert pool.expected((*PROMPT, 7), 1000) == ANSWER[1:]
-    assert pool.expected(range(7, 14), 1000) == ()
+    assert answer_cache.expected(PROMPT, 1000) == ANSWER
+    assert answer_cache.expected((99, *PROMPT[1:]), 4) == ANSWER[:4]
+    assert answer_cache.expected((*PROMPT, 7), 1000) == ANSWER[1:]
+    assert answer_cache.expected(range(7, 14), 1000) == ()
 
 
 def test_of_prompts_that_end_alike_the_most_similar_has_its_answer_expected() -> None:
-    pool, end = Pool(1000), tuple(range(200, 220))
+    answer_cache, end = AnswerCache(1000), tuple(range(200, 220))
     for n in range(3):
-        pool.add((*range(50 * n, 50 * n + 30), *end), range(1000 * n, 1000 * n + 50))
+        answer_cache.add((*range(50 * n, 50 * n + 30), *end), range(1000 * n, 1000 * n + 50))
 
-    assert pool.expected((*range(50, 80), *end), 2) == (1000, 1001)
-    assert pool.expected((*range(500, 530), *end), 2) == ()
+    assert answer_cache.expected((*range(50, 80), *end), 2) == (1000, 1001)
+    assert answer_cache.expected((*range(500, 530), *end), 2) == ()
 
 
 @pytest.mark.parametrize("part", [0, 1, 40])
 def test_an_answer_that_was_cut_short_does_not_replace_the_whole_one(part: int) -> None:
-    pool = Pool(1000)
-    pool.add(PROMPT, ANSWER)
+    answer_cache = AnswerCache(1000)
+    answer_cache.add(PROMPT, ANSWER)
 
-    pool.add(PROMPT, ANSWER[:part])
+    answer_cache.add(PROMPT, ANSWER[:part])
 
-    assert pool.expected(PROMPT, 1000) == ANSWER
+    assert answer_cache.expected(PROMPT, 1000) == ANSWER
 
 
 def test_the_latest_answer_is_expected_and_the_oldest_leaves_first() -> None:
-    pool = Pool(150)
-    pool.add(PROMPT, ANSWER)
-    pool.add(PROMPT, ANSWER[::-1])
-    assert pool.expected(PROMPT, 1000) == ANSWER[::-1]
+    answer_cache = AnswerCache(150)
+    answer_cache.add(PROMPT, ANSWER)
+    answer_cache.add(PROMPT, ANSWER[::-1])
+    assert answer_cache.expected(PROMPT, 1000) == ANSWER[::-1]
 
     for n in range(3):
-        pool.add(range(100 * n, 100 * n + 20), range(1000 * n, 1000 * n + 50))
+        answer_cache.add(range(100 * n, 100 * n + 20), range(1000 * n, 1000 * n + 50))
 
-    assert pool.expected(PROMPT, 1000) == ()
-    assert len(pool.expected(range(200, 220), 1000)) == 50
+    assert answer_cache.expected(PROMPT, 1000) == ()
+    assert len(answer_cache.expected(range(200, 220), 1000)) == 50
 
 
 def test_a_token_of_32_conversations_of_16k_tokens_takes_at_most_20_bytes() -> None:
     tracemalloc.start()
     try:
-        pool = Pool(32 * 16_384)
+        answer_cache = AnswerCache(32 * 16_384)
         for n in range(40):
-            pool.add(PROMPT, range(n, n + 16_000))
+            answer_cache.add(PROMPT, range(n, n + 16_000))
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -214,10 +216,10 @@ def test_a_token_of_32_conversations_of_16k_tokens_takes_at_most_20_bytes() -> N
     assert held <= 32 * 16_384 * 21
 
 
-def test_what_the_pool_knows_is_proposed_unread_and_never_read_ahead() -> None:
-    pool = Pool(1000)
-    pool.add(PROMPT, ANSWER)
-    lookup = PromptLookup(ANSWER[:20], pool=pool)
+def test_what_the_cache_knows_is_proposed_unread_and_never_read_ahead() -> None:
+    answer_cache = AnswerCache(1000)
+    answer_cache.add(PROMPT, ANSWER)
+    lookup = PromptLookup(ANSWER[:20], answer_cache=answer_cache)
 
     found = lookup.propose(UNDRAFTED)
 
@@ -226,10 +228,10 @@ def test_what_the_pool_knows_is_proposed_unread_and_never_read_ahead() -> None:
     assert lookup.ahead(READING) == []
 
 
-def test_a_pool_that_is_wrong_is_soon_believed_no_more() -> None:
-    pool = Pool(1000)
-    pool.add(PROMPT, ANSWER)
-    lookup = PromptLookup(ANSWER[:20], pool=pool)
+def test_a_cache_that_is_wrong_is_soon_believed_no_more() -> None:
+    answer_cache = AnswerCache(1000)
+    answer_cache.add(PROMPT, ANSWER)
+    lookup = PromptLookup(ANSWER[:20], answer_cache=answer_cache)
     first = lookup.propose(UNDRAFTED)
 
     lookup.follow([1], [])

@@ -15,16 +15,16 @@ from speculation.judge import Judgement
 from speculation.latency import TRIED_ROWS, PassLatency, measured
 from speculation.messages import Draft, Limits
 from speculation.pass_policy import (
+    MAX_AWAITED,
     MAX_COMMITS,
-    MAX_HELD_FOR,
     MIN_INTERVAL_S,
     Arrivals,
-    Outcomes,
+    Calibration,
     Waiting,
     accepted_after,
     allocate,
     best_rate,
-    hold_s,
+    draft_wait_s,
     waiting,
 )
 from speculation.verify_machine import Verdict, VerifyMachine
@@ -41,24 +41,24 @@ def sloping(first_s: float = 0.2, row_s: float = 0.002) -> PassLatency:
 
 def case(**changes: object) -> Waiting:
     fields = {
-        "fill": "auto", "pending": 0, "acceptance": 0.8, "due_s": 0.03, "behind": 0,
+        "fill": "auto", "pending": 0, "acceptance": 0.8, "due_s": 0.03, "lag_tokens": 0,
         "interval_s": 0.02, "restart_s": 0.0,
     }  # fmt: skip
     return Waiting(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-HOLDS = {
+DRAFT_WAITS = {
     "draft tokens are about to arrive": (case(), 0.07),
     "one has come, more will": (case(pending=1, due_s=0.01), 0.05),
-    "one more is worth it": (case(pending=MAX_HELD_FOR - 1, due_s=0.01), 0.05),
-    "enough have come": (case(pending=MAX_HELD_FOR, due_s=0.01), 0.0),
+    "one more is worth it": (case(pending=MAX_AWAITED - 1, due_s=0.01), 0.05),
+    "enough have come": (case(pending=MAX_AWAITED, due_s=0.01), 0.0),
     "none is expected": (case(due_s=inf), 0.0),
     "always": (case(fill="always"), 0.0),
     "never, and none pending": (case(fill="never"), inf),
     "never, one pending": (case(fill="never", pending=1), 0.0),
     "they are far": (case(due_s=0.5), 0.0),
-    "one is overtaken": (case(acceptance=0.9, due_s=0, interval_s=0.01, behind=1), 0.02),
-    "many are overtaken": (case(acceptance=0.9, due_s=0, interval_s=0.01, behind=8), 0.0),
+    "one is overtaken": (case(acceptance=0.9, due_s=0, interval_s=0.01, lag_tokens=1), 0.02),
+    "many are overtaken": (case(acceptance=0.9, due_s=0, interval_s=0.01, lag_tokens=8), 0.0),
     "they are useless": (case(acceptance=0.01), 0.0),
     "a chain takes long to begin again": (case(due_s=0.1, restart_s=0.3), 0.14),
     "a chain begins again at once": (case(due_s=0.1), 0.0),
@@ -67,20 +67,20 @@ HOLDS = {
 }
 
 
-@pytest.mark.parametrize(("session", "expected"), HOLDS.values(), ids=HOLDS)
+@pytest.mark.parametrize(("session", "expected"), DRAFT_WAITS.values(), ids=DRAFT_WAITS)
 def test_a_pass_is_held_only_for_draft_tokens_worth_waiting_for(
     session: Waiting, expected: float
 ) -> None:
-    assert hold_s(session, sloping(), 16) == pytest.approx(expected)
+    assert draft_wait_s(session, sloping(), 16) == pytest.approx(expected)
 
 
-HOPES = {
+EXPECTED = {
     "none is expected": (case(due_s=inf), (), 0, 0.0),
     "one is due after the pass": (case(due_s=0.3), (), 0, 0.0),
     "one is due, for the position under way": (case(due_s=0.15, interval_s=0.2), (), 0, 0.0),
     "the one after it is due as well": (case(due_s=0.15, interval_s=0.04), (), 0, 0.64),
     "one is overdue": (case(due_s=-0.01, interval_s=0.15), (), 0, 0.0),
-    "one is overtaken": (case(due_s=0, interval_s=0.1, behind=1), (), 0, 0.512),
+    "one is overtaken": (case(due_s=0, interval_s=0.1, lag_tokens=1), (), 0, 0.512),
     "one has come for that position": (case(pending=1, due_s=inf), (0.8,), 0, 0.0),
     "one has come, and the next is due": (case(pending=1, interval_s=0.2), (0.8,), 0, 0.64),
     "one more has come": (case(pending=2, due_s=inf), (0.8, 0.64), 0, 0.64),
@@ -90,32 +90,34 @@ HOPES = {
 }
 
 
-@pytest.mark.parametrize(("session", "gains", "judging", "expected"), HOPES.values(), ids=HOPES)
+@pytest.mark.parametrize(
+    ("session", "gains", "judging", "expected"), EXPECTED.values(), ids=EXPECTED
+)
 def test_only_draft_tokens_after_the_outcome_can_be_hoped_for(
     session: Waiting, gains: tuple[float, ...], judging: int, expected: float
 ) -> None:
     assert accepted_after(session, gains, judging, 0.2) == pytest.approx(expected)
 
 
-def test_hopes_that_came_to_nothing_are_worth_little_until_others_are_kept() -> None:
-    outcomes = Outcomes()
+def test_expectations_that_came_to_nothing_are_worth_little_until_others_are_kept() -> None:
+    calibration = Calibration()
     for accepted, least, most in ((2, 1.0, 1.0), (0, 0.0, 0.1), (2, 0.8, 1.0)):
         for _ in range(60):
-            outcomes.hoped(2.0)  # by the pass after the one that runs
-            outcomes.passed(accepted)
-        assert least <= outcomes.trust <= most
+            calibration.expect(2.0)  # by the pass after the one that runs
+            calibration.passed(accepted)
+        assert least <= calibration.factor <= most
 
 
 def test_no_pass_is_held_where_rows_cost_as_much_as_passes() -> None:
-    assert hold_s(case(), sloping(0.0, 0.2), 16) == 0.0
+    assert draft_wait_s(case(), sloping(0.0, 0.2), 16) == 0.0
 
 
 def test_a_wait_that_earns_just_what_it_takes_is_not_worth_it() -> None:
     flat = latency(*[1.0] * 17)  # at best 2 tokens a second with one draft token a pass
     session = case(acceptance=1.0, interval_s=1.0)
 
-    assert hold_s(replace(session, due_s=0.49), flat, 1) == pytest.approx(2.49)
-    assert hold_s(replace(session, due_s=0.5), flat, 1) == 0.0
+    assert draft_wait_s(replace(session, due_s=0.49), flat, 1) == pytest.approx(2.49)
+    assert draft_wait_s(replace(session, due_s=0.5), flat, 1) == 0.0
 
 
 @given(st.floats(-1, 10), SECONDS, st.integers(0, 5), st.floats(0, 1), st.floats(0.01, 1))
@@ -125,12 +127,12 @@ def test_a_held_pass_starts_in_the_end_and_not_later_for_what_comes_later(
     session = case(due_s=due_s, interval_s=interval_s, pending=pending, acceptance=acceptance)
     learned = sloping(pass_s)
 
-    held_s = hold_s(session, learned, 16)
+    waited_s = draft_wait_s(session, learned, 16)
 
     later = replace(session, due_s=max(0.0, due_s) + 20 * pass_s)
-    assert 0.0 <= held_s < inf
-    assert hold_s(later, learned, 16) == 0.0
-    assert hold_s(replace(session, due_s=due_s - held_s), learned, 16) <= held_s
+    assert 0.0 <= waited_s < inf
+    assert draft_wait_s(later, learned, 16) == 0.0
+    assert draft_wait_s(replace(session, due_s=due_s - waited_s), learned, 16) <= waited_s
 
 
 def test_what_decides_is_read_from_the_session_and_its_arrivals() -> None:
@@ -160,8 +162,8 @@ class Text:
         self.chain.broken, self.chain.wrong_at = wrong_at is not None, wrong_at
         seen.committed(self, now)  # type: ignore[arg-type]
 
-    def behind(self, seen: Arrivals) -> int:
-        return seen.behind(self)  # type: ignore[arg-type]
+    def lag_tokens(self, seen: Arrivals) -> int:
+        return seen.lag_tokens(self)  # type: ignore[arg-type]
 
 
 def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
@@ -180,7 +182,7 @@ def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
 
 def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
     seen, text = Arrivals(), Text()
-    for broke, came in ((0.0, 0.4), (10.0, 90.0)):  # the edge rested
+    for broke, came in ((0.0, 0.4), (10.0, 90.0)):  # the edge paused
         text.into(seen, broke, wrong_at=len(text.committed))
         seen.drafts_arrived(came, 1)
     seen.drafts_arrived(90.1, 1)
@@ -210,7 +212,7 @@ def test_an_edge_that_wakes_goes_on_where_its_chain_ends() -> None:
     for sent_at in (0.6, 0.8, 1.0, 1.2):
         text.into(seen, sent_at)
 
-    assert text.behind(seen) == 1  # it knows of one token, and has drafted two after it
+    assert text.lag_tokens(seen) == 1  # it knows of one token, and has drafted two after it
 
 
 def test_a_chain_found_wrong_late_was_given_up_with_the_commit_that_says_so() -> None:
@@ -222,7 +224,7 @@ def test_a_chain_found_wrong_late_was_given_up_with_the_commit_that_says_so() ->
     seen.chain_broke(position=1)
 
     assert seen.due_s(1.25) == pytest.approx(1.1 + 0.3 - 1.25)
-    assert text.behind(seen) == 1  # it begins after two tokens, and there are three
+    assert text.lag_tokens(seen) == 1  # it begins after two tokens, and there are three
 
 
 def test_drafts_that_the_text_overtook_are_behind_it() -> None:
@@ -230,14 +232,14 @@ def test_drafts_that_the_text_overtook_are_behind_it() -> None:
     seen.drafts_arrived(0.0, 2)
     text.into(seen, 0.1)
     text.into(seen, 0.15)
-    assert text.behind(seen) == 0
+    assert text.lag_tokens(seen) == 0
     text.into(seen, 0.2)
-    assert text.behind(seen) == 1
+    assert text.lag_tokens(seen) == 1
 
     text.into(seen, 0.25, wrong_at=3)
-    assert text.behind(seen) == 0
+    assert text.lag_tokens(seen) == 0
     text.into(seen, 0.3)
-    assert text.behind(seen) == 1
+    assert text.lag_tokens(seen) == 1
 
 
 def test_a_commit_wakes_an_edge_that_has_paused() -> None:

@@ -33,7 +33,7 @@ class Alone:
     def __post_init__(self) -> None:
         request = Open(
             "m", "v", tuple(self.prompt), Sampling(), 0, len(self.answer), (),
-            own_drafts=True, predicted=tuple(self.predicted),
+            ngram_drafts=True, predicted=tuple(self.predicted),
         )  # fmt: skip
         self.session = VerifyingSession(request, LIMITS, vocabulary_size=10**6, u=iter(()))
         while not self.session.finished:
@@ -72,7 +72,7 @@ def test_a_right_prediction_fills_every_pass() -> None:
     ran = Alone(FILE, FILE)
 
     assert ran.passes == len(FILE) / 5
-    assert ran.session.totals.own == ran.session.totals.judged == 4 * ran.passes
+    assert ran.session.totals.verifier_accepted == ran.session.totals.judged == 4 * ran.passes
 
 
 EDITS = {
@@ -101,7 +101,7 @@ def test_an_edit_takes_few_passes_more_than_its_new_tokens(answer: list[int]) ->
     ran = Alone(answer, FILE)
 
     assert ran.passes <= len(answer) / 5 + len(NEW) + 4
-    assert ran.session.totals.own > 100
+    assert ran.session.totals.verifier_accepted > 100
 
 
 def test_a_wrong_prediction_is_tried_once() -> None:
@@ -201,7 +201,7 @@ def test_the_text_never_depends_on_the_verifiers_own_drafts(
     request = opening(seed=number, max_tokens=30, fill=fill, stop_tokens=())
     text = plain(model(number), request)
     predicted = (*text[:cut], *wrong, *text[cut if whole else cut + 2 :])
-    asked = replace(request, own_drafts=True, predicted=predicted)
+    asked = replace(request, ngram_drafts=True, predicted=predicted)
     joined = joining(asked, number, **ends)  # type: ignore[arg-type]
 
     joined.run(disorder)

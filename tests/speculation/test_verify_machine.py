@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from speculation.judge import Judgement, Rejection
 from speculation.messages import Commit, Draft, RemoteProtocolError, TokenLogprob
 from speculation.separate import Separate
-from speculation.verify_machine import MIN_HOLD_S, Head, Offer, Verdict, VerifyMachine
+from speculation.verify_machine import MIN_DRAFT_WAIT_S, Head, Offer, Verdict, VerifyMachine
 from tests.speculation.verifiers import (
     FLAT,
     LIMITS,
@@ -43,11 +43,15 @@ def test_of_two_passes_under_way_at_most_the_first_has_draft_tokens() -> None:
     verifier.latency.observe(1, 0.01)
     verifier.received("b", Draft(0, 0, 0, (0,)), arrived=0.0)
     both = {"a", "b"}  # the pass under way makes that draft token useless
-    assert verifier.run_on(both, 0.0, others=0) == verifier.run_on(both, 0.0, others=1) == both
+    assert (
+        verifier.asynchronous_sessions(both, 0.0, others=0)
+        == verifier.asynchronous_sessions(both, 0.0, others=1)
+        == both
+    )
 
     verifier.begin({"b": 1}, 0.0)
 
-    assert verifier.run_on(both, 0.0, others=1) == {"a"}
+    assert verifier.asynchronous_sessions(both, 0.0, others=1) == {"a"}
 
 
 @pytest.mark.parametrize(
@@ -64,8 +68,8 @@ def test_sessions_wait_for_an_outcome_if_their_draft_tokens_are_worth_the_hosts_
     for name in ("a", "b"):
         verifier.received(name, Draft(0, 0, 0, (0,) * drafts), arrived=0.0)
 
-    assert (verifier.run_on({"a", "b"}, 9.0, others=0) is None) == waits
-    beside = verifier.run_on({"a", "b"}, 9.0, others=1)  # which never wait
+    assert (verifier.asynchronous_sessions({"a", "b"}, 9.0, others=0) is None) == waits
+    beside = verifier.asynchronous_sessions({"a", "b"}, 9.0, others=1)  # which never wait
     assert beside == (set() if drafts == 8 else {"a", "b"})
 
 
@@ -215,7 +219,7 @@ def test_a_session_is_held_for_draft_tokens_that_are_due() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before_s", "held"), [(2 * MIN_HOLD_S, True), (MIN_HOLD_S / 2, False)]
+    ("before_s", "held"), [(2 * MIN_DRAFT_WAIT_S, True), (MIN_DRAFT_WAIT_S / 2, False)]
 )
 def test_what_rounding_leaves_of_a_hold_is_none(before_s: float, held: bool) -> None:
     offer = expecting("a").offer(["a"], 4.0 - before_s, rows=9)
@@ -441,9 +445,14 @@ def test_accepted_tokens_of_the_head_are_the_verifiers_own() -> None:
 
     commit = passed(verifier, 3, 2)
 
-    assert (commit.accepted, commit.own, commit.tokens) == (0, 2, (1, 2, 3))
+    assert (commit.accepted, commit.verifier_accepted, commit.tokens) == (0, 2, (1, 2, 3))
     totals = verifier.session("a").totals
-    assert (totals.judged, totals.accepted, totals.own, totals.filled) == (3, 2, 2, 0)
+    assert (totals.judged, totals.accepted, totals.verifier_accepted, totals.filled) == (
+        3,
+        2,
+        2,
+        0,
+    )
     assert verifier.offer(["a"], 9.0, rows=9) == Offer({"a": ()}, 0.0), "it proposed once"
 
 

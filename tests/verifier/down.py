@@ -10,13 +10,13 @@ import httpx
 
 from speculation import wire
 from speculation.messages import (
-    Beat,
+    CachedPromptTokens,
     Commit,
+    Heartbeat,
     Message,
     Open,
     Opened,
     Pushed,
-    Reused,
 )
 from speculation.wire import Framed
 from verifier.target import Reply, Target
@@ -25,11 +25,11 @@ HEADERS = {"content-type": "application/vnd.picospec"}
 
 
 class Stream:
-    """One response: messages in order, and how many beats came between them."""
+    """One response: messages in order, and how many heartbeats came between them."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
-        self.beats = 0
+        self.heartbeats = 0
         self._chunks = response.aiter_raw()
         self._decoder = wire.Decoder()
         self._messages: list[Message] = []
@@ -42,8 +42,8 @@ class Stream:
                 self._decoder.close()
                 return None
             for message in self._decoder.feed(chunk):
-                if isinstance(message, Beat):
-                    self.beats += 1
+                if isinstance(message, Heartbeat):
+                    self.heartbeats += 1
                 else:
                     self._messages.append(message)
         return self._messages.pop(0)
@@ -91,5 +91,5 @@ async def replies_of(
     """Yield what a target serves, without what it did not have to read."""
     async with aclosing(target.serve(session, request)) as replies:
         async for reply in replies:
-            if not isinstance(reply.message, Reused):
+            if not isinstance(reply.message, CachedPromptTokens):
                 yield reply

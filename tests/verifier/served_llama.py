@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.drain import Drain
 from gateway.ports import Job
-from local_models.store import Found, open_store
+from local_models.store import StoredModel, open_store
 from speculation.distributions import DraftToken, QuantisedDistribution
 from speculation.drafting import DraftingSession
 from speculation.messages import Commit, Draft, Finish, Limits, Open, Sampling, TokenId
@@ -35,7 +35,9 @@ TEMPERATURES = (0.0, 1.0)
 async def serving(path: Path | None = None) -> AsyncIterator[Host]:
     """Give the host of a target that is ready: SmolLM2's, or that of other weights."""
     target = LlamaTarget(
-        lambda: Found("smollm2", path or open_store(os.environ).find("smollm2", "target").path),
+        lambda: StoredModel(
+            "smollm2", path or open_store(os.environ).find("smollm2", "target").path
+        ),
         LlamaSettings(slots=4, waiting=1, context_tokens=512, threads=1, prefill_rows=32),
         Limits(),
         VerifierMetrics(CollectorRegistry()),

@@ -40,7 +40,7 @@ GARBAGE = [
 ]
 BAD_DRAFTS = {
     "no token of the target": (wire.encode(Draft(0, 0, 0, (V,))), "Draft.tokens"),
-    "a gap to the text": (wire.encode(Draft(0, 5, 0, (1,))), "Draft.behind"),
+    "a gap to the text": (wire.encode(Draft(0, 5, 0, (1,))), "Draft.offset"),
     "weights in coupled": (wire.encode(Draft(0, 0, 0, (1,), q=(5,))), "Draft.q"),
     "truncated": (wire.encode(Draft(0, 0, 0, (1, 2)))[:-1], ""),
     "garbage": (b"\xff" * 20, ""),

@@ -16,10 +16,10 @@ from gateway.drain import Drain
 from gateway.hosting.settings import WrongSettings
 from tests.verifier.fake_target import FakeTarget
 from verifier.__main__ import main, nested
-from verifier.app import Verifier
+from verifier.app import VerifierService
 from verifier.settings import VerifierSettings, load
 from verifier.vllm_target import launching
-from verifier.vllm_target.crossing import CONFIG, SOCKET
+from verifier.vllm_target.ipc_messages import CONFIG, SOCKET
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_a_pass_may_take_as_long_as_its_device_needs(
 ) -> None:
     settings = load(None, {}, {"pass_timeout_s": asked})
 
-    made = Verifier(settings, lambda _: FakeTarget(), Drain(), device=device)
+    made = VerifierService(settings, lambda _: FakeTarget(), Drain(), device=device)
 
     assert made.host.pass_timeout_s == timeout_s
 

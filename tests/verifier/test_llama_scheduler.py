@@ -24,10 +24,10 @@ from speculation.verify_session import VerifyingSession
 from tests.verifier.fake_target import opening
 from verifier.llama_target.scheduler import (
     PASSES,
-    Part,
+    PassPart,
     Pieces,
+    PromptLogprobs,
     Scheduler,
-    Scoring,
     Slot,
 )
 from verifier.llama_target.target import KvSlots
@@ -67,7 +67,7 @@ class RecordingEngine:
             raise RuntimeError("it broke")
         return [TokenLogprob(-float(token)) for token in (*tokens[1:], after)]
 
-    def run(self, parts: Sequence[Part]) -> tuple[list[Verdict], float]:
+    def run(self, parts: Sequence[PassPart]) -> tuple[list[Verdict], float]:
         self.calls.append([(part.sequence, len(part.judged.draft)) for part in parts])
         self.beginnings += [(part.held, part.last) for part in parts]
         if len(self.calls) == self.fails_at:
@@ -75,7 +75,7 @@ class RecordingEngine:
         time.sleep(self._pass_s)
         return [self._judge(part) for part in parts], self.extra_judging_s
 
-    def _judge(self, part: Part) -> Verdict:
+    def _judge(self, part: PassPart) -> Verdict:
         accepted = list(itertools.takewhile(lambda token: token == TOKEN, part.judged.draft))
         return Verdict(Judgement((*accepted, TOKEN), len(accepted)))
 
@@ -105,9 +105,9 @@ class Sessions:
         """Open a session that has no place in the KV cache yet."""
         return self._opened(Slot, **fields)
 
-    def score(self, *prompt: int) -> Scoring:
+    def score(self, *prompt: int) -> PromptLogprobs:
         """Open one that only scores its prompt."""
-        return self._opened(partial(Scoring, owner=None, most=0), prompt=prompt)
+        return self._opened(partial(PromptLogprobs, owner=None, most=0), prompt=prompt)
 
     def _opened(self, make: Callable[[str, VerifyingSession], S], **fields: object) -> S:
         name = str(next(self._names))
@@ -121,7 +121,7 @@ class Sessions:
         return make(name, self.machine.session(name))
 
     def assign(self, slot: Slot, sequence: int) -> None:
-        slot.assign(sequence, reused=0)
+        slot.assign(sequence, cached_tokens=0)
         self.slots[slot.name] = slot
         self.scheduler.wake()
 
@@ -157,7 +157,7 @@ async def text_of(slot: Slot) -> list[int]:
     return tokens
 
 
-def held_session(sessions: Sessions) -> Slot:
+def waiting_session(sessions: Sessions) -> Slot:
     """Open a session whose draft is rejected, so that its next pass is held for another one."""
     for rows in (1, 2, 17):
         sessions.machine.latency.observe(rows, 0.1)
@@ -168,9 +168,9 @@ def held_session(sessions: Sessions) -> Slot:
     return slot
 
 
-def held_s(sessions: Sessions) -> float:
+def draft_wait_s(sessions: Sessions) -> float:
     """Return how long passes were held, in all."""
-    return sessions.registry.get_sample_value("picospec:held_seconds_sum") or 0.0
+    return sessions.registry.get_sample_value("picospec:draft_wait_seconds_sum") or 0.0
 
 
 async def test_a_prompt_is_read_in_pieces_but_for_its_last_token_with_which_a_pass_begins() -> (
@@ -220,11 +220,13 @@ async def test_a_prompt_is_scored_in_pieces_between_which_others_stream_on() -> 
         other = sessions.open(max_tokens=200)
         sessions.assign(other, 0)
         await other.next()
-        scoring = sessions.score(*range(42))
-        scoring.assign(1, reused=7)  # a cache has no logits, so that these are read anew
-        sessions.slots[scoring.name] = scoring
+        prompt_logprobs = sessions.score(*range(42))
+        prompt_logprobs.assign(
+            1, cached_tokens=7
+        )  # a cache has no logits, so that these are read anew
+        sessions.slots[prompt_logprobs.name] = prompt_logprobs
         async with asyncio.timeout(5):
-            scores = await scoring.scores()
+            scores = await prompt_logprobs.scores()
         await asyncio.sleep(0.01)
         sessions.close(other)
 
@@ -281,14 +283,14 @@ async def test_a_pass_has_no_more_rows_than_allowed() -> None:
 async def test_a_hold_ends_when_the_draft_it_waited_for_does_not_arrive() -> None:
     engine = RecordingEngine(pass_s=0.1)
     async with scheduling(engine) as sessions:
-        held = held_session(sessions)
+        held = waiting_session(sessions)
         sessions.assign(held, 0)
         async with asyncio.timeout(2):
             for _ in range(2):
                 await held.next()
         sessions.close(held)
 
-        assert held_s(sessions) >= 0.02
+        assert draft_wait_s(sessions) >= 0.02
     assert engine.passes[:2] == [[(0, 1)], [(0, 0)]]
 
 

@@ -94,7 +94,7 @@ async def test_what_the_machine_has_learned_can_be_read(host: Host) -> None:
     deltas = PlainEngine(host).generate(job_of(host, PROMPTS[0], 0.0))
     async with aclosing(deltas):
         await anext(deltas)
-        (learned,) = await host.ready().beliefs()
+        (learned,) = await host.ready().learned_statistics()
 
     assert isinstance(learned["pass_s"], dict)
     assert 0.0 < learned["pass_s"]["1"] < 60.0

@@ -24,7 +24,7 @@ from gateway.tenants import Tenant
 from gateway.tracing import NO_SPAN
 from speculation import wire
 from speculation.messages import (
-    BEAT_S,
+    STREAM_HEARTBEAT_S,
     Commit,
     Draft,
     Fault,
@@ -46,7 +46,7 @@ from tests.verifier.fake_target import FACTS, FAILS, STALLS, STREAMS, FakeTarget
 from tests.verifier.test_sessions import tenant
 from verifier.metrics import VerifierMetrics
 from verifier.routes import Routes
-from verifier.sessions.session import Session, SessionAccount, Sessions, Timeouts
+from verifier.sessions.session import Session, Sessions, SessionUsage, Timeouts
 from verifier.settings import SessionSettings
 from verifier.target import Host
 from verifier.vllm_target.core.slot import OutgoingFrame
@@ -69,17 +69,17 @@ async def test_a_session_streams_its_text_and_its_finish(client: httpx.AsyncClie
     assert await sessions_open(client) == 0
 
 
-async def test_a_stream_opens_before_the_prompt_is_read_and_beats_meanwhile(
+async def test_a_stream_opens_before_the_prompt_is_read_and_heartbeats_meanwhile(
     client: httpx.AsyncClient,
 ) -> None:
     async with opened(client, opening(prompt=(STALLS,))) as stream:
         await asyncio.wait_for(stream.opened(), 1)
         begun = time.monotonic()
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(stream.next(), 4.5 * BEAT_S)
-        beats, lasted_s = stream.beats, time.monotonic() - begun
+            await asyncio.wait_for(stream.next(), 4.5 * STREAM_HEARTBEAT_S)
+        heartbeats, lasted_s = stream.heartbeats, time.monotonic() - begun
 
-    assert 3 <= beats <= lasted_s / BEAT_S
+    assert 3 <= heartbeats <= lasted_s / STREAM_HEARTBEAT_S
 
 
 async def test_ready_says_how_busy_the_verifier_is(client: httpx.AsyncClient) -> None:
@@ -177,15 +177,15 @@ async def test_a_key_makes_the_verifier_forget_its_answers_or_those_of_one_of_it
 ):
     target = FakeTarget()
     routes = Routes(Mock(ready=lambda: target), Mock())
-    state = {"account": Mock(tenant=Mock())}
-    state["account"].tenant.identity = "edge"
+    state = {"context": Mock(tenant=Mock())}
+    state["context"].tenant.identity = "edge"
 
     for query in (b"", b"cache_salt=alice"):
         scope = {"type": "http", "query_string": query, "state": state}
         assert (await routes.forget(Request(scope))).status_code == 204
 
     salt = {"cache_salt": msgspec.Raw(b'"alice"')}
-    asked = opening(sampling=Sampling(extras=salt), own_drafts=True)
+    asked = opening(sampling=Sampling(extras=salt), ngram_drafts=True)
     assert target.forgotten == [Owner("edge"), target.owner_of_answers("edge", asked)]
 
 
@@ -284,7 +284,7 @@ async def _of_tenant(
     owner: Tenant, app: ASGIApp, scope: Scope, receive: Receive, send: Send
 ) -> None:
     state = {
-        "account": SimpleNamespace(tenant=owner),
+        "context": SimpleNamespace(tenant=owner),
         "body": RequestBody(scope, receive, 1000),
     }
     await app({**scope, "state": state}, receive, send)
@@ -308,8 +308,8 @@ async def test_what_the_core_encoded_reaches_the_stream_unchanged(
 ) -> None:
     target = vllm_target(FakeEngine(FRAMES))
     opened, timeouts = Opened("s", FACTS.limits), Timeouts(SessionSettings(), 0.0, 0.0)
-    account = SessionAccount(session_metrics().gateway.of("m"), NO_SPAN, 0.0)
-    session = Session(opened, opening(), target, timeouts, account, tenant())
+    context = SessionUsage(session_metrics().gateway.of("m"), NO_SPAN, 0.0)
+    session = Session(opened, opening(), target, timeouts, context, tenant())
     await session.task
 
     assert [entry.frame for entry in await session.read()] == FRAMES

@@ -44,7 +44,7 @@ class Scripted:
     """Draft tokens are judged in sessions after this many."""
 
     stalls: bool = False
-    behind: float = 9.0
+    offset: float = 9.0
     """Any other token's logit is so much below that of the token that is said."""
 
     facts: ModelFacts = FACTS
@@ -65,7 +65,7 @@ class Scripted:
             raise AssertionError("a session in which a pass was timed goes on")
         self.opened.append(request)
         self.drafts = []
-        others = tuple((token, -self.behind) for token in range(10))
+        others = tuple((token, -self.offset) for token in range(10))
         for position in range(len(request.committed), TOKENS):
             token = self.says(request, self.drafts, position)
             logprobs = (TokenLogprob(0.0, others),) if request.top_logprobs else None
@@ -128,7 +128,7 @@ def by_rows(request: Open, drafts: list[int], position: int) -> int:
 
 
 async def test_a_target_whose_kernels_change_with_the_rows_passes_if_near_ties_differ() -> None:
-    target = Scripted(by_rows, behind=0.2)
+    target = Scripted(by_rows, offset=0.2)
 
     await self_test(target, PRECISION)
 
@@ -139,7 +139,7 @@ async def test_a_target_whose_kernels_change_with_the_rows_passes_if_near_ties_d
 @pytest.mark.parametrize("precision", [PRECISION, Precision(near=0.25, alternatives=0)])
 async def test_one_token_that_was_no_near_tie_is_an_error(precision: Precision) -> None:
     with pytest.raises(TargetFailed, match="self-test: with right drafts"):
-        await self_test(Scripted(by_rows, behind=0.3), precision)
+        await self_test(Scripted(by_rows, offset=0.3), precision)
 
 
 async def test_what_is_drawn_is_compared_with_its_noise() -> None:
@@ -150,7 +150,7 @@ async def test_what_is_drawn_is_compared_with_its_noise() -> None:
         return int(noise.argmin() if flips else noise.argmax())
 
     with pytest.raises(TargetFailed, match="self-test: with right drafts"):
-        await self_test(Scripted(gains, behind=0.0), PRECISION)
+        await self_test(Scripted(gains, offset=0.0), PRECISION)
 
 
 async def test_wrong_drafts_that_change_a_text_are_an_error() -> None:

@@ -19,22 +19,22 @@ from gateway.tracing import NO_SPAN
 from speculation import wire
 from speculation.messages import (
     RUN_CHARACTERS,
-    Beat,
+    CachedPromptTokens,
     Draft,
     Fault,
     Finish,
+    Heartbeat,
     Message,
     Open,
     Redraw,
     RemoteProtocolError,
-    Reused,
 )
 from speculation.wire import Framed
 from tests.verifier.conftest import metrics, until_open
 from tests.verifier.down import opened
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
 from verifier.metrics import VerifierMetrics
-from verifier.sessions.session import Session, SessionAccount, Sessions
+from verifier.sessions.session import Session, Sessions, SessionUsage
 from verifier.sessions.streams import Downstream
 from verifier.settings import SessionSettings
 from verifier.target import Host, Reply, TargetFull, Unservable
@@ -97,7 +97,7 @@ async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
         assert session.ending == Fault("cancelled", "nobody reads the session's stream")
 
 
-async def test_a_stream_beats_in_each_silence_until_its_edge_reads_no_more(
+async def test_a_stream_heartbeats_in_each_silence_until_its_edge_reads_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("gateway.http.UNREAD_S", QUICK)
@@ -118,7 +118,7 @@ async def test_a_stream_beats_in_each_silence_until_its_edge_reads_no_more(
         async with asyncio.timeout(10):
             await Downstream(session, ended)({}, connected, send)  # type: ignore[arg-type]
 
-    assert bodies[1:] == [wire.encode(Beat())] * 2
+    assert bodies[1:] == [wire.encode(Heartbeat())] * 2
     assert ended.status == 499
 
 
@@ -166,7 +166,7 @@ async def test_what_was_reused_is_sent() -> None:
         async def serve(
             self, session: str, request: Open, tenant: str | None = None
         ) -> AsyncGenerator[Framed[Reply]]:
-            yield Framed(Reused(7))
+            yield Framed(CachedPromptTokens(7))
             async with aclosing(super().serve(session, request, tenant)) as replies:
                 async for reply in replies:
                     yield reply
@@ -174,7 +174,7 @@ async def test_what_was_reused_is_sent() -> None:
     async with running(Reusing()) as (sessions, _, _m):
         sent = await rest(await sessions.open(opening(), tenant()))
 
-    assert Reused(7) in sent
+    assert CachedPromptTokens(7) in sent
 
 
 async def test_a_draft_postpones_the_idle_end() -> None:
@@ -289,11 +289,11 @@ async def test_nothing_opens_while_the_target_loads() -> None:
 
 def test_tokens_are_counted_and_timed_at_commits() -> None:
     registry = CollectorRegistry()
-    account = SessionAccount(Metrics(registry).of("m"), NO_SPAN, opened=10.0)
+    context = SessionUsage(Metrics(registry).of("m"), NO_SPAN, opened=10.0)
 
-    account.committed(1, now=10.5)
-    account.committed(4, now=10.9)
-    account.finished(now=11.0)
+    context.committed(1, now=10.5)
+    context.committed(4, now=10.9)
+    context.finished(now=11.0)
 
     def value(name: str) -> float | None:
         return registry.get_sample_value(f"picospec:{name}", {"model_name": "m"})

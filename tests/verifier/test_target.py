@@ -25,7 +25,7 @@ from gateway.errors import Unavailable
 from local_models.blobs import FileHashes
 from local_models.errors import UnknownModel
 from local_models.llama_cpp.model import Context, Model, Segment
-from local_models.store import Found, open_store
+from local_models.store import StoredModel, open_store
 from local_models.vocabulary import relate
 from speculation.messages import Limits
 from tests.local_models.conftest import pad
@@ -203,7 +203,7 @@ async def test_a_target_that_does_not_load_ends_the_service() -> None:
 
 async def test_the_embedded_targets_heart_beats_between_two_passes(tmp_path: Path) -> None:
     metrics = VerifierMetrics(CollectorRegistry())
-    target = LlamaTarget(lambda: Found("m", tmp_path), LlamaSettings(), Limits(), metrics)
+    target = LlamaTarget(lambda: StoredModel("m", tmp_path), LlamaSettings(), Limits(), metrics)
     ends = threading.Event()
     target._thread.submit(ends.wait)  # a pass
 

@@ -86,7 +86,7 @@ async def test_another_keys_session_is_answered_as_one_that_does_not_exist(serve
         opened(mine, request) as stream,
     ):
         session = await stream.opened()
-        foreign = await attempt(theirs, session)
+        cross_vocabulary = await attempt(theirs, session)
         unknown = await attempt(theirs, "x" * 16)
         own = await push(mine, session, Draft(0, 0, 0, (said((SLOW,), 0),)))
         text = text_of(await stream.rest())
@@ -94,8 +94,8 @@ async def test_another_keys_session_is_answered_as_one_that_does_not_exist(serve
     def without_name(answer: httpx.Response) -> str:
         return answer.text.replace(session, "NAME").replace("x" * 16, "NAME")
 
-    assert foreign.status_code == 404
-    assert without_name(foreign) == without_name(unknown)
+    assert cross_vocabulary.status_code == 404
+    assert without_name(cross_vocabulary) == without_name(unknown)
     assert own.status_code == 204
     assert text == [said((SLOW,), i) for i in range(6)]
 

@@ -36,7 +36,7 @@ from verifier.target import Reply, TargetFailed, weights_of
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PassPart:
     """A Part is what one session contributes to a pass."""
 
     sequence: int
@@ -60,15 +60,15 @@ class Part:
         return (self.last, *self.judged.draft)
 
 
-def judge(part: Part, logits: Callable[[int], Logits]) -> Verdict:
+def judge(part: PassPart, logits: Callable[[int], Logits]) -> Verdict:
     """Judge a part's draft tokens. logits(i): float32[V] of row i, i = 0..K."""
     request, judged = part.request, part.judged
 
     def row(i: int) -> Distribution:
-        found = logits(i)
+        row_logits = logits(i)
         if part.adjust is not None:
-            found = part.adjust(found, (*part.committed, *judged.draft[:i]))
-        return distribution(found, request.sampling)
+            row_logits = part.adjust(row_logits, (*part.committed, *judged.draft[:i]))
+        return distribution(row_logits, request.sampling)
 
     judgement = judged.rule.judge(row, judged.draft)
     if (most := request.top_logprobs) is None:
@@ -108,11 +108,11 @@ class Slot:
         self.prefilled = 0
         """The KV cache holds this many tokens of `opening`."""
 
-        self.reused = 0
+        self.cached_tokens = 0
         """The sequence held this many tokens of `opening` when the session took it."""
 
-        self.held_since: float | None = None
-        """The session's pass has been held since this time; None while it is not held."""
+        self.waits_since: float | None = None
+        """The session's pass has waited for drafts since this time; None while it does not."""
 
         self._session = session
         self._adjust = adjust
@@ -143,28 +143,31 @@ class Slot:
         """True if the KV cache holds all that a pass needs."""
         return self.has_sequence and not self._failed and not self.unread
 
-    def assign(self, sequence: int, reused: int) -> None:
-        """Give the session a sequence whose KV holds the first `reused` tokens of `opening`."""
+    def assign(self, sequence: int, cached_tokens: int) -> None:
+        """Give the session a sequence whose KV holds the first `cached_tokens` tokens of
+        `opening`."""
         self.sequence, self.has_sequence = sequence, True
-        self.reused = self.prefilled = reused
+        self.cached_tokens = self.prefilled = cached_tokens
 
-    def decode(self, engine: Engine, count: int) -> Sequence[TokenLogprob]:
+    def decode(self, engine: PassRunner, count: int) -> Sequence[TokenLogprob]:
         """Decode the next `count` unread tokens, in the engine's thread. Return what a subclass
         wants of them."""
         start = self.prefilled
         engine.prefill(self.sequence, start, self.opening[start : start + count])
         return ()
 
-    def decoded(self, count: int, found: Sequence[TokenLogprob]) -> None:
-        """Note that so many tokens more were decoded. found: what `decode` has returned."""
+    def decoded(self, count: int, logprobs: Sequence[TokenLogprob]) -> None:
+        """Note that so many tokens more were decoded. logprobs: what `decode` has returned."""
         self.prefilled += count
 
-    def part(self, judged: Pass) -> Part:
+    def part(self, judged: Pass) -> PassPart:
         """Return the session's part of a pass that has begun."""
         last = (*self.request.prompt[-1:], *self._session.committed[-1:])[-1]
         held = len(self.request.prompt) + judged.start - 1
         committed = () if self._adjust is None else tuple(self._session.committed)
-        return Part(self.sequence, held, last, judged, self.request, self._adjust, committed)
+        return PassPart(
+            self.sequence, held, last, judged, self.request, self._adjust, committed
+        )
 
     def send(self, down: Sequence[Down]) -> None:
         """Queue the replies among these messages for the session's generator."""
@@ -184,7 +187,7 @@ class Slot:
         return message
 
 
-class Scoring(Slot):
+class PromptLogprobs(Slot):
     """Reads a prompt for its log-probabilities, and generates nothing. most: the number of the
     likeliest tokens that are reported in place of each."""
 
@@ -202,19 +205,19 @@ class Scoring(Slot):
     def ready(self) -> bool:
         return False
 
-    def assign(self, sequence: int, reused: int) -> None:
+    def assign(self, sequence: int, cached_tokens: int) -> None:
         """Take the sequence as an empty one, because a cache holds no logits."""
         super().assign(sequence, 0)
 
-    def decode(self, engine: Engine, count: int) -> Sequence[TokenLogprob]:
+    def decode(self, engine: PassRunner, count: int) -> Sequence[TokenLogprob]:
         """Decode the next tokens, and return the log-probability of the token after each."""
         start, end = self.prefilled, self.prefilled + count
         tokens, after = self.opening[start:end], self.opening[end]
         return engine.score(self.sequence, start, tokens, after, self.most)
 
-    def decoded(self, count: int, found: Sequence[TokenLogprob]) -> None:
-        super().decoded(count, found)
-        self._found += found
+    def decoded(self, count: int, logprobs: Sequence[TokenLogprob]) -> None:
+        super().decoded(count, logprobs)
+        self._found += logprobs
         if not self.unread and not self._over.done():
             self._over.set_result(None)
 
@@ -238,7 +241,7 @@ MIN_TOKENS: Final = 4096
 """A context has at least this many tokens on any machine, if its model supports them."""
 
 
-class Engine:
+class PassRunner:
     """Runs a model with the KV cache of its slots. hashes: the known hashes of model files.
     Raises models.errors.ModelError."""
 
@@ -298,7 +301,7 @@ class Engine:
         following = enumerate((*tokens[1:], after))
         return [logprob_of(self._row(0, i), token, most) for i, token in following]
 
-    def run(self, parts: Sequence[Part]) -> tuple[list[Verdict | GrammarFailed], float]:
+    def run(self, parts: Sequence[PassPart]) -> tuple[list[Verdict | GrammarFailed], float]:
         """Run one pass and judge its rows. Return also the extra seconds that judging took,
         compared with the cheapest row so far. A failing grammar fails only its own session."""
         for part in parts:
@@ -375,7 +378,7 @@ class Scheduler:
     a sequence of the KV cache does not take part yet. settings: max_rows bounds one pass, and
     prefill_rows one piece of a prompt."""
 
-    engine: Engine
+    engine: PassRunner
     machine: VerifyMachine
     thread: Executor
     metrics: VerifierMetrics
@@ -407,18 +410,18 @@ class Scheduler:
     def _offer(self, now: float) -> Offer:
         ready = [slot.name for slot in self.slots.values() if slot.ready]
         offer = self.machine.offer(ready, now, rows=self.settings.max_rows)
-        for name in offer.on_hold:
+        for name in offer.waiting_for_drafts:
             slot = self.slots[name]
-            slot.held_since = slot.held_since or now
+            slot.waits_since = slot.waits_since or now
         return offer
 
     async def _pass(self, offer: Offer) -> None:
         slots = {name: self.slots[name] for name in offer.start}
         plan = self.machine.begin({n: len(d) for n, d in offer.start.items()}, time.monotonic())
         for slot in slots.values():
-            if slot.held_since is not None:
-                self.metrics.held_s.observe(plan.started - slot.held_since)
-                slot.held_since = None
+            if slot.waits_since is not None:
+                self.metrics.draft_wait_s.observe(plan.started - slot.waits_since)
+                slot.waits_since = None
         parts = [slots[name].part(judged) for name, judged in plan.passes.items()]
         outcome = await self._call(list(slots.values()), self.engine.run, parts)
         if outcome is None:
@@ -442,9 +445,9 @@ class Scheduler:
         running = sum(each.ready for each in self.slots.values())
         pass_s = self.machine.latency.of(running) if running else 0.0
         count = min(self._pieces.rows(pass_s), slot.unread)
-        found = await self._call([slot], slot.decode, self.engine, count)
+        logprobs = await self._call([slot], slot.decode, self.engine, count)
         self._pieces.observe(count, time.monotonic() - began)
-        slot.decoded(count, found or ())
+        slot.decoded(count, logprobs or ())
         self.metrics.prefilled.inc(count)
 
     async def _call(

@@ -16,17 +16,17 @@ from local_models.blobs import FileHashes
 from local_models.errors import CannotCheck
 from local_models.llama_cpp.library import check_llama
 from local_models.llama_cpp.model import common_prefix
-from local_models.store import Found
+from local_models.store import StoredModel
 from local_models.tokenizer_file import tokenizer_file
 from speculation.latency import measured
 from speculation.logits import BUDGET, Adjust, adjustment, in_turn
 from speculation.messages import (
     PROMPT_LOGPROBS,
+    CachedPromptTokens,
     Finish,
     Limits,
     Open,
     Pushed,
-    Reused,
     TokenId,
     TokenLogprob,
 )
@@ -34,7 +34,7 @@ from speculation.ngrams import Owner
 from speculation.verify_machine import VerifyMachine
 from speculation.verify_session import VerifyingSession
 from speculation.wire import Framed
-from verifier.llama_target.scheduler import Engine, Scheduler, Scoring, Slot
+from verifier.llama_target.scheduler import PassRunner, PromptLogprobs, Scheduler, Slot
 from verifier.metrics import VerifierMetrics
 from verifier.settings import LlamaSettings
 from verifier.target import (
@@ -113,7 +113,7 @@ class LlamaTarget(Target):
 
     def __init__(
         self,
-        find: Callable[[], Found],
+        find: Callable[[], StoredModel],
         settings: LlamaSettings,
         limits: Limits,
         metrics: VerifierMetrics,
@@ -134,7 +134,7 @@ class LlamaTarget(Target):
         self._kv_slots = KvSlots(settings.slots)
         self._slots: dict[str, Slot] = {}
         self._machine = VerifyMachine(iter(SystemRandom().random, None))
-        self._engine: Engine | None = None
+        self._engine: PassRunner | None = None
         self._scheduler: Scheduler | None = None
         self._running: asyncio.Task[None] | None = None
 
@@ -173,10 +173,10 @@ class LlamaTarget(Target):
     async def check(self, request: Open, tenant: str | None = None) -> None:
         """Compile the request's grammar for `serve`, and try what is committed, in a thread
         because it may be long. Raises the errors of Target.check."""
-        if (asked := asked_grammar(request)) is None:
+        if (grammar_bytes := asked_grammar(request)) is None:
             return
         with unservable():
-            grammar = await self.grammars.compile(asked, tenant)
+            grammar = await self.grammars.compile(grammar_bytes, tenant)
         committed = request.committed
         allows = partial(grammar.begin().count_allowed, committed)
         if committed and await asyncio.to_thread(allows) < len(committed):
@@ -194,8 +194,8 @@ class LlamaTarget(Target):
         slot = self._admit(session, request, make, self.owner_of_answers(tenant, request))
         try:
             message = await slot.next()
-            if slot.reused:
-                yield Framed(Reused(slot.reused))
+            if slot.cached_tokens:
+                yield Framed(CachedPromptTokens(slot.cached_tokens))
             while True:
                 yield Framed(message)
                 if isinstance(message, Finish):
@@ -208,7 +208,9 @@ class LlamaTarget(Target):
         self, session: str, request: Open, most: int, tenant: str | None = None
     ) -> Sequence[TokenLogprob]:
         owner = self.owner_of_prefixes(tenant, request)
-        slot = self._admit(session, request, partial(Scoring, session, owner=owner, most=most))
+        slot = self._admit(
+            session, request, partial(PromptLogprobs, session, owner=owner, most=most)
+        )
         try:
             return await slot.scores()
         finally:
@@ -221,8 +223,8 @@ class LlamaTarget(Target):
         slot.send(self._machine.received(session, message.message, arrived=time.monotonic()))
         started(self._scheduler).wake()
 
-    async def beliefs(self) -> Sequence[dict[str, object]]:
-        return [self._machine.beliefs()]
+    async def learned_statistics(self) -> Sequence[dict[str, object]]:
+        return [self._machine.learned_statistics()]
 
     async def forget(self, owner: Owner) -> None:
         self._machine.forget(owner)
@@ -255,9 +257,9 @@ class LlamaTarget(Target):
 
     def _mask(self, request: Open, tenant: str | None) -> Adjust | None:
         """Return an Adjust that bars the tokens which the request's grammar does not allow."""
-        if (asked := asked_grammar(request)) is None:
+        if (grammar_bytes := asked_grammar(request)) is None:
             return None
-        if (grammar := self.grammars.compiled(asked, tenant)) is None:
+        if (grammar := self.grammars.compiled(grammar_bytes, tenant)) is None:
             raise CannotCheck("the grammar was not compiled, or long ago")
         return grammar.begin().mask
 
@@ -287,13 +289,13 @@ class LlamaTarget(Target):
         cells = self._settings.slots * self._engine.length.tokens
         return sum(len(slot.held) for slot in self._slots.values()) / cells
 
-    def _load(self) -> Engine:
-        found = self._find()
-        engine = self._engine = Engine(found.path, self._settings, self._hashes)
+    def _load(self) -> PassRunner:
+        model = self._find()
+        engine = self._engine = PassRunner(model.path, self._settings, self._hashes)
         structlog.get_logger("verifier").info("context", **engine.length.log_fields())
-        file = tokenizer_file(found.path, self._template)
+        file = tokenizer_file(model.path, self._template)
         features = (*FEATURES, BUDGET, PROMPT_LOGPROBS)
-        self.describe(found.name, file, engine.length.tokens, engine.shapes, features)
+        self.describe(model.name, file, engine.length.tokens, engine.shapes, features)
         self.grammars.prepare()
         most = min(self._limits.max_verify, engine.length.tokens - 1)
         self._machine.latency = measured(engine.time_pass, most)

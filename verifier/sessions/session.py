@@ -27,22 +27,22 @@ from gateway.tracing import NO_SPAN, Fact, Span
 from speculation import wire
 from speculation.messages import (
     PROTOCOL_VERSION,
-    Beat,
+    CachedPromptTokens,
     Commit,
     Draft,
     Fault,
     Finish,
+    Heartbeat,
     Open,
     Opened,
     Pushed,
     Reject,
     RemoteProtocolError,
-    Reused,
     Totals,
 )
 from speculation.wire import Framed
 from verifier.metrics import VerifierMetrics
-from verifier.sessions.outbox import Outbox
+from verifier.sessions.multiplexed_stream import MultiplexedStream
 from verifier.settings import SessionSettings
 from verifier.target import (
     Host,
@@ -79,20 +79,20 @@ class Timeouts:
 
     def _rules(self) -> Iterator[tuple[float, float, str, str]]:
         """Yield for each wait its beginning, its limit, and the code and text of its Fault."""
-        allowed, said = self.settings, "no draft came and nothing was said for"
+        allowed, reason = self.settings, "no draft came and nothing was said for"
         idle_s = allowed.idle_timeout_s if self.started else allowed.first_token_timeout_s
-        yield self.active_at, idle_s, "idle_timeout", said
+        yield self.active_at, idle_s, "idle_timeout", reason
         yield self.opened_at, allowed.max_age_s, "max_age", "an answer may take at most"
         if self.rejected_at is not None:
-            said = "no replacement for the rejected token within"
-            yield self.rejected_at, allowed.replacement_timeout_s, "replacement_timeout", said
+            reason = "no replacement for the rejected token within"
+            yield self.rejected_at, allowed.replacement_timeout_s, "replacement_timeout", reason
 
 
-# Counts and times the tokens of one session, as gateway.accounts does for requests.
+# Counts and times the tokens of one session, as gateway.request_context does for requests.
 
 
 @dataclass(slots=True)
-class SessionAccount:
+class SessionUsage:
     """Counts for one session. span: the session's. opened: time of its admission, by the clock
     of `now`."""
 
@@ -136,9 +136,9 @@ class SessionAccount:
         self.span.end(ending.code if isinstance(ending, Fault) else None, **facts)
 
 
-Entry = Framed[Reply | Fault | Beat]
+Entry = Framed[Reply | Fault | Heartbeat]
 
-BEAT: Final = Framed(Beat(), wire.encode(Beat()))
+STREAM_HEARTBEAT: Final = Framed(Heartbeat(), wire.encode(Heartbeat()))
 
 PUSH_S: Final = 0.001
 """A session that pushes many messages yields to the event loop after this many seconds."""
@@ -162,7 +162,7 @@ class Session:
         request: Open,
         target: Target,
         timeouts: Timeouts,
-        account: SessionAccount,
+        context: SessionUsage,
         tenant: Tenant,
     ) -> None:
         self.opened = opened
@@ -172,13 +172,13 @@ class Session:
         self.turned_away: TargetFull | Unservable | None = None
         """The target rejected the session for this reason; None if it did not."""
 
-        self.outbox: Outbox | None = None
+        self.multiplexed: MultiplexedStream | None = None
         """The session's edge has asked that the entries go there; None if it has not."""
 
         self._request = request
         self._target = target
         self._timeouts = timeouts
-        self.account = account
+        self.context = context
         self._timer: asyncio.TimerHandle | None = None
         """It looks at the timeouts when the first of them may be over. It is not set again for
         what makes them later, as each message does."""
@@ -233,7 +233,7 @@ class Session:
         news, self._news = self._news, []
         return news
 
-    def divert(self, write: Callable[[bytes], object]) -> None:
+    def multiplex(self, write: Callable[[bytes], object]) -> None:
         """Have this function called with the frame of each unread and further entry. `read`
         then waits for the last one, and returns []."""
         self._write = write
@@ -241,10 +241,10 @@ class Session:
         for entry in news:
             write(entry.frame)
 
-    def beat(self) -> None:
-        """Have `read` return a Beat, unless it has other entries to return."""
+    def heartbeat(self) -> None:
+        """Have `read` return a Heartbeat, unless it has other entries to return."""
         if not (self._news or self.ending):
-            self._send(BEAT)
+            self._send(STREAM_HEARTBEAT)
 
     async def _run(self) -> None:
         try:
@@ -269,20 +269,20 @@ class Session:
                 self._timer.cancel()
 
     def _record(self, reply: Framed[Reply]) -> None:
-        if isinstance(reply.message, Reused):
+        if isinstance(reply.message, CachedPromptTokens):
             return self._send(reply)
         now, timeouts = time.monotonic(), self._timeouts
         is_sooner, timeouts.active_at, timeouts.started = not timeouts.started, now, True
         self._may_send += CHAINS_PER_REPLY * self.opened.limits.max_ahead
         match reply.message:
             case Commit(tokens=tokens):
-                self.account.committed(len(tokens), now)
+                self.context.committed(len(tokens), now)
                 self.tenant.spend(len(tokens), now)
                 timeouts.rejected_at = None
             case Reject() if timeouts.rejected_at is None:
                 timeouts.rejected_at, is_sooner = now, True
             case Finish() as finish:
-                self.account.finished(now)
+                self.context.finished(now)
                 self.ending = finish
         if is_sooner:
             self._arm()
@@ -320,7 +320,7 @@ class Session:
 
 # Admits, finds and ends the running sessions.
 
-BELIEFS_S: Final = 1.0
+LEARNED_STATISTICS_S: Final = 1.0
 """A status waits so long for what the target has learned, which may take a pass."""
 
 
@@ -378,8 +378,8 @@ class Sessions:
             prompt_tokens=len(request.prompt),
             committed_tokens=len(request.committed),
         )
-        account = SessionAccount(self._metrics.gateway.of(request.model), part, now)
-        session = Session(opened, request, target, timeouts, account, tenant)
+        context = SessionUsage(self._metrics.gateway.of(request.model), part, now)
+        session = Session(opened, request, target, timeouts, context, tenant)
         self.running[session.name] = session
         self._metrics.open.inc()
         session.task.add_done_callback(partial(self._over, session))
@@ -428,8 +428,8 @@ class Sessions:
             "sessions": sessions,
         }
         with suppress(Exception):  # a status is answered whatever state the target is in
-            async with asyncio.timeout(BELIEFS_S):
-                about["beliefs"] = await self._host.ready().beliefs()
+            async with asyncio.timeout(LEARNED_STATISTICS_S):
+                about["learned_statistics"] = await self._host.ready().learned_statistics()
         return about
 
     def find(self, name: str, tenant: Tenant) -> Session:
@@ -446,7 +446,7 @@ class Sessions:
         self._metrics.open.dec()
         session.tenant.end()
         session.end(Fault("cancelled", "cancelled before it began"))
-        session.account.close(session.ending)
+        session.context.close(session.ending)
         if session.turned_away:
             return
         if isinstance(session.ending, Fault):

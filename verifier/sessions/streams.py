@@ -16,32 +16,32 @@ from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from gateway import http
-from gateway.accounts import Account
-from gateway.drain import beside
+from gateway.drain import running_alongside
 from gateway.errors import ApiError, ClientGone, InvalidRequest, RateLimited
 from gateway.http import RequestBody, connected, send_to_client
+from gateway.request_context import RequestContext
 from gateway.tenants import CHECK_S
 from speculation import wire
 from speculation.messages import (
-    BEAT_S,
     RUN_CHARACTERS,
+    STREAM_HEARTBEAT_S,
     Fault,
     MalformedFrame,
     Message,
-    Moved,
+    Multiplexed,
     Pushed,
     RemoteProtocolError,
 )
 from speculation.wire import Framed, Record
-from verifier.sessions.outbox import Outbox
-from verifier.sessions.session import BEAT, PUSH_S, Session, Sessions
+from verifier.sessions.multiplexed_stream import MultiplexedStream
+from verifier.sessions.session import PUSH_S, STREAM_HEARTBEAT, Session, Sessions
 from verifier.target import TargetError, UnknownSession
 
 # Streams a session's messages as one long response body.
 #
-# Headers are sent with the first body message, so one is sent at once. In a silence a Beat is
-# sent at intervals, so that the edge soon notices a lost link or process. The stream ends after
-# a Finish or a Fault, or when the client goes away; the session ends with it.
+# Headers are sent with the first body message, so one is sent at once. In a silence a Heartbeat
+# is sent at intervals, so that the edge soon notices a lost link or process. The stream ends
+# after a Finish or a Fault, or when the client goes away; the session ends with it.
 #
 # If the edge asks for it, the rest of the messages goes down its upload stream instead. Then
 # the session also ends with that stream.
@@ -49,11 +49,11 @@ from verifier.target import TargetError, UnknownSession
 CONTENT_TYPE: Final = "application/vnd.picospec"
 
 KEEP_S: Final = 20.0
-"""A stream whose session has moved carries a Beat at this interval: proxies close a silent one
-after a minute or more."""
+"""A stream whose session is multiplexed carries a Heartbeat at this interval: proxies close a
+silent one after a minute or more."""
 
 _GONE: Final = Fault("cancelled", "nobody reads the session's stream")
-_MOVED: Final = wire.encode(Moved())
+_MULTIPLEXED: Final = wire.encode(Multiplexed())
 START: Final[AsgiMessage] = {
     "type": "http.response.start",
     "status": 200,
@@ -68,10 +68,10 @@ START: Final[AsgiMessage] = {
 class Downstream(Response):
     """Responds with a session's stream. It owns the session, and ends it when it ends."""
 
-    def __init__(self, session: Session, account: Account) -> None:
+    def __init__(self, session: Session, context: RequestContext) -> None:
         super().__init__()
         self._session = session
-        self._account = account
+        self._context = context
         self._sent_at = 0.0
         self._sends = False
 
@@ -81,7 +81,7 @@ class Downstream(Response):
                 await self._stream(send)
             await _send(send, b"", more=False)  # a server reports our own end as a disconnect
         except ClientGone as gone:
-            self._account.status, self._account.error = gone.status, gone.code
+            self._context.status, self._context.error = gone.status, gone.code
         finally:
             self._session.cancel(_GONE)
 
@@ -103,32 +103,32 @@ class Downstream(Response):
         session = self._session
         while entries := await session.read():
             frames = b"".join([entry.frame for entry in entries])
-            if (outbox := session.outbox) is not None and not outbox.is_over:
-                outbox.carry(session.name, partial(session.cancel, _GONE))
+            if (multiplexed := session.multiplexed) is not None and not multiplexed.is_over:
+                multiplexed.carry(session.name, partial(session.cancel, _GONE))
                 try:
-                    await self._write(send, frames + _MOVED)
-                    return await self._divert(outbox, send)
+                    await self._write(send, frames + _MULTIPLEXED)
+                    return await self._multiplex(multiplexed, send)
                 finally:
-                    outbox.leave(session.name)
+                    multiplexed.leave(session.name)
             await self._write(send, frames)
             self._sent_at = asyncio.get_running_loop().time()
 
-    async def _divert(self, outbox: Outbox, send: Send) -> None:
+    async def _multiplex(self, multiplexed: MultiplexedStream, send: Send) -> None:
         """Have the further entries go to an upload stream, until the last one."""
         loop, session = asyncio.get_running_loop(), self._session
 
         def write(frame: bytes) -> None:
-            outbox.write(session.name, frame)
+            multiplexed.write(session.name, frame)
             self._sent_at = loop.time()
 
-        session.divert(write)
+        session.multiplex(write)
         while not session.ending:
             try:
                 async with asyncio.timeout(KEEP_S):
                     await session.read()
             except TimeoutError:
-                await self._write(send, BEAT.frame)
-        if outbox.is_over:
+                await self._write(send, STREAM_HEARTBEAT.frame)
+        if multiplexed.is_over:
             await _send(send, b"", more=False)
             raise ClientGone("the client's upload stream has ended")
 
@@ -139,7 +139,8 @@ class Downstream(Response):
 
     @contextmanager
     def _watched(self, unread: asyncio.Timeout) -> Iterator[None]:
-        """Have a Beat sent in each silence, and end the stream if its client does not read. One
+        """Have a Heartbeat sent in each silence, and end the stream if its client does not
+        read. One
         timer looks after both: a timer for each message costs as much as its bytes."""
         loop = asyncio.get_running_loop()
 
@@ -147,12 +148,12 @@ class Downstream(Response):
             silent_s = loop.time() - self._sent_at
             if self._sends and silent_s >= http.UNREAD_S:
                 return unread.reschedule(loop.time())
-            if silent_s >= BEAT_S and not self._sends:
-                self._session.beat()
-            left_s = BEAT_S - silent_s
-            self._timer = loop.call_later(left_s if left_s > 0 else BEAT_S, look)
+            if silent_s >= STREAM_HEARTBEAT_S and not self._sends:
+                self._session.heartbeat()
+            left_s = STREAM_HEARTBEAT_S - silent_s
+            self._timer = loop.call_later(left_s if left_s > 0 else STREAM_HEARTBEAT_S, look)
 
-        self._timer = loop.call_later(BEAT_S, look)
+        self._timer = loop.call_later(STREAM_HEARTBEAT_S, look)
         try:
             yield
         finally:
@@ -201,7 +202,7 @@ def drafts(body: bytes) -> Iterator[Framed[Pushed]]:
 
 
 @dataclass(slots=True)
-class _Inbox:
+class _UploadQueue:
     """The frames that a session has not taken yet."""
 
     session: Session
@@ -231,112 +232,118 @@ class Upstream(Response):
     sessions end."""
 
     def __init__(
-        self, sessions: Sessions, account: Account, body: RequestBody, over: asyncio.Event
+        self,
+        sessions: Sessions,
+        context: RequestContext,
+        body: RequestBody,
+        over: asyncio.Event,
     ) -> None:
         super().__init__()
         self._sessions = sessions
-        self._account = account
+        self._context = context
         self._body = body
         self._over = over
         self._has_records = False
         """True if the answer consists of records."""
 
-        self._inboxes: dict[str, _Inbox] = {}
+        self._upload_queues: dict[str, _UploadQueue] = {}
         self._check_at = time.monotonic() + CHECK_S
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._has_records = Headers(scope=scope).get(RECORDS_HEADER) == RECORDS
-        outbox = Outbox(wire.ASK if self._has_records else wire.ACKNOWLEDGED)
-        with self._sessions.uploading(self._account.tenant):
-            await self._answer(outbox, send)
+        multiplexed = MultiplexedStream(wire.ASK if self._has_records else wire.ACKNOWLEDGED)
+        with self._sessions.uploading(self._context.tenant):
+            await self._answer(multiplexed, send)
 
-    async def _answer(self, outbox: Outbox, send: Send) -> None:
+    async def _answer(self, multiplexed: MultiplexedStream, send: Send) -> None:
         try:
             with suppress(_Over, TimeoutError):
                 await send_to_client(send, START)
                 await _send(send, self._sessions.run[:RUN_CHARACTERS].encode())
-                sending = outbox.run(partial(_send, send))
-                async with beside(self._until_over(outbox), sending) as tasks:
-                    await self._read(outbox, tasks)
+                sending = multiplexed.run(partial(_send, send))
+                async with running_alongside(self._until_over(multiplexed), sending) as tasks:
+                    await self._read(multiplexed, tasks)
         except ClientGone:
             return
         except ApiError as error:  # the answer has begun
-            self._account.status, self._account.error = error.status, error.error_code
+            self._context.status, self._context.error = error.status, error.error_code
         finally:
-            outbox.close()
+            multiplexed.close()
         await _send(send, b"", more=False)
 
-    async def _until_over(self, outbox: Outbox) -> None:
+    async def _until_over(self, multiplexed: MultiplexedStream) -> None:
         await self._over.wait()
-        await outbox.emptied()  # the sessions that still run end with a Fault
+        await multiplexed.emptied()  # the sessions that still run end with a Fault
         raise _Over
 
-    async def _read(self, outbox: Outbox, tasks: asyncio.TaskGroup) -> None:
+    async def _read(self, multiplexed: MultiplexedStream, tasks: asyncio.TaskGroup) -> None:
         """Read the stream to its end. Raises TimeoutError if no record comes for SILENT_S."""
         decoder, loop = wire.RecordDecoder(), asyncio.get_running_loop()
         until = loop.time() + SILENT_S
         while (piece := await self._body.next_piece(until)) is not None:
             self._check_key()
-            asked, pause_at = 0, time.monotonic() + PUSH_S
+            acknowledgements, pause_at = 0, time.monotonic() + PUSH_S
             for record in _records(decoder, piece):
                 until = loop.time() + SILENT_S
                 if record.session:
-                    self._pass_on(record, outbox, tasks)
+                    self._pass_on(record, multiplexed, tasks)
                 else:
-                    asked += 1
+                    acknowledgements += 1
                 if time.monotonic() >= pause_at:
                     await asyncio.sleep(0)
                     pause_at = time.monotonic() + PUSH_S
-            if asked:
-                await outbox.acknowledge(asked)
+            if acknowledgements:
+                await multiplexed.acknowledge(acknowledgements)
 
     def _check_key(self) -> None:
         """Raise Unauthorized if the request's key was revoked."""
         if (now := time.monotonic()) >= self._check_at:
             self._check_at = now + CHECK_S
-            self._account.check_key()
+            self._context.check_key()
 
-    def _pass_on(self, record: Record, outbox: Outbox, tasks: asyncio.TaskGroup) -> None:
+    def _pass_on(
+        self, record: Record, multiplexed: MultiplexedStream, tasks: asyncio.TaskGroup
+    ) -> None:
         """Have a session take a record. One for a session that does not exist is dropped, and
         counts as a request."""
-        inbox = self._inboxes.get(record.session)
-        if inbox is not None and record.frames:
-            return inbox.add(record.frames)
-        account = self._account
+        queue = self._upload_queues.get(record.session)
+        if queue is not None and record.frames:
+            return queue.add(record.frames)
+        context = self._context
         try:
-            session = self._sessions.find(record.session, account.tenant)
+            session = self._sessions.find(record.session, context.tenant)
         except UnknownSession:
             session = None
             with suppress(RateLimited):
-                account.tenant.admit(account.clock())
+                context.tenant.admit(context.clock())
         if session is None or session.ending:  # its own stream says that it has ended
-            return account.ledger.metrics.failed_messages.labels("404").inc()
+            return context.usage.metrics.failed_messages.labels("404").inc()
         if not record.frames:
-            return self._carry(session, outbox)
-        self._inboxes[record.session] = inbox = _Inbox(session)
-        inbox.add(record.frames)
-        tasks.create_task(self._push(inbox))
+            return self._carry(session, multiplexed)
+        self._upload_queues[record.session] = queue = _UploadQueue(session)
+        queue.add(record.frames)
+        tasks.create_task(self._push(queue))
 
-    def _carry(self, session: Session, outbox: Outbox) -> None:
+    def _carry(self, session: Session, multiplexed: MultiplexedStream) -> None:
         """Have this stream carry a session's further messages, if none does yet."""
         if not self._has_records:
             raise InvalidRequest("a record without a frame", code="malformed_frame")
-        if session.outbox is None or session.outbox.is_over:
-            session.outbox = outbox
+        if session.multiplexed is None or session.multiplexed.is_over:
+            session.multiplexed = multiplexed
 
-    async def _push(self, inbox: _Inbox) -> None:
+    async def _push(self, queue: _UploadQueue) -> None:
         """Have a session take its messages. An error ends the session, and its own stream says
         so."""
-        session = inbox.session
+        session = queue.session
         try:
-            while inbox.frames:
-                await session.push(drafts(inbox.take()))
+            while queue.frames:
+                await session.push(drafts(queue.take()))
         except (RemoteProtocolError, UnknownSession):
             return
         except TargetError as error:
             session.cancel(Fault("target_failed", str(error), retryable=True))
         finally:
-            del self._inboxes[session.name]
+            del self._upload_queues[session.name]
 
 
 def _records(decoder: wire.RecordDecoder, piece: bytes) -> Iterator[Record]:

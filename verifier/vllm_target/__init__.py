@@ -11,7 +11,7 @@
                    judge there, also without vLLM; heads is beside V2; joined adds an
                    operator's own extension
     patches        the table of all that is replaced in vLLM's objects
-    crossing       what travels between them: the plugin's choice, sessions, and a step's orders
+    ipc_messages   what travels between them: the plugin's choice, sessions, and a step's orders
 
 Nothing of vLLM is forked or patched on disk: it is vLLM's own server, with plugins and with the
 patches of that table in its processes.

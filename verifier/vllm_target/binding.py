@@ -152,13 +152,13 @@ def _definition(root: Path, name: str) -> Definition | None:
     if not (file := next((each for each in files if each.is_file()), None)):
         return None
     body: Sequence[ast.stmt] = _tree(file).body
-    found: Definition | None = None
+    result: Definition | None = None
     for part in path.split("."):
-        if (found := _member(body, part)) is None:
+        if (result := _member(body, part)) is None:
             origin = _imported_from(body, part)
             return _definition(root, f"{origin}:{path}") if origin else None
-        body = found.body
-    return found
+        body = result.body
+    return result
 
 
 def _member(body: Sequence[ast.stmt], name: str) -> Definition | None:
@@ -187,25 +187,25 @@ def _signature(definition: Definition, passed: int) -> Signature:
         if not isinstance(constructor, Function):
             return Signature([_any(Parameter.VAR_POSITIONAL), _any(Parameter.VAR_KEYWORD)])
         return _signature(constructor, max(1, passed))
-    given = definition.args
-    names = [*given.posonlyargs, *given.args]
-    without_default = len(names) - len(given.defaults)
-    found = [
+    arguments = definition.args
+    names = [*arguments.posonlyargs, *arguments.args]
+    without_default = len(names) - len(arguments.defaults)
+    parameters = [
         Parameter(
             each.arg,
             Parameter.POSITIONAL_ONLY
-            if i < len(given.posonlyargs)
+            if i < len(arguments.posonlyargs)
             else Parameter.POSITIONAL_OR_KEYWORD,
             default=Parameter.empty if i < without_default else None,
         )
         for i, each in enumerate(names)
     ][passed:]
-    found += [_any(Parameter.VAR_POSITIONAL)] if given.vararg else []
-    for name, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
+    parameters += [_any(Parameter.VAR_POSITIONAL)] if arguments.vararg else []
+    for name, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
         absent = Parameter.empty if default is None else None
-        found.append(Parameter(name.arg, Parameter.KEYWORD_ONLY, default=absent))
-    found += [_any(Parameter.VAR_KEYWORD)] if given.kwarg else []
-    return Signature(found)
+        parameters.append(Parameter(name.arg, Parameter.KEYWORD_ONLY, default=absent))
+    parameters += [_any(Parameter.VAR_KEYWORD)] if arguments.kwarg else []
+    return Signature(parameters)
 
 
 def _names(callee: ast.expr, count: int) -> tuple[str, ...]:

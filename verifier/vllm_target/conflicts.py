@@ -140,7 +140,7 @@ class Conflict(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class ConflictRule:
     option: str
     """EngineArgs has a field of this name."""
 
@@ -156,25 +156,31 @@ class Rule:
 
 
 RULES: Final = (
-    Rule("scheduler_cls", lambda v: v not in (None, SCHEDULER), "sessions need their own"),
-    Rule("use_fp64_gumbel", bool, "edges draw with noise of 32 bits"),
-    Rule("logprobs_mode", lambda v: v.endswith("_logits"), "edges expect log-probabilities"),
-    Rule(
+    ConflictRule(
+        "scheduler_cls", lambda v: v not in (None, SCHEDULER), "sessions need their own"
+    ),
+    ConflictRule("use_fp64_gumbel", bool, "edges draw with noise of 32 bits"),
+    ConflictRule(
+        "logprobs_mode", lambda v: v.endswith("_logits"), "edges expect log-probabilities"
+    ),
+    ConflictRule(
         "pipeline_parallel_size", lambda v: v > 1, "a step is planned before the last is over"
     ),
-    Rule("watermark_config", lambda v: v is not None, "edges draw without a watermark"),
-    Rule(
+    ConflictRule("watermark_config", lambda v: v is not None, "edges draw without a watermark"),
+    ConflictRule(
         "kv_transfer_config",
         lambda v: _of_kv(v, "kv_role") in ("kv_producer", "kv_consumer"),
         "a session's engine reads its prompt and generates: only kv_role kv_both does both",
     ),
-    Rule(
+    ConflictRule(
         "kv_transfer_config",
         lambda v: _of_kv(v, "kv_load_failure_policy") == "recompute",
         "an edge goes on elsewhere where KV is lost: kv_load_failure_policy must be fail",
     ),
-    Rule("enable_batch_sharded_sampling", bool, "a rank would judge its own requests alone"),
-    Rule("enable_elastic_ep", bool, "an engine that joins later has no judge"),
+    ConflictRule(
+        "enable_batch_sharded_sampling", bool, "a rank would judge its own requests alone"
+    ),
+    ConflictRule("enable_elastic_ep", bool, "an engine that joins later has no judge"),
 )
 
 
@@ -205,7 +211,7 @@ def check_flags(args: Any, *, rust: bool) -> None:
 
 
 def async_scheduling(
-    asked: bool | None, *, runner: str, steps_with_others: bool
+    setting: bool | None, *, runner: str, steps_with_others: bool
 ) -> bool | None:
     """Return vLLM's option of this name: the operator's choice, or False where sessions cannot
     have it. Raises Conflict if the operator asked for it there.
@@ -215,11 +221,11 @@ def async_scheduling(
     why = "sessions have it on Model Runner V2 only" if runner != "v2" else ""
     if steps_with_others:
         why = "a rank of experts would add empty steps while its batches run"
-    if why and asked:
+    if why and setting:
         raise Conflict(
             f"--async-scheduling cannot be used with VLLM_PLUGINS=picospec here: {why}"
         )
-    return False if why else asked
+    return False if why else setting
 
 
 def max_drafts(wanted: int, args: Any) -> int:

@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn
 
 from gateway.hosting.parent_death import program
 from verifier.settings import VerifierSettings
-from verifier.vllm_target.crossing import CONFIG, FOLDER_PREFIX, NAME, SOCKET
+from verifier.vllm_target.ipc_messages import CONFIG, FOLDER_PREFIX, NAME, SOCKET
 
 PLUGINS: Final = ("vllm.general_plugins", "vllm.endpoint_plugins")
 """Our plugins are in these groups. Without them vLLM would serve none of our routes."""
@@ -63,7 +63,7 @@ def options(settings: VerifierSettings) -> dict[str, Any]:
     table.pop("self-test", None)
     part = max(_PART_TOKENS, settings.limits.max_verify + 2)
     on_cpus = {"enforce-eager": True, "long-prefill-token-threshold": part}
-    found = {
+    flags = {
         "model": settings.model.removeprefix("hf://"),
         "served-model-name": settings.served_name or name,
         "allowed-media-domains": NO_DOMAIN,
@@ -72,8 +72,8 @@ def options(settings: VerifierSettings) -> dict[str, Any]:
         **table,
     }
     if "port" in table:
-        found.setdefault("host", "127.0.0.1")
-    return found
+        flags.setdefault("host", "127.0.0.1")
+    return flags
 
 
 def flags(chosen: Mapping[str, object]) -> Iterator[str]:
@@ -102,11 +102,11 @@ def defaults() -> dict[str, str]:
     On CPUs the workers preload Intel's OpenMP if vLLM brought it: steps of many rows take a
     steadier time than with GNU's.
     """
-    found = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    variables = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     library = Path(sys.prefix) / "lib" / "libiomp5.so"
     if _is_for_cpus() and library.is_file():
-        found["LD_PRELOAD"] = str(library)
-    return found
+        variables["LD_PRELOAD"] = str(library)
+    return variables
 
 
 def _versions(package: str) -> list[str]:
@@ -124,18 +124,18 @@ def _allowed(named: str | None) -> str:
         others = (each for each in named.split(",") if each not in ("", NAME))
         return ",".join([*others, NAME])
     groups = (each for each in entry_points().groups if each.startswith("vllm."))
-    found = {each.name for group in groups for each in entry_points(group=group)
+    names = {each.name for group in groups for each in entry_points(group=group)
              if group != "vllm.endpoint_plugins"}  # fmt: skip
-    return ",".join(sorted(found | {NAME}))
+    return ",".join(sorted(names | {NAME}))
 
 
 def _variables(prefix: str, table: Mapping[str, Any]) -> dict[str, str]:
     """Return settings as environment variables, by name."""
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for name, value in table.items():
         variable = f"{prefix}__{name.upper()}"
         if isinstance(value, Mapping):
-            found |= _variables(variable, value)
+            variables |= _variables(variable, value)
         else:
-            found[variable] = value if isinstance(value, str) else json.dumps(value)
-    return found
+            variables[variable] = value if isinstance(value, str) else json.dumps(value)
+    return variables

@@ -26,7 +26,7 @@ from inspect import getattr_static, isclass
 from operator import attrgetter
 from typing import Any, Final, Literal
 
-Stock = Callable[..., Any]
+Original = Callable[..., Any]
 """A function of ours receives vLLM's, which it has the place of, as first argument."""
 
 Place = Literal[
@@ -148,7 +148,7 @@ PATCHES: Final = (
             "read": "its answer shows that earlier messages were read",
             "forget": "it forgets an owner's answers",
             "figures": "it reports counts of steps and sessions",
-            "beliefs": "it reports what the machine has learned",
+            "learned_statistics": "it reports what the machine has learned",
         }.items()
     ),
     # in the core, when the API server attaches the scheduler
@@ -160,7 +160,7 @@ PATCHES: Final = (
     Patch(
         "core", f"{_CORE}:EngineCoreProc.input_queue.get",
         "core.sessions:SessionScheduler._get",
-        "A core that waits for messages wakes when the first held session is due.",
+        "A core that waits for messages wakes when the first waiting session is due.",
         _STEPS, on="engine.input_queue",
     ),
     Patch(
@@ -246,7 +246,7 @@ PATCHES: Final = (
     Patch(
         "v2 modules", f"{_V2}.model_runner:StructuredOutputsWorker",
         "worker.heads:GrammarMasks",
-        "vLLM's buffer of masks takes .7 GB of the device for 1,024 requests; ours has parts.",
+        "vLLM's buffer of masks takes 0.7 GB of the device for 1,024 requests; ours has parts.",
         _WIDTH, form="instead",
         needs=tuple(
             f"{_V2}.structured_outputs:{name}"
@@ -348,23 +348,23 @@ PATCHES: Final = (
 
 def names(runner: Literal["v1", "v2"]) -> dict[str, list[str]]:
     """Return what each module of vLLM must contain for the patches of a runner."""
-    found: dict[str, list[str]] = {}
+    names_by_target: dict[str, list[str]] = {}
     for patch in PATCHES:
         if patch.runner not in (None, runner):
             continue
         target = patch.holder if patch.form == "added" else patch.target
         module, _, path = target.partition(":")
-        found.setdefault(module, []).extend(path.split("."))
+        names_by_target.setdefault(module, []).extend(path.split("."))
         for need in patch.needs:
             other, _, name = need.rpartition(":")
-            found.setdefault(other or module, []).append(name)
-    return {module: list(dict.fromkeys(each)) for module, each in found.items()}
+            names_by_target.setdefault(other or module, []).append(name)
+    return {module: list(dict.fromkeys(each)) for module, each in names_by_target.items()}
 
 
 # Puts the rows of one place into vLLM's objects, and takes them out.
 
 _ABSENT: Final = object()
-_STOCKS: Final = "picospec_stocks"
+_ORIGINALS: Final = "picospec_stocks"
 """A module or class of vLLM's that has patches keeps its own attributes under this name."""
 
 
@@ -382,23 +382,23 @@ def apply(place: Place, **given: Any) -> Callable[[], None]:
         return undo.pop_all().close
 
 
-def stock(holder: Any, name: str) -> Any:
+def original(holder: Any, name: str) -> Any:
     """Return vLLM's own attribute of a module or class, whether it has a patch or not."""
-    return vars(holder).get(_STOCKS, {}).get(name) or getattr(holder, name)
+    return vars(holder).get(_ORIGINALS, {}).get(name) or getattr(holder, name)
 
 
-def _put(patch: Patch, given: Mapping[str, Any]) -> Callable[[], None]:
-    ours, holder, name = _ours(patch, given), _object(patch, given), patch.name
-    own, known = getattr(holder, name, None), vars(holder).get(_STOCKS, {})
-    if not given and known.get(name, own) is not own:
+def _put(patch: Patch, objects: Mapping[str, Any]) -> Callable[[], None]:
+    ours, holder, name = _ours(patch, objects), _object(patch, objects), patch.name
+    own, known = getattr(holder, name, None), vars(holder).get(_ORIGINALS, {})
+    if not objects and known.get(name, own) is not own:
         return lambda: None
     raw = getattr_static(holder, name, _ABSENT)
     if (raw is _ABSENT) != (patch.form == "added"):
         raise AttributeError(f"vLLM has {'no' if raw is _ABSENT else 'its own'} {patch.target}")
-    before = {key: vars(holder).get(key, _ABSENT) for key in (name, _STOCKS)}
+    before = {key: vars(holder).get(key, _ABSENT) for key in (name, _ORIGINALS)}
     setattr(holder, name, _made(patch, holder, raw, own, ours))
-    if not given:
-        setattr(holder, _STOCKS, {**known, name: own})
+    if not objects:
+        setattr(holder, _ORIGINALS, {**known, name: own})
     return partial(_restore, holder, before)
 
 
@@ -427,20 +427,20 @@ def _restore(holder: Any, before: Mapping[str, Any]) -> None:
             delattr(holder, name)
 
 
-def _object(patch: Patch, given: Mapping[str, Any]) -> Any:
+def _object(patch: Patch, objects: Mapping[str, Any]) -> Any:
     """Return the object that gets a patch."""
     if patch.on:
         name, _, path = patch.on.partition(".")
-        found = given[name]
+        value = objects[name]
     else:
         module, _, path = patch.holder.partition(":")
-        found = import_module(module)
-    return attrgetter(path)(found) if path else found
+        value = import_module(module)
+    return attrgetter(path)(value) if path else value
 
 
-def _ours(patch: Patch, given: Mapping[str, Any]) -> Any:
+def _ours(patch: Patch, objects: Mapping[str, Any]) -> Any:
     """Return what takes the target's place."""
     module, _, name = patch.by.partition(":")
     if "." in name:
-        return getattr(given["ours"], name.rpartition(".")[2])
+        return getattr(objects["ours"], name.rpartition(".")[2])
     return getattr(import_module(f"{__package__}.{module}"), name)

@@ -22,9 +22,9 @@ from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 
 from verifier.vllm_target import conflicts, patches
-from verifier.vllm_target.crossing import CONFIG, FOLDER_PREFIX, NAME, SOCKET, Choice
-from verifier.vllm_target.dying import die_with_parent
-from verifier.vllm_target.patches import Stock
+from verifier.vllm_target.ipc_messages import CONFIG, FOLDER_PREFIX, NAME, SOCKET, RunnerChoice
+from verifier.vllm_target.parent_watchdog import die_with_parent
+from verifier.vllm_target.patches import Original
 
 if TYPE_CHECKING:
     from verifier.settings import VerifierSettings
@@ -67,7 +67,7 @@ def register() -> None:
         patches.apply("plugin")
 
 
-def check_request(_: Stock, params: Any, speculative_config: Any) -> None:
+def check_request(_: Original, params: Any, speculative_config: Any) -> None:
     """Raise VLLMValidationError, which names the parameter. This replaces vLLM's own rule.
 
     vLLM refuses min_p and logit_bias beside speculation, though both runners' samplers serve
@@ -76,25 +76,25 @@ def check_request(_: Stock, params: Any, speculative_config: Any) -> None:
     """
     if speculative_config is None or speculative_config.method == "custom_class":
         return  # Model Runner V1
-    asked = {
+    settings = {
         "stop_token_ids": params.all_stop_token_ids if params.min_tokens else (),
         "logit_bias": params.logit_bias or (),
         "allowed_token_ids": params.allowed_token_ids or (),
     }
-    for name, tokens in asked.items():
+    for name, tokens in settings.items():
         if len(tokens) > LIMITS[name]:
             limit = LIMITS[name]
             raise VLLMValidationError(f"{name}: more than {limit} tokens", parameter=name)
 
 
-def width(stock: Stock, config: Any) -> int:
+def width(original: Original, config: Any) -> int:
     """Return the room that vLLM reserves in a step. Its own speculation keeps its own setting,
     and proposes as many tokens as the operator asked for."""
-    choice = Choice.of(config)
-    return int(stock(config)) if choice is None else choice.width
+    choice = RunnerChoice.of(config)
+    return int(original(config)) if choice is None else choice.width
 
 
-def keep_schedule(stock: Stock, config: Any) -> None:
+def keep_schedule(original: Original, config: Any) -> None:
     """Keep a schedule that names one number of draft tokens for all batch sizes. Beside data
     parallelism vLLM drops any schedule, because by it ranks could choose different numbers;
     without it vLLM captures only graphs as wide as the room that it reserves.
@@ -102,48 +102,48 @@ def keep_schedule(stock: Stock, config: Any) -> None:
     config: vLLM's VllmConfig.
     """
     schedule = getattr(config.speculative_config, "num_speculative_tokens_per_batch_size", None)
-    if Choice.of(config) is None or len({count for *_, count in schedule or ()}) != 1:
-        stock(config)
+    if RunnerChoice.of(config) is None or len({count for *_, count in schedule or ()}) != 1:
+        original(config)
 
 
 def choose(
-    stock: Stock, args: Any, target_model_config: Any, target_parallel_config: Any
+    original: Original, args: Any, target_model_config: Any, target_parallel_config: Any
 ) -> Any:
     """Return the speculative config of an engine. Sessions are only for a model that generates
     token by token from token ids alone. args: vLLM's EngineArgs."""
     from vllm.config import SpeculativeConfig
 
-    asked = stock(args, target_model_config, target_parallel_config)
+    speculation = original(args, target_model_config, target_parallel_config)
     model = target_model_config
     generates = model.runner_type == "generate"
     if not generates or model.is_encoder_decoder or model.is_diffusion:
         _stand_back()
-        return asked
-    choice = _choice(args, model, target_parallel_config, asked)
+        return speculation
+    choice = _choice(args, model, target_parallel_config, speculation)
     _apply(choice, args, model, target_parallel_config)
     _remove_folder(Path(os.environ.pop(SOCKET, "")))  # vLLM has opened the socket
     _let_drain(args, settings())
-    if asked is None:
+    if speculation is None:
         return SpeculativeConfig(
             **_NOTHING_PROPOSED[choice.runner],
             num_speculative_tokens=choice.width,
             target_model_config=model,
             target_parallel_config=target_parallel_config,
         )
-    if asked.num_speculative_tokens_per_batch_size is None:
+    if speculation.num_speculative_tokens_per_batch_size is None:
         # otherwise vLLM captures CUDA graphs with as many rows as it reserves
-        own = [(1, 1, asked.num_speculative_tokens)]
-        asked.num_speculative_tokens_per_batch_size = own
-    return asked
+        own = [(1, 1, speculation.num_speculative_tokens)]
+        speculation.num_speculative_tokens_per_batch_size = own
+    return speculation
 
 
 def _remove_folder(folder: Path) -> None:
     """Remove the socket's folder if we made it: it has our name, is this process's user's, and
     nobody else can open it. The variable may come from somebody else."""
     with suppress(OSError):
-        found = folder.lstat()
-        ours = S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-        if ours and S_IMODE(found.st_mode) == 0o700 and folder.name.startswith(FOLDER_PREFIX):
+        status = folder.lstat()
+        ours = S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+        if ours and S_IMODE(status.st_mode) == 0o700 and folder.name.startswith(FOLDER_PREFIX):
             rmtree(folder)
 
 
@@ -154,13 +154,14 @@ def _stand_back() -> None:
     os.environ["VLLM_PLUGINS"] = ",".join(others)
 
 
-def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
-    """Return the choice for an engine. asked: the operator's speculation. Raises Conflict."""
+def _choice(args: Any, model: Any, parallel: Any, speculation: Any) -> RunnerChoice:
+    """Return the choice for an engine. speculation: the operator's speculation. Raises
+    Conflict."""
     conflicts.check_flags(args, rust=envs.VLLM_USE_RUST_FRONTEND)
-    runner = _runner(args, model, parallel, asked)
-    if runner == "v1" and asked is not None:
+    runner = _runner(args, model, parallel, speculation)
+    if runner == "v1" and speculation is not None:
         raise conflicts.Conflict(
-            f"--speculative-config: {asked.method} runs on Model Runner V1 here, where "
+            f"--speculative-config: {speculation.method} runs on Model Runner V1 here, where "
             "sessions take the place of vLLM's own speculation"
         )
     if runner == "v1" and not current_platform.is_cpu():
@@ -170,15 +171,15 @@ def _choice(args: Any, model: Any, parallel: Any, asked: Any) -> Choice:
         )
     conflicts.check_installation(runner)
     import_module(conflicts.SCHEDULER.rpartition(".")[0])  # fail before the model loads
-    ours, head = settings(), 0 if asked is None else asked.num_speculative_tokens
+    ours, head = settings(), 0 if speculation is None else speculation.num_speculative_tokens
     wanted = ours.limits.max_verify
     if ours.speculation.max_verify is None and model.has_inner_state:
         wanted = conflicts.lowered(wanted, conflicts.RECURRENT_DRAFTS)
     max_verify = conflicts.max_drafts(wanted, args)
-    return Choice(runner, max_verify, head, ours.speculation.seed_exact)
+    return RunnerChoice(runner, max_verify, head, ours.speculation.seed_exact)
 
 
-def _runner(args: Any, model: Any, parallel: Any, asked: Any) -> Literal["v1", "v2"]:
+def _runner(args: Any, model: Any, parallel: Any, speculation: Any) -> Literal["v1", "v2"]:
     """Return the runner that vLLM would choose, by vLLM's own rule."""
     from vllm.config import VllmConfig
 
@@ -188,11 +189,11 @@ def _runner(args: Any, model: Any, parallel: Any, asked: Any) -> Literal["v1", "
         args.watermark_config,
     )
     trial.model_config, trial.parallel_config = model, parallel
-    trial.speculative_config, trial.lora_config = asked, args.enable_lora or None
+    trial.speculative_config, trial.lora_config = speculation, args.enable_lora or None
     return "v2" if trial.use_v2_model_runner else "v1"
 
 
-def _apply(choice: Choice, args: Any, model: Any, parallel: Any) -> None:
+def _apply(choice: RunnerChoice, args: Any, model: Any, parallel: Any) -> None:
     """Set the engine options that are read later, and those of the workers. Raises Conflict."""
     from vllm.config import StructuredOutputsConfig
 

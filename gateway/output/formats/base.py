@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from gateway import grammars
 from gateway.grammars import LARK, Schemas, Special, Tags
-from gateway.output.message import Message
+from gateway.output.message import ParsedMessage
 from gateway.output.reading import Incoming, Malformed, Steps
 
 Constraint = Mapping[str, object]
@@ -33,7 +33,7 @@ class AllowedOutput:
     """Content conforms to this constraint; None: it is free."""
 
 
-class Format(ABC):
+class ToolFormat(ABC):
     """Has the grammar and the parser of the tool calls of a family of models."""
 
     trigger: ClassVar[str]
@@ -53,7 +53,7 @@ class Format(ABC):
     """A call's id has this many letters and digits; None: any id is accepted."""
 
     @abstractmethod
-    def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+    def read(self, text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
         """Parse the answer. The parser may return early when `out` is complete."""
 
     @abstractmethod
@@ -65,7 +65,12 @@ class Format(ABC):
 
 
 def grammar(
-    allowed: AllowedOutput, form: Format, special: Special, tags: Tags | None, *, opened: bool
+    allowed: AllowedOutput,
+    form: ToolFormat,
+    special: Special,
+    tags: Tags | None,
+    *,
+    opened: bool,
 ) -> str:
     """Return the Lark grammar of an answer.
 
@@ -90,7 +95,7 @@ def _reasoning(tags: Tags | None, *, opened: bool) -> str:
     return "closing" if opened else "reasoning?"
 
 
-def _answer(allowed: AllowedOutput, form: Format, special: Special) -> str:
+def _answer(allowed: AllowedOutput, form: ToolFormat, special: Special) -> str:
     trigger = grammars.marker(form.trigger, special) if form.trigger else ""
     if not allowed.tools:
         return "content"
@@ -106,7 +111,7 @@ def _answer(allowed: AllowedOutput, form: Format, special: Special) -> str:
 
 def read_calls(
     text: Incoming,
-    out: Message,
+    out: ParsedMessage,
     opening: tuple[str, ...],
     read_call: Callable[[], Steps[None]],
 ) -> Steps[None]:
@@ -131,12 +136,12 @@ def read_calls(
             return
 
 
-def pass_content(text: Incoming, out: Message) -> Steps[None]:
+def pass_content(text: Incoming, out: ParsedMessage) -> Steps[None]:
     """Pass all text on as content."""
     yield from text.pass_on((), out.content)
 
 
-def pass_input(text: Incoming, out: Message, name: str) -> Steps[None]:
+def pass_input(text: Incoming, out: ParsedMessage, name: str) -> Steps[None]:
     """Pass all text on as the input of the custom tool `name`, in the only call."""
     out.begin_call(name)
     yield from text.pass_on((), lambda piece, _: out.input(piece))

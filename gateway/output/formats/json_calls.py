@@ -18,8 +18,8 @@ from gateway.grammars import (
     nested,
     repeated,
 )
-from gateway.output.formats.base import Format, read_calls
-from gateway.output.message import Message
+from gateway.output.formats.base import ToolFormat, read_calls
+from gateway.output.message import ParsedMessage
 from gateway.output.reading import Incoming, Malformed, Steps, read_value, stream_value
 
 # Reads calls that are written as JSON objects: {"name": ..., "arguments": {...}}.
@@ -35,7 +35,7 @@ SEPARATOR: Final = re.compile(r"[\s;]*")
 _FIELDS: Final = frozenset({"name", "type", "id", *_ARGUMENTS})
 
 
-def stream_arguments(text: Incoming, out: Message, name: str) -> Steps[None]:
+def stream_arguments(text: Incoming, out: ParsedMessage, name: str) -> Steps[None]:
     """Begin a call, and pass on the JSON object that follows. Raises Malformed."""
     out.begin_call(name)
     text.consume()
@@ -45,7 +45,7 @@ def stream_arguments(text: Incoming, out: Message, name: str) -> Steps[None]:
         out.end_call()
 
 
-def read_untagged(text: Incoming, out: Message, names: Container[str]) -> Steps[None]:
+def read_untagged(text: Incoming, out: ParsedMessage, names: Container[str]) -> Steps[None]:
     """Read calls at the beginning of an answer, which may be fenced as code in Markdown.
 
     They must name a tool and have arguments, because JSON that a user asked for looks similar.
@@ -75,7 +75,7 @@ class JsonCall:
     """
 
     def __init__(
-        self, text: Incoming, out: Message, names: Container[str] | None = None
+        self, text: Incoming, out: ParsedMessage, names: Container[str] | None = None
     ) -> None:
         """names: names that a call may have, without unusual fields; None: any name."""
         self._text = text
@@ -203,13 +203,13 @@ _SURPLUS: Final = re.compile(r"[\s}]*")
 """Matches surplus closing brackets, because small models miscount them."""
 
 
-class Hermes(Format):
+class Hermes(ToolFormat):
     markers = (_HERMES_OPEN, _CLOSE)
     trigger = _HERMES_OPEN
     untagged = UNTAGGED
     also = ' | object | "```json\\n" object "\\n```"'
 
-    def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+    def read(self, text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
         texts = [name for name, schema in tools.items() if LARK in schema]
         yield from read_untagged(text, out, tools.keys() - texts)
         yield from read_calls(
@@ -226,8 +226,8 @@ class Hermes(Format):
         for i, (name, schema) in enumerate(texts.items()):
             rules.append(f"text_{i}: {literal(_hermes_named(name))} rules_{i}")
             rules.append(f"rules_{i}: {nested(str(schema[LARK]))}")
-        made = json_call_rules(others, "arguments") if others else ""
-        return "\n".join([*rules, made])
+        json_rules = json_call_rules(others, "arguments") if others else ""
+        return "\n".join([*rules, json_rules])
 
 
 def _hermes_named(name: str) -> str:
@@ -235,7 +235,7 @@ def _hermes_named(name: str) -> str:
     return f'{{"name": "{name}"}}\n'
 
 
-def _text(text: Incoming, out: Message, name: str) -> Steps[None]:
+def _text(text: Incoming, out: ParsedMessage, name: str) -> Steps[None]:
     out.begin_call(name)
     text.consume()
     yield from text.pass_on((f"\n{_CLOSE}",), lambda piece, _: out.input(piece))
@@ -243,7 +243,7 @@ def _text(text: Incoming, out: Message, name: str) -> Steps[None]:
     out.end_call()
 
 
-def _hermes_call(text: Incoming, out: Message, texts: Sequence[str]) -> Steps[None]:
+def _hermes_call(text: Incoming, out: ParsedMessage, texts: Sequence[str]) -> Steps[None]:
     yield from text.expect(_HERMES_OPEN)
     yield from text.space()
     for name in texts:
@@ -260,12 +260,12 @@ def _hermes_call(text: Incoming, out: Message, texts: Sequence[str]) -> Steps[No
 _TAG: Final = "<|python_tag|>"
 
 
-class Llama(Format):
+class Llama(ToolFormat):
     markers = (_TAG,)
     trigger = ""
     untagged = UNTAGGED
 
-    def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+    def read(self, text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
         yield from read_untagged(text, out, tools)
         yield from read_calls(text, out, (_TAG,), partial(_tagged, text, out))
 
@@ -274,7 +274,7 @@ class Llama(Format):
         return f"calls: {calls}\n{json_call_rules(tools, 'parameters')}"
 
 
-def _tagged(text: Incoming, out: Message) -> Steps[None]:
+def _tagged(text: Incoming, out: ParsedMessage) -> Steps[None]:
     """Read one call and the calls that follow it without a tag."""
     yield from text.expect(_TAG)
     yield from text.space()
@@ -294,13 +294,13 @@ _MISTRAL_ARGUMENTS: Final = "[ARGS]"
 _NAME: Final = re.compile(r"[\w.-]*")
 
 
-class Mistral(Format):
+class Mistral(ToolFormat):
     markers = (_MISTRAL_OPEN, _ID, _MISTRAL_ARGUMENTS)
     trigger = _MISTRAL_OPEN
     id_length = 9
     """Mistral's templates check the length."""
 
-    def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+    def read(self, text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
         yield from read_calls(text, out, (_MISTRAL_OPEN,), partial(_mistral_call, text, out))
 
     def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
@@ -315,7 +315,7 @@ class Mistral(Format):
         return f"calls: {calls}\ncall: {' | '.join(named)}\n{arguments_rules(tools)}"
 
 
-def _mistral_call(text: Incoming, out: Message) -> Steps[None]:
+def _mistral_call(text: Incoming, out: ParsedMessage) -> Steps[None]:
     yield from text.expect(_MISTRAL_OPEN)
     yield from text.space()
     if (yield from text.take("[")):
@@ -324,7 +324,7 @@ def _mistral_call(text: Incoming, out: Message) -> Steps[None]:
         yield from _mistral_named(text, out)
 
 
-def _array(text: Incoming, out: Message) -> Steps[None]:
+def _array(text: Incoming, out: ParsedMessage) -> Steps[None]:
     while True:
         yield from text.space()
         yield from JsonCall(text, out).read()
@@ -334,7 +334,7 @@ def _array(text: Incoming, out: Message) -> Steps[None]:
         yield from text.expect(",")
 
 
-def _mistral_named(text: Incoming, out: Message) -> Steps[None]:
+def _mistral_named(text: Incoming, out: ParsedMessage) -> Steps[None]:
     """Read name[ARGS]{...}, where [CALL_ID]id may follow the name, and [ARGS] be absent."""
     name = yield from text.match(_NAME)
     if (yield from text.take(_ID)):

@@ -24,8 +24,8 @@ from gateway.grammars import (
     repeated,
     string_until,
 )
-from gateway.output.formats.base import Format, pass_content, read_calls
-from gateway.output.message import Message
+from gateway.output.formats.base import ToolFormat, pass_content, read_calls
+from gateway.output.message import ParsedMessage
 from gateway.output.reading import PYTHON, Incoming, Malformed, Steps, read_value
 
 # Reads calls that are written as a Python list: [get_weather(city="Paris", days=3), now()].
@@ -37,12 +37,12 @@ _NAME: Final = re.compile(r"[\w.-]*")
 _WORD: Final = re.compile(r"\w*")
 
 
-class Pythonic(Format):
+class Pythonic(ToolFormat):
     markers = ()
     trigger = ""
     untagged = r"\s*\["
 
-    def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+    def read(self, text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
         try:
             yield from _list(text, out, tools)
         except Malformed:
@@ -58,7 +58,7 @@ class Pythonic(Format):
         return f'calls: "[" {calls} "]"\ncall: {" | ".join(named)}\n{rules}'
 
 
-def _list(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+def _list(text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
     yield from text.space()
     yield from text.expect("[")
     yield from _python_call(text, out, tools)
@@ -69,7 +69,7 @@ def _list(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
     text.consume()
 
 
-def _python_call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+def _python_call(text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
     yield from text.space()
     name = yield from text.match(_NAME)
     if name not in tools:
@@ -159,11 +159,11 @@ _WORDS: Final = {"True": "true", "False": "false", "None": "null"}
 """The template shows the model these values of its earlier calls as Python writes them."""
 
 
-class QwenCoder(Format):
+class QwenCoder(ToolFormat):
     markers = (_OPEN, _CLOSE)
     trigger = _OPEN
 
-    def read(self, text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+    def read(self, text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
         opening = (_OPEN, _FUNCTION)  # the model sometimes omits the first
         yield from read_calls(text, out, opening, partial(_coder_call, text, out, tools))
 
@@ -178,7 +178,7 @@ class QwenCoder(Format):
         return f"calls: {calls}\ncall: {call}\n{rules}"
 
 
-def _coder_call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
+def _coder_call(text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
     yield from text.take(_OPEN)
     yield from text.space()
     yield from text.expect(_FUNCTION)
@@ -194,7 +194,7 @@ def _coder_call(text: Incoming, out: Message, tools: Schemas) -> Steps[None]:
     yield from text.take(_CLOSE)
 
 
-def _coder_arguments(text: Incoming, out: Message, schemas: Schemas) -> Steps[None]:
+def _coder_arguments(text: Incoming, out: ParsedMessage, schemas: Schemas) -> Steps[None]:
     """Pass the parameters on as a JSON object, which stays open if the text is cut."""
     before = "{"
     yield from text.space()
@@ -213,7 +213,7 @@ def _coder_arguments(text: Incoming, out: Message, schemas: Schemas) -> Steps[No
         raise Malformed("the function does not end")
 
 
-def _value(text: Incoming, out: Message, schema: Schema) -> Steps[None]:
+def _value(text: Incoming, out: ParsedMessage, schema: Schema) -> Steps[None]:
     """Read a value up to the end of its parameter, and pass it on as JSON."""
     yield from text.take("\n")
     if kinds(schema) == {"string"}:
@@ -226,15 +226,15 @@ def _value(text: Incoming, out: Message, schema: Schema) -> Steps[None]:
     text.consume()
 
 
-def _stream_string(text: Incoming, out: Message) -> Steps[None]:
+def _stream_string(text: Incoming, out: ParsedMessage) -> Steps[None]:
     text.consume()
     out.arguments('"')
     while True:
-        end, found = text.find_literal((_PARAMETER_END, "\n" + _PARAMETER_END))
-        if text.ended and not found:
+        end, literal = text.find_literal((_PARAMETER_END, "\n" + _PARAMETER_END))
+        if text.ended and not literal:
             raise Malformed("the value does not end")
         out.arguments(encode(text.consume(end))[1:-1])
-        if found:
+        if literal:
             break
         yield
     out.arguments('"')

@@ -151,7 +151,7 @@ function verifiers(list) {
   const columns = ["Verifier", "Ready", "Round trip", "Load", "Sessions", "Drafts bring", "Version"];
   const rows = list.map((each) => h("tr", {},
     h("th", { scope: "row" }, each.url, each.in_use ? h("small", {}, " in use") : null),
-    ...[each.ready ? "yes" : "no", each.rtt_ms === null ? "–" : `${each.rtt_ms} ms`, each.load ?? "–", each.sessions ?? "–", bring(each.gains?.draft), each.version ?? "–"]
+    ...[each.ready ? "yes" : "no", each.rtt_ms === null ? "–" : `${each.rtt_ms} ms`, each.load ?? "–", each.sessions ?? "–", bring(each.speedups?.draft), each.version ?? "–"]
       .map((value) => h("td", {}, String(value)))));
   return h("table", {},
     h("thead", {}, h("tr", {}, ...columns.map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, ...rows));
@@ -184,9 +184,9 @@ function condition({ state, bytes }) {
   return bytes < 1e9 ? `in memory, ${Math.round(bytes / 1e6)} MB` : `in memory, ${(bytes / 1e9).toFixed(1)} GB`;
 }
 
-// Returns what draft tokens bring at a verifier, as measured by letting all answers rest.
-function bring(gain) {
-  return gain?.trials ? `${gain.worth.toFixed(2)} ×` : "–";
+// Returns what draft tokens bring at a verifier, as measured by letting all answers pause.
+function bring(speedup) {
+  return speedup?.probes ? `${speedup.speedup.toFixed(2)} ×` : "–";
 }
 
 function duration(seconds) {

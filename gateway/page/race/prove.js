@@ -1,6 +1,6 @@
 // "Prove it": sends the same request with the same seed to the large model alone.
 //
-// The edge relays the request, so that the page calls one service. Both texts are shown side by
+// The edge proxies the request, so that the page calls one service. Both texts are shown side by
 // side. If they differ, the probabilities of both tokens there are requested: if these are nearly
 // equal, the rounding of the large model's numbers has decided, and not the edge.
 

@@ -95,7 +95,9 @@ class World:
         given = ("--draft-model", "smollm2", "--slots", str(self.plan.edge_slots))
         edge = Service(name, "edge_agent", self._folder, *given, *urls, *options)
         edge.environment["PICOSPEC_EDGE__FAILOVER_DEADLINE_S"] = str(deadline_s)
-        edge.environment["PICOSPEC_EDGE__POOL_TOKENS"] = "0"  # or nothing is asked twice
+        edge.environment["PICOSPEC_EDGE__ANSWER_CACHE_TOKENS"] = (
+            "0"  # or nothing is asked twice
+        )
         edge.environment |= self.plan.edge_environment
         edge.descriptors = self.plan.edge_descriptors
         return edge

@@ -12,8 +12,8 @@ from typing import TypeVar
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from gateway.output.formats.base import Format
-from gateway.output.message import CallArguments, CallStart, Message, Parsed
+from gateway.output.formats.base import ToolFormat
+from gateway.output.message import CallArguments, CallStart, Parsed, ParsedMessage
 from gateway.output.reading import Incoming, Steps
 
 STRING = {"type": "string"}
@@ -63,13 +63,13 @@ class Read:
         return [(call.name, json.loads(call.arguments)) for call in self.calls]
 
 
-Parse = Callable[[Incoming, Message], Steps[None]]
+Parse = Callable[[Incoming, ParsedMessage], Steps[None]]
 
 
 def run(parse: Parse, pieces: Iterable[str], *, parallel: bool = True) -> list[Read]:
     """Return the message after each piece, and at last the whole one."""
     ids = (f"id{number}" for number in itertools.count())
-    message = Message(lambda: next(ids), parallel=parallel)
+    message = ParsedMessage(lambda: next(ids), parallel=parallel)
     text = Incoming()
     steps = parse(text, message)
     next(steps, None)
@@ -89,14 +89,14 @@ def run(parse: Parse, pieces: Iterable[str], *, parallel: bool = True) -> list[R
 
 
 def moments(
-    form: Format, pieces: Iterable[str], *, tools: Tools = TOOLS, parallel: bool = True
+    form: ToolFormat, pieces: Iterable[str], *, tools: Tools = TOOLS, parallel: bool = True
 ) -> list[Read]:
     """Return the message that is read by a format, after each piece, and at last the whole."""
     return run(lambda text, out: form.read(text, out, tools), pieces, parallel=parallel)
 
 
 def read(
-    form: Format, pieces: Iterable[str], *, tools: Tools = TOOLS, parallel: bool = True
+    form: ToolFormat, pieces: Iterable[str], *, tools: Tools = TOOLS, parallel: bool = True
 ) -> Read:
     return moments(form, pieces, tools=tools, parallel=parallel)[-1]
 

@@ -28,9 +28,9 @@ from hypothesis import strategies as st
 from gateway.grammars import Tags
 from gateway.output.formats.base import pass_content
 from gateway.output.formats.other_calls import QwenCoder
-from gateway.output.message import CustomInput, Message
+from gateway.output.message import CustomInput, ParsedMessage
+from gateway.output.output_format import FORMATS, FormatName
 from gateway.output.reading import Incoming, Steps, read_reasoning
-from gateway.output.style import FORMATS, FormatName
 from tests.gateway.output.reading import CUTS, TOOLS, Read, moments, read, run, split
 from tests.golden import Json, Line, grown, lines_of
 
@@ -49,7 +49,7 @@ def message_of(line: Line, cuts: Sequence[int]) -> Read:
     thinks, name = line.given.get("thinks"), line.given["format"]
     tools = line.given.get("tools", TOOLS)
 
-    def parse(text: Incoming, out: Message) -> Steps[None]:
+    def parse(text: Incoming, out: ParsedMessage) -> Steps[None]:
         if thinks is not None:
             yield from read_reasoning(text, out, THINK, opened=thinks == "opened")
         if name == "none":

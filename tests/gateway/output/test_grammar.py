@@ -9,7 +9,7 @@ import pytest
 
 from gateway.grammars import LARK, Tags
 from gateway.output.formats.base import AllowedOutput, Constraint, grammar
-from gateway.output.style import FORMATS, FormatName
+from gateway.output.output_format import FORMATS, FormatName
 from tests.gateway.output.reading import STRING, Grammar, Tools, ids, read, validates
 
 NAMES: Sequence[FormatName] = sorted(FORMATS)

@@ -17,7 +17,7 @@ from local_models.compiler import Checker, GrammarCompiler
 from local_models.confined import Worker
 from local_models.errors import CannotCheck, InvalidGrammar
 from local_models.grammars import Constraint
-from local_models.trial import Outcome
+from local_models.trial import TrialOutcome
 from tests.local_models.grammars.small import COMPILED, REJECTED, STOP, TOKENIZER, V, generated
 
 GOOD = b'{"choice": ["ab", "ba"]}'
@@ -111,7 +111,7 @@ async def test_each_owners_grammar_is_tried_whoever_else_has_asked_for_it(
     tried = list[Constraint]()
     check = Checker.check
 
-    async def noting(own: Checker, constraint: Constraint) -> Outcome:
+    async def noting(own: Checker, constraint: Constraint) -> TrialOutcome:
         tried.append(constraint)
         return await check(own, constraint)
 
@@ -135,7 +135,7 @@ async def test_no_owner_gets_the_grammar_that_was_compiled_for_another(
 async def test_a_grammar_whose_processes_end_is_refused_and_tried_again_later(
     compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def ends(worker: Worker, *_: object) -> Outcome:
+    async def ends(worker: Worker, *_: object) -> TrialOutcome:
         worker.end()
         raise EOFError
 

@@ -20,7 +20,7 @@ from local_models.llama_cpp import model as context_room
 from local_models.llama_cpp.model import (
     EXACT_ROWS,
     Context,
-    Limits,
+    ContextLimits,
     Model,
     Segment,
     check,
@@ -213,7 +213,7 @@ def test_the_model_knows_its_facts(model: Model) -> None:
 
 # Segments that are refused before llama.cpp gets them.
 
-LIMITS = Limits(sequences=2, context_tokens=10, batch_tokens=6, vocabulary_size=100)
+LIMITS = ContextLimits(sequences=2, context_tokens=10, batch_tokens=6, vocabulary_size=100)
 HELD = {0: 3, 1: 8}
 
 

@@ -31,7 +31,7 @@ from verifier.metrics import VerifierMetrics
 from verifier.vllm_target.serving.target import VllmTarget
 
 if TYPE_CHECKING:
-    from verifier.vllm_target.serving.engine import Engine
+    from verifier.vllm_target.serving.engine import VllmEngine
 
 
 WORKERS = int(os.environ.get("PICOSPEC_TEST_WORKERS", "1"))
@@ -70,13 +70,13 @@ ON_ENGINE = [
 
 
 @asynccontextmanager
-async def engine(directory: Path, **options: Any) -> AsyncIterator[Engine]:
+async def engine(directory: Path, **options: Any) -> AsyncIterator[VllmEngine]:
     """An engine of vLLM, which is stopped at the end."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from verifier.vllm_target.plugin import register
-    from verifier.vllm_target.serving.engine import Engine
+    from verifier.vllm_target.serving.engine import VllmEngine
 
     os.environ |= {**ENVIRONMENT, **os.environ}
     register()  # vLLM may have loaded its plugins before, without ours
@@ -85,12 +85,12 @@ async def engine(directory: Path, **options: Any) -> AsyncIterator[Engine]:
     llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
     try:
         await llm.get_supported_tasks()  # as vLLM's server does
-        yield Engine(llm)
+        yield VllmEngine(llm)
     finally:
         await asyncio.to_thread(llm.shutdown, 4.0)
 
 
-def make(engine: Engine, limits: Limits = LIMITS, **settings: Any) -> VllmTarget:
+def make(engine: VllmEngine, limits: Limits = LIMITS, **settings: Any) -> VllmTarget:
     metrics = VerifierMetrics(CollectorRegistry())
     return VllmTarget("smollm2", engine, limits, metrics, **settings)
 

@@ -19,7 +19,7 @@ from bench.run.services import free_port
 from tests.gateway.test_processes import ONLY_LINUX, ends_with, start
 from tests.verifier.conftest import ROOT
 from tests.verifier.vllm_target.conftest import SMALL, START_S, wait_for
-from verifier.vllm_target.dying import die_with_parent
+from verifier.vllm_target.parent_watchdog import die_with_parent
 
 GONE_S = 10
 NOTICED_S = 60
@@ -119,7 +119,7 @@ async def test_a_multiprocessing_child_dies_with_its_parent(
     script = tmp_path / "parent.py"
     script.write_text(
         "import multiprocessing, os, time\n"
-        "from verifier.vllm_target.dying import die_with_parent\n"
+        "from verifier.vllm_target.parent_watchdog import die_with_parent\n"
         "def child():\n"
         "    print(os.getpid(), die_with_parent(), die_with_parent(), flush=True)\n"
         "    time.sleep(60)\n"
@@ -150,7 +150,7 @@ async def test_a_core_whose_parent_is_gone_before_it_looks_dies(tmp_path: Path) 
         "module = types.ModuleType('vllm.v1.engine.core')\n"
         "module.EngineCoreProc = types.SimpleNamespace(run_engine_core=core)\n"
         "sys.modules['vllm.v1.engine.core'] = module\n"
-        "from verifier.vllm_target.dying import run_engine_core\n"
+        "from verifier.vllm_target.parent_watchdog import run_engine_core\n"
         "def child(parent):\n"
         "    print(os.getpid(), flush=True)\n"
         "    while os.getppid() == parent:\n"

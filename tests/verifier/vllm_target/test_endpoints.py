@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway.accounts import Account, Ledger
 from gateway.drain import Drain
 from gateway.http import RequestBody
 from gateway.metrics import Metrics
+from gateway.request_context import RequestContext, Usage
 from gateway.schema import SMALL_BYTES
 from gateway.tenants import KeyLimits, Tenant, TenantMetrics
 
@@ -34,10 +34,12 @@ def of(module: str) -> Any:
     return import_module(f"verifier.vllm_target.serving.{module}")
 
 
-def account(**limits: int) -> Account:
+def context(**limits: int) -> RequestContext:
     registry = CollectorRegistry()
     tenant = Tenant("ann", KeyLimits(**limits), TenantMetrics(registry))
-    return Account("r", Ledger(Metrics(registry), time.monotonic, time.monotonic()), tenant)
+    return RequestContext(
+        "r", Usage(Metrics(registry), time.monotonic, time.monotonic()), tenant
+    )
 
 
 def scope(path: str = "/v1/completions", **more: object) -> dict[str, Any]:
@@ -114,7 +116,7 @@ async def test_a_request_that_our_keys_let_in_gets_vllms_key() -> None:
 
 @pytest.mark.parametrize("size", [1, SMALL_BYTES])
 async def test_no_field_of_an_operator_reaches_vllm(size: int) -> None:
-    given, text = scope(state={"account": account()}), b"a" * size
+    given, text = scope(state={"context": context()}), b"a" * size
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": b'{"priority":1,"prompt":"%b"}' % text}
@@ -170,11 +172,11 @@ async def test_while_the_service_drains_vllms_routes_take_no_request() -> None:
 
 
 async def test_a_key_without_answers_left_is_turned_away_from_vllms_routes() -> None:
-    paying = account(sessions=1)
+    paying = context(sessions=1)
     paying.begin_answers(1)
     app = of("plain").PlainRequests(None, Drain())
 
-    sent = await asked(app, scope(state={"account": paying}))
+    sent = await asked(app, scope(state={"context": paying}))
 
     assert (sent[0]["status"], paying.error) == (429, "rate_limit_exceeded")
 
@@ -205,12 +207,12 @@ async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> Non
             async for _ in llm.generate(prompt, params, request_id="r"):
                 pass
 
-    paying = account()
-    for state in ({"account": paying}, {}):
+    paying = context()
+    for state in ({"context": paying}, {}):
         await asked(of("plain").PlainRequests(vllm, Drain()), scope(state=state))
 
-    assert (paying.ledger.prompt_tokens, paying.ledger.completion_tokens) == (5, 12)
-    assert paying.ledger.endings == ["length"] * 4
+    assert (paying.usage.prompt_tokens, paying.usage.completion_tokens) == (5, 12)
+    assert paying.usage.endings == ["length"] * 4
     ours, with_salt, *others = salts
     assert ours == "ann"
     assert with_salt not in ("x", "ann")

@@ -15,8 +15,8 @@ import pytest
 
 from speculation.messages import RemoteProtocolError
 from verifier.target import TargetFailed
-from verifier.vllm_target.crossing import FIELD, PUSH, Batch
-from verifier.vllm_target.serving.ranks import MAX_IN_FLIGHT, UTILITY, Outbox, Ranks
+from verifier.vllm_target.ipc_messages import FIELD, PUSH, Batch
+from verifier.vllm_target.serving.ranks import MAX_IN_FLIGHT, UTILITY, CoreChannel, Ranks
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Core:
         self.batches: list[Batch] = []
         self.step = asyncio.Event()
         self.broken: Exception | None = None
-        self.outbox = Outbox(self.send, self.read)
+        self.channel = CoreChannel(self.send, self.read)
 
     async def send(self, batch: Batch) -> None:
         if self.broken:
@@ -110,17 +110,17 @@ class Core:
 
     async def push(self, session: str, count: int) -> None:
         for _ in range(count):
-            await self.outbox.push(session, b"frames")
+            await self.channel.push(session, b"frames")
 
 
 async def test_the_messages_of_one_turn_are_sent_at_once_and_in_order() -> None:
     core = Core()
 
     for session, frames in [("a", b"1"), ("b", b"2"), ("a", b"3")]:
-        await core.outbox.push(session, frames)
+        await core.channel.push(session, frames)
     assert core.batches == []
     await asyncio.sleep(0.01)
-    await core.outbox.push("b", b"4")
+    await core.channel.push("b", b"4")
     await asyncio.sleep(0.01)
 
     assert core.batches == [[("a", b"1"), ("b", b"2"), ("a", b"3")], [("b", b"4")]]
@@ -160,7 +160,7 @@ async def test_a_session_that_ends_leaves_nothing_behind() -> None:
     waiting = asyncio.create_task(core.push("a", 1))
     await asyncio.sleep(0.01)
 
-    core.outbox.forget("a")
+    core.channel.forget("a")
 
     async with asyncio.timeout(5):
         await waiting
@@ -175,13 +175,13 @@ async def test_an_engine_that_breaks_is_no_fault_of_the_edges(at_once: bool) -> 
         def send(batch: Batch) -> asyncio.Future[object]:
             raise OSError("the core is gone")
 
-        core.outbox = Outbox(send, core.read)
+        core.channel = CoreChannel(send, core.read)
     await core.push("a", 1)
     await asyncio.sleep(0.01)
 
     with pytest.raises(TargetFailed, match="the core is gone"):
         await core.push("a", 1)
-    core.outbox.forget("a")
+    core.channel.forget("a")
     await core.push("a", 1)
 
 
@@ -192,8 +192,8 @@ ASKED = {"max_tokens": 9, "structured_outputs": None}
 
 
 def output(session: str, *frames: bytes, error: str | None = None) -> Any:
-    carried = {FIELD: [session, [(frame, 0, 0) for frame in frames], error], "theirs": 1}
-    return SimpleNamespace(kv_transfer_params=carried, request_id=session, finished=False)
+    multiplexed = {FIELD: [session, [(frame, 0, 0) for frame in frames], error], "theirs": 1}
+    return SimpleNamespace(kv_transfer_params=multiplexed, request_id=session, finished=False)
 
 
 class Llm(SimpleNamespace):
@@ -201,9 +201,11 @@ class Llm(SimpleNamespace):
 
     def __init__(self, *batches: list[Any]) -> None:
         self._batches = batches
-        stock = SimpleNamespace(process_outputs=lambda outputs: len(outputs), request_states={})
+        original = SimpleNamespace(
+            process_outputs=lambda outputs: len(outputs), request_states={}
+        )
         core = SimpleNamespace(core_engines=[b"0"], client_count=1, client_index=0)
-        super().__init__(output_processor=stock, engine_core=core)
+        super().__init__(output_processor=original, engine_core=core)
 
     async def generate(self, *args: object, **kwargs: object) -> AsyncGenerator[object]:
         for batch in self._batches:
@@ -214,9 +216,9 @@ class Llm(SimpleNamespace):
 def reader(llm: Any) -> Any:
     """Return our end of vLLM's engine."""
     pytest.importorskip("vllm.v1.engine.async_llm")  # its warnings are not ours
-    from verifier.vllm_target.serving.engine import Engine
+    from verifier.vllm_target.serving.engine import VllmEngine
 
-    return Engine(llm)
+    return VllmEngine(llm)
 
 
 async def read(llm: Any, session: str = "s") -> list[bytes]:
@@ -250,7 +252,7 @@ async def test_vllm_counts_what_only_carries_frames_and_processes_the_rest() -> 
         _update_stats_from_output=lambda *call: counted.append(call),
     )
     engine = reader(llm)
-    inbox = engine._inboxes["s"] = []
+    queue = engine._queues["s"] = []
     first, silent, second, third, last = (
         output("s", *frames) for frames in ([b"a"], [], [b"b"], [b"c"], [b"d"])
     )
@@ -263,7 +265,7 @@ async def test_vllm_counts_what_only_carries_frames_and_processes_the_rest() -> 
     llm.output_processor.process_outputs([second, third], 1.5, None)
     llm.output_processor.process_outputs([last], 1.5, None)
 
-    assert [each.frame for each in inbox] == [b"a", b"b", b"c", b"d"]  # type: ignore[union-attr]
+    assert [each.frame for each in queue] == [b"a", b"b", b"c", b"d"]  # type: ignore[union-attr]
     assert processed == [first, last]
     assert counted == [(state, each, 1.5, None) for each in (silent, second, third)]
     woken = queue.get_nowait()

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from speculation.messages import Open, Reused, Sampling
+from speculation.messages import CachedPromptTokens, Open, Sampling
 from tests.verifier.vllm_target.conftest import ON_ENGINE, make
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -260,9 +260,11 @@ async def test_a_prompt_is_read_once_for_each_tenant(
     prompt = tuple(1000 + 200 * shared + i for i in range(200))
     asked = opening(target, "", Sampling(temperature=0.0), max_tokens=2)
     request = replace(asked, prompt=prompt)
-    reused = list[list[Reused]]()
+    cached_tokens = list[list[CachedPromptTokens]]()
     for i, tenant in enumerate(["ann", "ann", "ben"]):
         async with aclosing(target.serve(f"prefix {i}", request, tenant)) as replies:
-            reused.append([r.message async for r in replies if isinstance(r.message, Reused)])
+            cached_tokens.append(
+                [r.message async for r in replies if isinstance(r.message, CachedPromptTokens)]
+            )
 
-    assert [len(each) for each in reused] == [0, 1, shared]
+    assert [len(each) for each in cached_tokens] == [0, 1, shared]

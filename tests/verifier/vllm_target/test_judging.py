@@ -23,7 +23,7 @@ from speculation.judge import Judgement
 from speculation.logits import Adjustment, LogitSettings
 from speculation.messages import Sampling
 from speculation.separate import Separate
-from verifier.vllm_target.crossing import VerifyRequest
+from verifier.vllm_target.ipc_messages import VerifyRequest
 
 V = 50
 judge = VerifyRequest.judge_logits
@@ -187,15 +187,15 @@ def test_the_support_is_the_one_vllm_masks_to(top_p: float, top_k: int) -> None:
 
     masked = ops.apply_top_k_top_p_pytorch(torch.from_numpy(logits.copy()), k, p)
 
-    for row, stock in zip(logits, masked, strict=True):
+    for row, original in zip(logits, masked, strict=True):
         kept = distribution(row, Sampling(top_k=top_k, top_p=top_p)).tokens.tolist()
-        assert sorted(kept) == torch.nonzero(stock > -torch.inf)[:, 0].tolist()
+        assert sorted(kept) == torch.nonzero(original > -torch.inf)[:, 0].tolist()
 
 
 # What the hooks of Model Runner V1 draw of one step, without an engine.
 
 
-STOCKS = 7
+ORIGINALS = 7
 """The token that vLLM's own sampler draws in every row."""
 
 
@@ -203,7 +203,7 @@ def drawn(logits: Any, generators: object, *cuts: object) -> tuple[Any, None]:
     import torch
 
     assert not generators
-    return torch.full((len(logits),), STOCKS), None
+    return torch.full((len(logits),), ORIGINALS), None
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_each_row_is_drawn_by_its_own_law_and_no_generator_is_drawn_from(runner:
     every = np.arange(V)
     of_session = logits[0].numpy() + noise.gumbel(9, 4, every)
     of_seed = logits[1].numpy() + noise.gumbel(2**64 - 4, 5, every)
-    assert tokens.tolist() == [of_session.argmax(), of_seed.argmax(), STOCKS]
+    assert tokens.tolist() == [of_session.argmax(), of_seed.argmax(), ORIGINALS]
     generators[1].set_offset(generators[1].get_offset() - 4)  # as vLLM does inside a prompt
 
 
@@ -294,7 +294,7 @@ def test_draft_tokens_of_a_session_are_judged_beside_requests_that_have_none(
         torch.tensor([6, 8, 4]), [3, 0, 0], 3, None, None, drafted, drawn_last[:, None], None
     )
 
-    assert tokens.tolist() == [[6, 8, 4, 3], [STOCKS, -1, -1, -1], [STOCKS, -1, -1, -1]]
+    assert tokens.tolist() == [[6, 8, 4, 3], [ORIGINALS, -1, -1, -1], [ORIGINALS, -1, -1, -1]]
     output = SimpleNamespace()
     runner.hooks._return_judgements(lambda: output)
     assert output.picospec_judged["session"].accepted == 3

@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 import pytest_asyncio
 
-from speculation.messages import Open, Reused, Sampling
+from speculation.messages import CachedPromptTokens, Open, Sampling
 from tests.verifier.vllm_target.conftest import engine, make
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -78,9 +78,11 @@ async def own(target: VllmTarget, request: Open) -> tuple[list[int], int]:
     return list(last.outputs[0].token_ids), last.num_cached_tokens
 
 
-async def reused(target: VllmTarget, request: Open) -> list[int]:
+async def cached_tokens(target: VllmTarget, request: Open) -> list[int]:
     async with aclosing(target.serve("reuses", request)) as replies:
-        return [r.message.tokens async for r in replies if isinstance(r.message, Reused)]
+        return [
+            r.message.tokens async for r in replies if isinstance(r.message, CachedPromptTokens)
+        ]
 
 
 async def test_sessions_and_requests_say_the_same_of_kv_that_a_connector_has_saved(
@@ -101,7 +103,7 @@ async def test_sessions_and_requests_say_the_same_of_kv_that_a_connector_has_sav
 
     assert [session.result().tokens for session in drafting] == computed
     assert [request.result() for request in asked] == [(text, SAVED) for text, _ in alone]
-    assert await reused(target, sessions[0]) == [SAVED]
+    assert await cached_tokens(target, sessions[0]) == [SAVED]
 
 
 async def test_an_edge_gets_each_result_whatever_the_stream_interval_is(

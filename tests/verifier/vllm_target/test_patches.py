@@ -43,18 +43,20 @@ NO_PATCHES = {
     "the state of a scheduler, a request, a plan or an output": {
         "error", "finish_reason", "frames", "grammar_bitmask", "kv_transfer_params",
         "new_logprobs", "num_computed_tokens", "num_output_placeholders", "num_spec_tokens",
-        "num_spec_tokens_to_schedule", "picospec_judged", "picospec_ahead", "picospec_requests",
+        "num_spec_tokens_to_schedule", "picospec_is_asynchronous",
+        "picospec_judged", "picospec_requests",
         "prompt_token_ids", "proposed", "running", "seed", "spec_token_ids",
         "structured_outputs",
     },
     "our records of a step and of a request": {
-        "asked", "choices", "judged", "last_rows", "ours", "silent", "slots",
+        "choices", "judged", "last_rows", "ours", "requests", "silent", "slots",
     },
     "apps of FastAPI, and their server": {
         "default", "lifespan_context", "redirect_slashes", "should_exit",
     },
     "caps of our scheduler": {
-        "setattr(scheduler, name, value - len(held))", "setattr(scheduler, name, value)",
+        "setattr(scheduler, name, value - len(waiting_sessions))",
+        "setattr(scheduler, name, value)",
     },
 }  # fmt: skip
 """These attributes of other objects than `self` are assigned to outside of the table."""
@@ -183,7 +185,7 @@ def test_ours_takes_the_place_of_every_kind_of_attribute_until_it_is_undone(
     assert llm.method(2) == ("ours", ("stock", 2))
     assert llm.figure == ("ours", 1)
     assert (llm.run(3), Vllm.run(4)) == (("ours", 3), ("ours", 4))
-    assert patches.stock(Vllm, "run")(5) == ("stock", 5)
+    assert patches.original(Vllm, "run")(5) == ("stock", 5)
     assert llm.picospec_width == 7
     assert llm.part.method(6) == ("ours", ("stock", 6))
     for each in undo:

@@ -27,7 +27,7 @@ from tests.verifier.vllm_target.scripted import (
     served,
     with_extras,
 )
-from verifier.vllm_target.crossing import FIELD
+from verifier.vllm_target.ipc_messages import FIELD
 from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = ON_ENGINE

@@ -14,8 +14,8 @@ from speculation import wire
 from speculation.logits import LogitSettings
 from speculation.messages import Draft, Fill, Limits, Open, Sampling
 from tests.verifier.vllm_target.test_plugin import GENERATES
-from verifier.vllm_target.crossing import FIELD, Admission, Choice
-from verifier.vllm_target.patches import stock
+from verifier.vllm_target.ipc_messages import FIELD, Admission, RunnerChoice
+from verifier.vllm_target.patches import original
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -41,10 +41,12 @@ class Planner:
         small |= {"enable_prefix_caching": False}
         room = {"method": "ngram", "num_speculative_tokens": 8}
         args = EngineArgs(str(folder), speculative_config=room, **small, **options)
-        own = stock(EngineArgs, "create_speculative_config")  # another test may use the plugin
+        own = original(
+            EngineArgs, "create_speculative_config"
+        )  # another test may use the plugin
         args.create_speculative_config = MethodType(own, args)  # type: ignore[method-assign]
         config = args.create_engine_config()
-        config.additional_config = Choice("v2", 7).added_to({})
+        config.additional_config = RunnerChoice("v2", 7).added_to({})
         config.cache_config.num_gpu_blocks = blocks
         config.scheduler_config.async_scheduling = True
         spec = FullAttentionSpec(
@@ -89,7 +91,7 @@ class Planner:
 
     @property
     def plans_ahead(self) -> bool:
-        decided = self.scheduler._plans_ahead()
+        decided = self.scheduler._plans_asynchronously()
         self.scheduler._known = None
         return decided
 

@@ -29,9 +29,9 @@ from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.engine.core import EngineCoreProc
 
 from verifier.target import identity_of
-from verifier.vllm_target import conflicts, dying, plugin
-from verifier.vllm_target.crossing import CONFIG, NAME, SOCKET, Choice
-from verifier.vllm_target.serving.engine import Engine
+from verifier.vllm_target import conflicts, parent_watchdog, plugin
+from verifier.vllm_target.ipc_messages import CONFIG, NAME, SOCKET, RunnerChoice
+from verifier.vllm_target.serving.engine import VllmEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 GENERATES = {
@@ -99,7 +99,7 @@ def test_an_engine_that_generates_gets_scheduler_extension_and_place_for_drafts(
     assert config.parallel_config.worker_extension_cls == conflicts.EXTENSIONS["v1"]
     assert config.structured_outputs_config.backend == "guidance"
     assert config.speculative_config.num_speculative_tokens == 33
-    assert Choice.of(config) == Choice("v1", 32)
+    assert RunnerChoice.of(config) == RunnerChoice("v1", 32)
 
 
 def test_the_width_is_that_of_our_settings(
@@ -112,7 +112,7 @@ def test_the_width_is_that_of_our_settings(
 
     monkeypatch.setenv("PICOSPEC_VERIFIER__SPECULATION__MAX_VERIFY", "5")
 
-    assert Choice.of(configured()) == Choice("v1", 5)
+    assert RunnerChoice.of(configured()) == RunnerChoice("v1", 5)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +137,11 @@ def test_scheduling_is_asynchronous_where_that_of_a_vllm_without_us_is(
     """On CPUs vLLM switches it off at last. With us V1 and ranks of experts cannot have it."""
     monkeypatch.setattr(vllm.config.vllm, "HAS_TRITON", triton)
     decided: list[bool | None] = []
-    stock = CpuPlatform.check_and_update_config
+    original = CpuPlatform.check_and_update_config
 
     def note(config: Any) -> None:
         decided.append(config.scheduler_config.async_scheduling)
-        stock(config)
+        original(config)
 
     monkeypatch.setattr(CpuPlatform, "check_and_update_config", staticmethod(note))
     configured(**options)
@@ -195,7 +195,7 @@ def test_speculation_of_the_operator_stays_on_v2(
     config = configured(speculative_config={"method": "ngram", "num_speculative_tokens": 3})
 
     assert config.speculative_config.num_speculative_tokens == 3
-    assert Choice.of(config) == Choice("v2", 32, head=3)
+    assert RunnerChoice.of(config) == RunnerChoice("v2", 32, head=3)
     assert config.num_speculative_tokens == 33
 
 
@@ -211,7 +211,7 @@ def test_beside_adapters_a_session_has_its_share_of_a_steps_rows(
 ) -> None:
     config = configured(enable_lora=True, max_num_batched_tokens=tokens, max_num_seqs=requests)
 
-    assert Choice.of(config) == Choice("v1", max_verify)
+    assert RunnerChoice.of(config) == RunnerChoice("v1", max_verify)
 
 
 @pytest.mark.parametrize(("asked", "max_verify"), [(None, 3), ("8", 8)])
@@ -227,7 +227,7 @@ def test_a_model_with_recurrent_layers_has_room_for_few_states_of_a_request(
 
     config = configured(RECURRENT)
 
-    assert Choice.of(config) == Choice("v1", max_verify)
+    assert RunnerChoice.of(config) == RunnerChoice("v1", max_verify)
     assert config.num_speculative_tokens == max_verify + 1
 
 
@@ -256,7 +256,7 @@ def test_ranks_keep_a_schedule_by_which_they_cannot_differ(
     config._maybe_disable_dynamic_sd_for_data_parallel()
     assert speculation.num_speculative_tokens_per_batch_size is None  # not ours
     speculation.num_speculative_tokens_per_batch_size = asked
-    config.additional_config = Choice("v2", 32).added_to({})
+    config.additional_config = RunnerChoice("v2", 32).added_to({})
 
     config._maybe_disable_dynamic_sd_for_data_parallel()
 
@@ -290,7 +290,7 @@ def test_a_model_that_does_not_generate_starts_as_without_us(
 ) -> None:
     config = configured(model, scheduler_cls=None, use_fp64_gumbel=True, **options)
 
-    assert Choice.of(config) is None
+    assert RunnerChoice.of(config) is None
     assert config.scheduler_config.scheduler_cls is None
     assert config.speculative_config is None
     assert config.parallel_config.worker_extension_cls == ""
@@ -304,11 +304,11 @@ def test_where_vllm_plugins_does_not_name_it_nothing_changes(
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     if plugins is not None:
         monkeypatch.setenv("VLLM_PLUGINS", plugins)
-    stock = EngineArgs.create_speculative_config
+    original = EngineArgs.create_speculative_config
 
     plugin.register()
 
-    assert EngineArgs.create_speculative_config is stock
+    assert EngineArgs.create_speculative_config is original
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_what_operators_use_beside_sessions_is_served(
 ) -> None:
     config = configured(**{option: value})
 
-    assert Choice.of(config) is not None
+    assert RunnerChoice.of(config) is not None
 
 
 def test_an_operators_worker_extension_is_joined_with_ours(
@@ -421,7 +421,7 @@ def test_several_api_servers_are_given_time_to_drain(
 def test_a_core_is_bound_to_its_parent(registered: None, configured: Configure) -> None:
     configured()
 
-    assert EngineCoreProc.run_engine_core is dying.run_engine_core
+    assert EngineCoreProc.run_engine_core is parent_watchdog.run_engine_core
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,7 @@ def test_what_changes_a_text_is_part_of_the_identity(
     def identity() -> str:
         llm = SimpleNamespace(vllm_config=config)
         engine = SimpleNamespace(_llm=llm, model=config.model_config)
-        return identity_of(Engine.shapes.fget(engine))  # type: ignore[attr-defined]
+        return identity_of(VllmEngine.shapes.fget(engine))  # type: ignore[attr-defined]
 
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")
     config = configured()

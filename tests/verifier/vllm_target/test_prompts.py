@@ -24,8 +24,8 @@ import msgspec
 import pytest
 
 from bench.run.services import free_port
-from gateway.doors.chat import ChatRequest
-from gateway.doors.request import SERVABLE
+from gateway.endpoints.chat import ChatRequest
+from gateway.endpoints.request import SERVABLE
 from gateway.errors import InvalidRequest
 from local_models.template import ChatTemplate
 from local_models.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 from tests.local_models.chats import TEMPLATES
 from tests.verifier.vllm_target.conftest import call_it_vllm, wait_for
 from verifier.target import FEATURES, Unservable
-from verifier.vllm_target.crossing import FIELD, Admission
+from verifier.vllm_target.ipc_messages import FIELD, Admission
 from verifier.vllm_target.serving.target import engine_request
 
 OVERRIDDEN: Final = {"temperature": 0.6, "presence_penalty": 0.1, "max_new_tokens": 9}

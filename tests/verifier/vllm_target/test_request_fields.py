@@ -1,4 +1,4 @@
-"""Each field of vLLM's own API is drafted under at an edge, or relayed, or listed here."""
+"""Each field of vLLM's own API is drafted under at an edge, or proxied, or listed here."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from gateway.doors.chat import ChatRequest
-from gateway.doors.completions import CompletionRequest
-from gateway.doors.messages import MessagesRequest
-from gateway.doors.responses import ResponsesRequest
+from gateway.endpoints.chat import ChatRequest
+from gateway.endpoints.completions import CompletionRequest
+from gateway.endpoints.messages import MessagesRequest
+from gateway.endpoints.responses import ResponsesRequest
 from gateway.schema import NEUTRAL, RequestModel
 from local_models.tokenizer_file import TokenizerFile
 from tests.verifier.vllm_target.request_values import (
@@ -49,7 +49,7 @@ REFINING = {
     "truncation_side",
     "user",
 }
-"""By themselves these change no text, so an edge ignores them; with a field that is relayed
+"""By themselves these change no text, so an edge ignores them; with a field that is proxied
 they are passed on."""
 
 FILE = TokenizerFile("huggingface", b"", template="{{ documents }}")
@@ -69,9 +69,9 @@ def test_every_field_of_vllm_has_its_place(path: str, ours: type[RequestModel]) 
     listed = set(endpoints.fields_of(FILE)[path])
     of_a_chat = set() if "completions" in path else {*ChatRequest.model_fields}
     drafted = {*ours.model_fields} | of_a_chat
-    relayed = listed & NEUTRAL.keys()
+    proxied = listed & NEUTRAL.keys()
 
-    assert theirs - drafted - relayed <= NOT_LISTED | REFINING
+    assert theirs - drafted - proxied <= NOT_LISTED | REFINING
     assert theirs - listed <= NOT_LISTED | {"background", "previous_response_id"}
 
 

@@ -74,7 +74,7 @@ MORE: list[tuple[str, str, dict[str, Any]]] = [
     (CHATS, "messages", {"messages": [{"role": "user", "content": HUGE}]}),
     (CHATS, "messages", {"messages": [{"role": "user", "content": HUGE}], "stream": True}),
 ]
-"""What is relayed: fields together with others, and a chat that an edge cannot render."""
+"""What is proxied: fields together with others, and a chat that an edge cannot render."""
 
 OURS = {
     (CHATS, "documents"),  # vLLM leaves them out without a word

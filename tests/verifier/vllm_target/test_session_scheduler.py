@@ -28,7 +28,7 @@ from speculation.messages import (
 )
 from speculation.verify_machine import Offer, VerifyMachine
 from verifier.vllm_target.core.slot import SessionSlot
-from verifier.vllm_target.crossing import PUSH, Admission
+from verifier.vllm_target.ipc_messages import PUSH, Admission
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -116,11 +116,11 @@ def test_the_running_batch_ends_before_a_step_that_needs_its_result_and_steps_ov
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("vllm")
-    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+    from vllm.v1.core.sched.scheduler import Scheduler as Original
 
     from verifier.vllm_target.core.scheduler import AsyncPicoScheduler
 
-    monkeypatch.setattr(Stock, "has_requests", lambda scheduler: True)
+    monkeypatch.setattr(Original, "has_requests", lambda scheduler: True)
     scheduler: Any = object.__new__(AsyncPicoScheduler)
     scheduler._slots, scheduler._lets_batch_end = {}, False
     scheduler._needing_results = set()
@@ -177,7 +177,7 @@ def beside(*places: str, drafting: Sequence[str] = (), waiting: int = 0) -> Any:
     return scheduler
 
 
-PLANNED_AHEAD = {
+ASYNCHRONOUS = {
     "a session without draft tokens runs on": (("a+",), "", True),
     "so do two": (("a+", "b+"), "", True),
     "one with draft tokens waits for their outcome": (("a+",), "a", False),
@@ -189,46 +189,46 @@ PLANNED_AHEAD = {
 
 
 @pytest.mark.parametrize(
-    ("places", "drafting", "expected"), PLANNED_AHEAD.values(), ids=PLANNED_AHEAD
+    ("places", "drafting", "expected"), ASYNCHRONOUS.values(), ids=ASYNCHRONOUS
 )
 def test_a_step_is_planned_ahead_unless_it_would_part_sessions_that_draft(
     places: tuple[str, ...], drafting: str, expected: bool
 ) -> None:
-    assert beside(*places, drafting=drafting)._plans_ahead() is expected
+    assert beside(*places, drafting=drafting)._plans_asynchronously() is expected
 
 
 def test_a_prompt_is_read_ahead_and_nothing_is_planned_where_each_result_is_needed() -> None:
-    assert beside("a+", drafting="a", waiting=1)._plans_ahead()
+    assert beside("a+", drafting="a", waiting=1)._plans_asynchronously()
     scheduler = beside("plain+", "a+")
     scheduler._needing_results.add("a request with a grammar")
-    assert not scheduler._plans_ahead()
+    assert not scheduler._plans_asynchronously()
 
 
 def test_a_request_with_a_grammar_needs_each_result_until_it_has_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scheduler = beside("plain+", "a+")
-    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+    from vllm.v1.core.sched.scheduler import Scheduler as Original
 
-    monkeypatch.setattr(Stock, "add_request", lambda scheduler, request: None)
-    monkeypatch.setattr(Stock, "_free_request", lambda scheduler, request: None)
+    monkeypatch.setattr(Original, "add_request", lambda scheduler, request: None)
+    monkeypatch.setattr(Original, "_free_request", lambda scheduler, request: None)
     request = SimpleNamespace(request_id="r", sampling_params=None, use_structured_output=True)
 
     scheduler.add_request(request)
-    assert not scheduler._plans_ahead()
+    assert not scheduler._plans_asynchronously()
     scheduler._free_request(request)
-    assert scheduler._plans_ahead()
+    assert scheduler._plans_asynchronously()
 
 
 def test_a_step_that_is_planned_ahead_leaves_out_sessions_whose_draft_tokens_are_judged() -> (
     None
 ):
     scheduler = beside("plain+", "judging+", "resting+", "free", drafting=("judging", "free"))
-    assert scheduler._plans_ahead()
+    assert scheduler._plans_asynchronously()
 
-    held = scheduler._offer_drafts(0.0)
+    waiting_requests = scheduler._offer_drafts(0.0)
 
-    assert [request.request_id for request in held] == ["1"]
+    assert [request.request_id for request in waiting_requests] == ["1"]
     assert [request.spec_token_ids for request in scheduler.running] == [[], [], [], [5, 6]]
 
 
@@ -236,11 +236,11 @@ def test_passes_end_in_the_order_of_their_batches_and_last_from_one_end_to_the_n
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scheduler = beside("a+", "b", drafting="b")
-    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+    from vllm.v1.core.sched.scheduler import Scheduler as Original
 
     from verifier.vllm_target.core import scheduler as module
 
-    monkeypatch.setattr(Stock, "update_from_output", lambda scheduler, *step: {})
+    monkeypatch.setattr(Original, "update_from_output", lambda scheduler, *step: {})
     clock = iter((9.0, 15.0))
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     for request in scheduler.running:
@@ -257,7 +257,7 @@ def test_passes_end_in_the_order_of_their_batches_and_last_from_one_end_to_the_n
         counts = {name: 1 + len(drafts.get(name, ())) for name in names}
         output = SimpleNamespace(
             num_scheduled_tokens=counts, scheduled_spec_decode_tokens=drafts,
-            total_num_scheduled_tokens=sum(counts.values()), picospec_ahead=now > 1.0,
+            total_num_scheduled_tokens=sum(counts.values()), picospec_is_asynchronous=now > 1.0,
         )  # fmt: skip
         output.picospec_requests = scheduler._begin(output, now)
         return output
@@ -290,16 +290,16 @@ def test_a_step_without_a_session_is_vllms_own_and_counts_when_its_result_is_kno
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("vllm")
-    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+    from vllm.v1.core.sched.scheduler import Scheduler as Original
 
     from verifier.vllm_target.core.scheduler import AsyncPicoScheduler
 
     step = SimpleNamespace(total_num_scheduled_tokens=3)
-    monkeypatch.setattr(Stock, "schedule", lambda scheduler: step)
-    monkeypatch.setattr(Stock, "update_from_output", lambda scheduler, *step: step)
+    monkeypatch.setattr(Original, "schedule", lambda scheduler: step)
+    monkeypatch.setattr(Original, "update_from_output", lambda scheduler, *step: step)
     scheduler: Any = object.__new__(AsyncPicoScheduler)  # without a machine
     scheduler.engine, scheduler._slots, scheduler.num_spec_tokens = None, {}, 9
-    scheduler.steps = scheduler.planned_ahead = 0
+    scheduler.steps = scheduler.asynchronous_steps = 0
 
     assert scheduler.schedule() is step
     assert scheduler.steps == 0
@@ -370,7 +370,7 @@ def test_a_batch_is_taken_without_an_answer_and_a_bug_ends_the_session_that_has_
 
     from verifier.vllm_target.core.sessions import SessionScheduler
 
-    scheduler, stock, pushed, aborted, sent = Scheduler(), [], [], [], []
+    scheduler, original, pushed, aborted, sent = Scheduler(), [], [], [], []
 
     def push(session: str, frames: bytes, arrived: float) -> None:
         pushed.append((session, frames, arrived))
@@ -382,14 +382,14 @@ def test_a_batch_is_taken_without_an_answer_and_a_bug_ends_the_session_that_has_
     scheduler.requests = {"r": SimpleNamespace(request_id="r")}
     scheduler.finish_requests = lambda request_id, status: aborted.append(request_id)
     scheduler._emit = lambda request, output: sent.append(output.finished)
-    handle = partial(SessionScheduler._handle, scheduler, lambda *call: stock.append(call))  # type: ignore[arg-type]
+    handle = partial(SessionScheduler._handle, scheduler, lambda *call: original.append(call))  # type: ignore[arg-type]
 
     handle(EngineCoreRequestType.UTILITY, [0, 0, PUSH, [[["s", b"1"], ["t", b"2"]], 12.5]])
     handle(EngineCoreRequestType.UTILITY, [0, 7, "picospec_read", []])
 
     assert pushed == [("s", b"1", 12.5), ("t", b"2", 12.5)]
     assert (aborted, sent) == (["r"], [True])
-    assert [request[2] for _, request in stock] == ["picospec_read"]
+    assert [request[2] for _, request in original] == ["picospec_read"]
 
 
 @pytest.mark.parametrize(
@@ -443,9 +443,11 @@ def test_a_grammar_of_any_request_keeps_a_step_from_being_learned_once_one_ran_w
     assert not is_dear("session", "finished meanwhile")
 
 
-@pytest.mark.parametrize(("waiting", "seats", "held"), [(0, 8, 1), (1, 8, 0), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("waiting", "seats", "waiting_requests"), [(0, 8, 1), (1, 8, 0), (1, 1, 1)]
+)
 def test_no_session_is_held_out_of_a_step_that_begins_to_read_a_prompt(
-    waiting: int, seats: int, held: int
+    waiting: int, seats: int, waiting_requests: int
 ) -> None:
     scheduler = beside("a", waiting=waiting)
 
@@ -455,36 +457,38 @@ def test_no_session_is_held_out_of_a_step_that_begins_to_read_a_prompt(
     scheduler._machine = SimpleNamespace(offer=offer)
     scheduler.max_num_running_reqs = seats
 
-    assert len(scheduler._offer_drafts(0.0)) == held
+    assert len(scheduler._offer_drafts(0.0)) == waiting_requests
 
 
 def test_a_prompt_is_read_in_short_parts_beside_a_held_session_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("vllm")
-    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+    from vllm.v1.core.sched.scheduler import Scheduler as Original
 
     from verifier.vllm_target.core.scheduler import PicoScheduler
 
-    held, prompt = SimpleNamespace(), SimpleNamespace()
+    waiting_requests, prompt = SimpleNamespace(), SimpleNamespace()
     scheduler: Any = object.__new__(PicoScheduler)
-    scheduler.running, scheduler.num_spec_tokens = [held, prompt], 9
-    scheduler.engine, scheduler.planned_ahead, scheduler.lora_config = None, 0, None
-    scheduler._offer_drafts = lambda now: [held]
+    scheduler.running, scheduler.num_spec_tokens = [waiting_requests, prompt], 9
+    scheduler.engine, scheduler.asynchronous_steps, scheduler.lora_config = None, 0, None
+    scheduler._offer_drafts = lambda now: [waiting_requests]
     scheduler._begin = lambda output, now: {}
     scheduler._slots, scheduler.waiting, counts = {"r": 0}, [], []
     scheduler.kv_holding_waiting, scheduler.deferred_waiting = [], set()
     scheduler.max_num_running_reqs, scheduler.max_num_scheduled_tokens = 4, 64
 
-    def plan(stock: Any) -> SimpleNamespace:
-        counts.append((len(stock.running), stock.get_request_counts()))
+    def plan(original: Any) -> SimpleNamespace:
+        counts.append((len(original.running), original.get_request_counts()))
         read = SimpleNamespace(resumed_req_ids=())
         return SimpleNamespace(
             total_num_scheduled_tokens=64, scheduled_cached_reqs=read, scheduled_new_reqs=[]
         )
 
-    monkeypatch.setattr(Stock, "schedule", plan)
-    monkeypatch.setattr(Stock, "get_request_counts", lambda stock: (len(stock.running), 0))
+    monkeypatch.setattr(Original, "schedule", plan)
+    monkeypatch.setattr(
+        Original, "get_request_counts", lambda original: (len(original.running), 0)
+    )
     scheduler.schedule()
 
     assert counts == [(1, (2, 0))]
@@ -496,13 +500,13 @@ def test_a_core_asks_once_a_step_whether_its_sessions_wait(
 ) -> None:
     """vLLM asks two or three times for each step, and each answer looks at all sessions."""
     pytest.importorskip("vllm")
-    from vllm.v1.core.sched.scheduler import Scheduler as Stock
+    from vllm.v1.core.sched.scheduler import Scheduler as Original
 
     from verifier.vllm_target.core import sessions
     from verifier.vllm_target.core.scheduler import PicoScheduler
 
     asked: list[int] = []
-    monkeypatch.setattr(Stock, "has_requests", lambda scheduler: True)
+    monkeypatch.setattr(Original, "has_requests", lambda scheduler: True)
     monkeypatch.setattr(sessions, "must_step", lambda scheduler: False)
     given = Scheduler()
     monkeypatch.setattr(

@@ -3,8 +3,9 @@ Commits go out with vLLM's outputs.
 
 A session is one vLLM request that stays RUNNING for its whole answer, so KV cache, rollback,
 batching, preemption and prefix caching are vLLM's own. `schedule` puts the offered draft tokens
-where vLLM's own would be, and leaves held sessions out. The worker judges the rows.
-`update_from_output` passes the verdicts to the machine, and sends the messages it returns.
+where vLLM's own would be, and leaves out sessions that wait for drafts. The worker judges the
+rows. `update_from_output` passes the verdicts to the machine, and sends the messages it
+returns.
 
 If a step generates nothing for a request, because its first draft token was rejected and the
 edge draws the recovered one, vLLM does not take back the step's tokens, so this module does.
@@ -34,11 +35,11 @@ from speculation.messages import TokenLogprob
 from speculation.verify_machine import PassPlan, Verdict
 from verifier.vllm_target.core.sessions import SessionScheduler, put_frames
 from verifier.vllm_target.core.slot import SessionSlot
-from verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, VerifyRequest
+from verifier.vllm_target.ipc_messages import MASK_ROWS, MOST_ROWS, VerifyRequest
 
-# Makes vLLM's scheduler plan one step as sessions need it. Held requests are left out of the
-# step without losing KV cache or slot, and the other requests get no more rows than they have
-# draft tokens for.
+# Makes vLLM's scheduler plan one step as sessions need it. Requests that wait for drafts are
+# left out of the step without losing KV cache or slot, and the other requests get no more rows
+# than they have draft tokens for.
 
 _CAPS: Final = ("max_num_running_reqs", "max_num_active_reqs")
 
@@ -49,20 +50,21 @@ def adapters(requests: Iterable[Request]) -> set[int]:
 
 
 @contextmanager
-def hidden(scheduler: Scheduler, held: list[Request]) -> Iterator[None]:
-    """Hide held requests, and the slots and adapters that they take, from the scheduler while
-    it plans a step. vLLM counts the adapters of a step, and hidden ones are in the next."""
-    if not held:
+def hidden(scheduler: Scheduler, waiting_sessions: list[Request]) -> Iterator[None]:
+    """Hide requests that wait for drafts, and the slots and adapters that they take, from the
+    scheduler while it plans a step. vLLM counts the adapters of a step, and hidden ones are in
+    the next."""
+    if not waiting_sessions:
         yield
         return
-    order, out = scheduler.running, {id(request) for request in held}
+    order, out = scheduler.running, {id(request) for request in waiting_sessions}
     scheduler.running = [request for request in order if id(request) not in out]
     caps = {name: getattr(scheduler, name) for name in _CAPS if hasattr(scheduler, name)}
     for name, value in caps.items():
-        setattr(scheduler, name, value - len(held))
+        setattr(scheduler, name, value - len(waiting_sessions))
     if loras := scheduler.lora_config:
         scheduler.lora_config = fewer = copy(loras)  # the workers have the same one
-        fewer.max_loras -= len(adapters(held) - adapters(scheduler.running))
+        fewer.max_loras -= len(adapters(waiting_sessions) - adapters(scheduler.running))
     try:
         yield
     finally:
@@ -128,7 +130,7 @@ class PicoScheduler(SessionScheduler):
         """The passes with draft tokens of each batch under way, in their order."""
 
         self._has_run_without_grammars = False
-        self._held = 0  # number of sessions left out of the step being planned
+        self._waiting_sessions = 0  # number of sessions left out of the step being planned
         self._heads: Mapping[str, int] = {}  # number of the head's tokens offered, by session
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
@@ -146,10 +148,10 @@ class PicoScheduler(SessionScheduler):
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         output = self._schedule(*args, **kwargs)
-        output.picospec_ahead = None if self._has_slept else self._is_batch_under_way
+        output.picospec_is_asynchronous = None if self._has_slept else self._is_batch_under_way
         self._has_slept = False
         is_step = output.total_num_scheduled_tokens > 0
-        self.planned_ahead += is_step and self._is_batch_under_way
+        self.asynchronous_steps += is_step and self._is_batch_under_way
         return output
 
     def _schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
@@ -157,19 +159,19 @@ class PicoScheduler(SessionScheduler):
             with unpadded(self):
                 return super().schedule(*args, **kwargs)
         now = time.monotonic()
-        held = self._offer_drafts(now)
-        self._held = len(held)
-        with hidden(self, held), unpadded(self):
+        waiting_sessions = self._offer_drafts(now)
+        self._waiting_sessions = len(waiting_sessions)
+        with hidden(self, waiting_sessions), unpadded(self):
             output = super().schedule(*args, **kwargs)
-        self._held = 0
+        self._waiting_sessions = 0
         output.picospec_requests = self._begin(output, now)
         cached, rows = output.scheduled_cached_reqs, output.total_num_scheduled_tokens
         admitted = output.scheduled_new_reqs or cached.resumed_req_ids
         has_room = rows < self.max_num_scheduled_tokens
         self._is_full = self._admits and has_room and not admitted
         is_empty = not (output.total_num_scheduled_tokens or self._is_batch_under_way)
-        if held and is_empty and self._admits:
-            self._preempt_held(held[-1], now)
+        if waiting_sessions and is_empty and self._admits:
+            self._preempt_waiting(waiting_sessions[-1], now)
         return output
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
@@ -179,20 +181,21 @@ class PicoScheduler(SessionScheduler):
 
     def get_grammar_bitmask(self, scheduler_output: SchedulerOutput) -> Any:
         """Return the masks of a step's grammars, without rows that its draft tokens lack."""
-        found = super().get_grammar_bitmask(scheduler_output)
-        if found is not None:
+        bitmask = super().get_grammar_bitmask(scheduler_output)
+        if bitmask is not None:
             drafts = scheduler_output.scheduled_spec_decode_tokens
-            names = found.structured_output_request_ids
+            names = bitmask.structured_output_request_ids
             counts = [len(drafts.get(name, ())) for name in names]
             room = 1 + self.vllm_config.num_speculative_tokens
-            found.grammar_bitmask = narrowed(found.grammar_bitmask, counts, room)
-        return found
+            bitmask.grammar_bitmask = narrowed(bitmask.grammar_bitmask, counts, room)
+        return bitmask
 
     def get_request_counts(self) -> tuple[int, int]:
-        """Return the counts with held sessions, which vLLM does not see, as running: beside any
+        """Return the counts with sessions that wait for drafts, which vLLM does not see, as
+        running: beside any
         other request it reads a prompt in shorter parts (long_prefill_token_threshold)."""
         running, waiting = super().get_request_counts()
-        return running + self._held, waiting
+        return running + self._waiting_sessions, waiting
 
     def _is_slowed(self, output: SchedulerOutput) -> bool:
         """Return True if grammars may have made this step longer than others. A client can make
@@ -204,17 +207,18 @@ class PicoScheduler(SessionScheduler):
         self._has_run_without_grammars |= not with_grammar
         return with_grammar and self._has_run_without_grammars
 
-    def _preempt_held(self, held: Request, now: float) -> None:
-        """Preempt a held session for requests that wait for KV, because vLLM preempts only what
+    def _preempt_waiting(self, waiting_sessions: Request, now: float) -> None:
+        """Preempt a session that waits for drafts for requests that wait for KV, because vLLM
+        preempts only what
         it sees running. The session queues behind them, and then reads its text again."""
-        self.running.remove(held)
-        self._preempt_request(held, now)
-        self.waiting.remove_request(held)
-        self.waiting.add_request(held)
+        self.running.remove(waiting_sessions)
+        self._preempt_request(waiting_sessions, now)
+        self.waiting.remove_request(waiting_sessions)
+        self.waiting.add_request(waiting_sessions)
 
     def _offer_drafts(self, now: float) -> list[Request]:
         """Give each session its draft tokens for this step; return the requests left out. No
-        session is held while a prompt is read, because such a step is long."""
+        session waits for drafts while a prompt is read, because such a step is long."""
         under_way, free, others = self._known or self._taken_apart()
         ready = {slot.name: (request, slot) for request, slot in (*under_way, *free)}
         missing = sum(len(slot.missing(request.num_tokens)) for request, slot in ready.values())
@@ -226,7 +230,7 @@ class PicoScheduler(SessionScheduler):
             [slot.name for _, slot in free],
             now,
             rows=rows,
-            without_drafts=self._running_on,
+            without_drafts=self._asynchronous_sessions,
             others=others,
             due=due,
             ahead=self._is_batch_under_way,
@@ -256,7 +260,7 @@ class PicoScheduler(SessionScheduler):
                 slot.error = "Open.committed: the grammar forbids these tokens"
             missing = slot.missing(request.num_tokens)
             injected = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
-            if slot.may_run_on and not injected:
+            if slot.may_run_asynchronously and not injected:
                 start = request.num_computed_tokens - slot.admission.prompt_tokens
                 requests[request_id] = slot.fill_in(start)
                 continue
@@ -277,16 +281,16 @@ class PicoScheduler(SessionScheduler):
         self.steps += scheduler_output.total_num_scheduled_tokens > 0
         last_ended_at, now = self._ended_at, time.monotonic()
         self._ended_at = now
-        asked: dict[str, VerifyRequest] | None
-        asked = getattr(scheduler_output, "picospec_requests", None)
-        if asked is None:  # planned without a session
+        requests_by_id: dict[str, VerifyRequest] | None
+        requests_by_id = getattr(scheduler_output, "picospec_requests", None)
+        if requests_by_id is None:  # planned without a session
             return super().update_from_output(scheduler_output, model_runner_output)
         judged: dict[str, Judgement] = getattr(model_runner_output, "picospec_judged", {})
         loads = model_runner_output.kv_connector_output
         unloaded = loads.invalid_block_ids if loads else set[int]()
         passed: Passed = {
             request_id: (request, slot)
-            for request_id in asked
+            for request_id in requests_by_id
             if (request := self.requests.get(request_id)) and not request.is_finished()
             if (slot := self._slots.get(request_id))
             if not unloaded or self._has_kv_beside(unloaded, request_id)
@@ -298,18 +302,22 @@ class PicoScheduler(SessionScheduler):
             if request.num_stale_output_tokens and request.drop_stale_output:
                 generated = []  # vLLM has preempted it, and will generate them again
             else:
-                _correct(request, asked[request_id], generated)
-            if asked[request_id].rule is not None:
+                _correct(request, requests_by_id[request_id], generated)
+            if requests_by_id[request_id].rule is not None:
                 logprobs = _logprobs(model_runner_output, request, index, len(generated))
-                if (found := judged.get(request_id)) is None:  # all tokens count
-                    found = Judgement(tuple(generated), accepted=max(0, len(generated) - 1))
-                verdicts[slot.name] = Verdict(found.after(asked[request_id].known), logprobs)
+                if (request_judgement := judged.get(request_id)) is None:  # all tokens count
+                    request_judgement = Judgement(
+                        tuple(generated), accepted=max(0, len(generated) - 1)
+                    )
+                verdicts[slot.name] = Verdict(
+                    request_judgement.after(requests_by_id[request_id].known), logprobs
+                )
         rows = scheduler_output.total_num_scheduled_tokens
         decoded = _decoded(scheduler_output)
         is_slowed, reads = self._is_slowed(scheduler_output), decoded < rows
         learned = decoded if decoded > 0 and not is_slowed else None
         plan = self._begun(self._plans.popleft(), verdicts, last_ended_at)
-        ahead = scheduler_output.picospec_ahead
+        ahead = scheduler_output.picospec_is_asynchronous
         down = self._machine.ran(
             plan,
             verdicts,
@@ -350,10 +358,10 @@ class PicoScheduler(SessionScheduler):
         """Attach the frames to the requests' outputs; requests without an output get one."""
         for batch in batches.values():
             for output in batch.outputs:
-                found = passed.pop(output.request_id, None)
-                if found is not None:
-                    put_frames(output, found[1])
-                    self._end(*found, output)
+                frames = passed.pop(output.request_id, None)
+                if frames is not None:
+                    put_frames(output, frames[1])
+                    self._end(*frames, output)
         for request, slot in passed.values():
             batch = batches.setdefault(request.client_index, EngineCoreOutputs())
             batch.outputs.append(self._output(request, slot))
@@ -363,12 +371,12 @@ class AsyncPicoScheduler(PicoScheduler, AsyncScheduler):
     """Does the same in an engine that schedules asynchronously while it has no session."""
 
 
-def _correct(request: Request, asked: VerifyRequest, generated: list[int]) -> None:
+def _correct(request: Request, verify_request: VerifyRequest, generated: list[int]) -> None:
     """Correct vLLM's record of a step for a session, in place."""
-    if asked.rule is None:
+    if verify_request.rule is None:
         generated.clear()
     if not generated:
-        request.num_computed_tokens -= len(asked.draft) + 1
+        request.num_computed_tokens -= len(verify_request.draft) + 1
         request.num_output_placeholders = 0  # no other step of a session is under way
 
 

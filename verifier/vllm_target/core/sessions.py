@@ -6,9 +6,8 @@ message that it sends at once leaves in an output of its own. scheduler.py has t
 An engine that schedules asynchronously plans a step while the last one runs, as vLLM does. A
 session without draft tokens has a row in each step, like a request without a session. One with
 draft tokens is left out of the next step, because its next ones must follow a text that is
-known; if that step would have no other rows, it is not planned ahead. While some session or
-grammar needs each result, all steps wait for the last one.
-"""
+known; if that step would have no other rows, it is not planned asynchronously. While some
+session or grammar needs each result, all steps wait for the last one."""
 
 from __future__ import annotations
 
@@ -37,15 +36,15 @@ from speculation.ngrams import Owner
 from speculation.verify_machine import VerifyMachine
 from verifier.vllm_target import patches
 from verifier.vllm_target.core.slot import SessionSlot
-from verifier.vllm_target.crossing import FIELD, PUSH, Admission, Batch, Choice
-from verifier.vllm_target.patches import Stock
+from verifier.vllm_target.ipc_messages import FIELD, PUSH, Admission, Batch, RunnerChoice
+from verifier.vllm_target.patches import Original
 
 _QUEUES: Final = ("waiting", "kv_holding_waiting")
 
 Sessions = list[tuple[Request, SessionSlot]]
 
 
-class Running(NamedTuple):
+class RunningRequests(NamedTuple):
     """The requests that run, before a step is planned."""
 
     under_way: Sessions
@@ -70,12 +69,12 @@ class SessionScheduler(Scheduler):
     _has_slept = False
     """True if there was nothing to do since the last step was planned."""
 
-    _running_on: Collection[str] = ()
+    _asynchronous_sessions: Collection[str] = ()
     """Sessions that have a row in the step that is planned, and in the one under way."""
 
-    _known: Running | None = None
-    """The requests as the decision saw them whether to plan this step ahead. Nothing changes
-    them from there to the step's plan."""
+    _known: RunningRequests | None = None
+    """The requests as the decision saw them whether to plan this step asynchronously. Nothing
+    changes them from there to the step's plan."""
 
     asks_for_proposals = False
     """A core without a head does not ask its workers for draft tokens."""
@@ -94,10 +93,10 @@ class SessionScheduler(Scheduler):
         self._needing_results: set[str] = set()
         """Beside a session, each step waits for the last one while there are such requests."""
 
-        choice = Choice.of(self.vllm_config)
+        choice = RunnerChoice.of(self.vllm_config)
         self._head = choice.head if choice else 0
         self.steps = 0  # steps whose result is known
-        self.planned_ahead = 0  # steps planned before the result of the last one was known
+        self.asynchronous_steps = 0  # steps planned before the result of the last one was known
         self.preemptions = 0
 
     def add_request(self, request: Request) -> None:
@@ -110,32 +109,38 @@ class SessionScheduler(Scheduler):
             if request.use_structured_output:
                 self._needing_results.add(request.request_id)
             return
-        asked = Admission.unpack(packed)
-        if asked.session in self._request_of:
+        admission = Admission.unpack(packed)
+        if admission.session in self._request_of:
             output = EngineCoreOutput(request.request_id, [], finish_reason=FinishReason.ABORT)
             taken = "a session of this name is running"
-            output.kv_transfer_params = {FIELD: [asked.session, [], taken]}
+            output.kv_transfer_params = {FIELD: [admission.session, [], taken]}
             self._emit(request, output)
             return
         super().add_request(request)
-        now, size = time.monotonic(), asked.vocabulary_size
-        prompt = (request.prompt_token_ids or [])[: asked.prompt_tokens]
-        if asked.drawn_by_vllm:
-            _move_output(request, asked.prompt_tokens)
-        opened = replace(asked.request, prompt=tuple(prompt))
+        now, size = time.monotonic(), admission.vocabulary_size
+        prompt = (request.prompt_token_ids or [])[: admission.prompt_tokens]
+        if admission.drawn_by_vllm:
+            _move_output(request, admission.prompt_tokens)
+        opened = replace(admission.request, prompt=tuple(prompt))
         self._machine.open(
-            asked.session,
+            admission.session,
             opened,
-            asked.limits,
+            admission.limits,
             vocabulary_size=size,
             now=now,
-            owner=asked.owner,
+            owner=admission.owner,
         )
-        slot = SessionSlot(asked, self._machine.session(asked.session), prompt)
+        slot = SessionSlot(admission, self._machine.session(admission.session), prompt)
         self._slots[request.request_id] = slot
         self._request_of[slot.name] = request.request_id
-        may_run_on = slot.may_run_on and not request.use_structured_output
-        if not may_run_on or self._head or self.parallel_config.pipeline_parallel_size > 1:
+        may_run_asynchronously = (
+            slot.may_run_asynchronously and not request.use_structured_output
+        )
+        if (
+            not may_run_asynchronously
+            or self._head
+            or self.parallel_config.pipeline_parallel_size > 1
+        ):
             self._needing_results.add(request.request_id)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
@@ -168,22 +173,22 @@ class SessionScheduler(Scheduler):
                 patches.apply("core with batches", ours=self, engine=engine)
         return True
 
-    def _step(self, stock: Stock) -> tuple[dict[int, EngineCoreOutputs] | None, bool]:
-        """Make the core's step. stock: vLLM's own, which keeps a queue of batches."""
+    def _step(self, original: Original) -> tuple[dict[int, EngineCoreOutputs] | None, bool]:
+        """Make the core's step. original: vLLM's own, which keeps a queue of batches."""
         if (engine := self.engine) is None:
-            return stock()
+            return original()
         if not self._slots:
             engine.async_scheduling = True
-            return stock()
+            return original()
         if self._needing_results and not self._is_batch_under_way:
             engine.async_scheduling = False  # the core asks for the head's tokens after it
             return engine.step()
-        ends = self._is_batch_under_way and not self._plans_ahead()
+        ends = self._is_batch_under_way and not self._plans_asynchronously()
         self._lets_batch_end = ends
         try:
-            outputs, executed = stock()
+            outputs, executed = original()
         finally:
-            self._lets_batch_end, self._running_on, self._known = False, (), None
+            self._lets_batch_end, self._asynchronous_sessions, self._known = False, (), None
         return outputs, executed or ends  # else the core sleeps for a millisecond
 
     @property
@@ -195,7 +200,7 @@ class SessionScheduler(Scheduler):
         has_queue = self.engine is not None and self.engine.batch_queue is not None
         return has_queue and not self._needing_results
 
-    def _plans_ahead(self) -> bool:
+    def _plans_asynchronously(self) -> bool:
         """Return True if a step should be planned before the one under way has ended: for
         requests without a session, for prompts, or for sessions that run on, if that commits
         more than if all of them wait."""
@@ -203,20 +208,20 @@ class SessionScheduler(Scheduler):
             return False
         under_way, _, others = self._known = self._taken_apart()
         names = [slot.name for _, slot in under_way]
-        found = self._machine.run_on(names, time.monotonic(), others=others)
-        self._running_on = found or ()
-        return found is not None
+        sessions = self._machine.asynchronous_sessions(names, time.monotonic(), others=others)
+        self._asynchronous_sessions = sessions or ()
+        return sessions is not None
 
-    def _taken_apart(self) -> Running:
-        found = Running([], [], 0)
+    def _taken_apart(self) -> RunningRequests:
+        requests = RunningRequests([], [], 0)
         for request in self.running:
             slot = self._slots.get(request.request_id)
             if slot and has_read_its_text(request):
-                part = found.under_way if request.num_output_placeholders else found.free
+                part = requests.under_way if request.num_output_placeholders else requests.free
                 part.append((request, slot))
-        sessions = len(found.under_way) + len(found.free)
+        sessions = len(requests.under_way) + len(requests.free)
         admits = self._admits and not self._is_full
-        return found._replace(others=len(self.running) - sessions + admits)
+        return requests._replace(others=len(self.running) - sessions + admits)
 
     @property
     def _admits(self) -> bool:
@@ -226,15 +231,15 @@ class SessionScheduler(Scheduler):
         has_seat = len(self.running) < self.max_num_running_reqs
         return has_seat and waiting > len(self.deferred_waiting)
 
-    def _handle(self, stock: Stock, kind: EngineCoreRequestType, request: Any) -> None:
+    def _handle(self, original: Original, kind: EngineCoreRequestType, request: Any) -> None:
         """Take messages for sessions here: vLLM would read the signature of a method for each
         of its calls, and answer."""
         if kind is EngineCoreRequestType.UTILITY and request[2] == PUSH:
             return self.push_batch(*request[3])
-        stock(kind, request)
+        original(kind, request)
 
-    def _get(self, stock: Stock, block: bool = True, timeout: float | None = None) -> Any:
-        return get_in_time(stock, self._wake_at, block, timeout)
+    def _get(self, original: Original, block: bool = True, timeout: float | None = None) -> Any:
+        return get_in_time(original, self._wake_at, block, timeout)
 
     def push_batch(self, batch: Batch, arrived: float) -> None:
         """Hand messages to their sessions. One that cannot take them, which is our bug, ends:
@@ -274,15 +279,15 @@ class SessionScheduler(Scheduler):
         """Forget the answers that are kept for an owner."""
         self._machine.forget(Owner(tenant, user))
 
-    def beliefs(self) -> dict[str, object]:
+    def learned_statistics(self) -> dict[str, object]:
         """Return what the machine has learned."""
-        return self._machine.beliefs()
+        return self._machine.learned_statistics()
 
     def figures(self) -> dict[str, int]:
         """Return counts that show whether the core makes progress."""
         return {
             "steps": self.steps,
-            "planned_ahead": self.planned_ahead,
+            "asynchronous_steps": self.asynchronous_steps,
             "sessions": len(self._slots),
             "preemptions": self.preemptions,
         }
@@ -307,7 +312,7 @@ class SessionScheduler(Scheduler):
             self.engine.output_queue.put_nowait((request.client_index, batch))
 
     def has_requests(self) -> bool:
-        """Tell the core whether to step. It sleeps while all sessions are held."""
+        """Tell the core whether to step. It sleeps while all sessions wait for drafts."""
         self._wake_at = inf
         if self._lets_batch_end:
             return False
@@ -332,26 +337,26 @@ class SessionScheduler(Scheduler):
 
 
 def get_in_time(
-    stock: Stock, wake_at: float, block: bool = True, timeout: float | None = None
+    original: Original, wake_at: float, block: bool = True, timeout: float | None = None
 ) -> Any:
     """Return the next item of vLLM's input queue, or vLLM's own message for waking up if none
     comes until `wake_at`. The core asks the scheduler for work before each wait."""
     if not block or timeout is not None or wake_at == inf:
-        return stock(block, timeout)
+        return original(block, timeout)
     try:
-        return stock(True, max(0.0, wake_at - time.monotonic()))
+        return original(True, max(0.0, wake_at - time.monotonic()))
     except Empty:
         return EngineCoreRequestType.WAKEUP, None
 
 
-def put_stamped(stock: Stock, item: tuple[EngineCoreRequestType, Any]) -> None:
+def put_stamped(original: Original, item: tuple[EngineCoreRequestType, Any]) -> None:
     """Put an item into vLLM's input queue, with the time appended if it has messages for
     sessions. The API server cannot do it, because it may be on another host with another clock.
     A step may pass until the core reads the queue."""
     kind, request = item
     if kind is EngineCoreRequestType.UTILITY and request[2] == PUSH:
         request[3].append(time.monotonic())
-    stock(item)
+    original(item)
 
 
 def _move_output(request: Request, prompt_tokens: int) -> None:
@@ -374,8 +379,8 @@ def put_frames(output: EngineCoreOutput, slot: SessionSlot) -> None:
     log-probabilities, so vLLM need not carry them too.
     """
     frames, slot.frames = slot.frames, []
-    carried: dict[str, Any] = output.kv_transfer_params or {}
-    output.kv_transfer_params = {**carried, FIELD: [slot.name, frames, slot.error]}
+    parameters: dict[str, Any] = output.kv_transfer_params or {}
+    output.kv_transfer_params = {**parameters, FIELD: [slot.name, frames, slot.error]}
     output.new_logprobs = None
 
 
@@ -401,13 +406,13 @@ def figures(core: EngineCore) -> dict[str, int]:
     return core.scheduler.figures()
 
 
-def beliefs(core: EngineCore) -> dict[str, object]:
+def learned_statistics(core: EngineCore) -> dict[str, object]:
     """Return what the scheduler's machine has learned."""
-    return core.scheduler.beliefs()
+    return core.scheduler.learned_statistics()
 
 
 def must_step(scheduler: Scheduler) -> bool:
-    """Return True if there is work that held requests must not delay."""
+    """Return True if there is work that requests waiting for drafts must not delay."""
     return bool(
         scheduler.finished_req_ids
         or scheduler.connector is not None

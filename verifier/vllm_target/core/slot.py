@@ -16,7 +16,7 @@ from speculation import wire
 from speculation.logits import Adjustment
 from speculation.messages import Down, TokenId
 from speculation.verify_session import Pass, VerifyingSession
-from verifier.vllm_target.crossing import Admission, VerifyRequest
+from verifier.vllm_target.ipc_messages import Admission, VerifyRequest
 
 
 class OutgoingFrame(NamedTuple):
@@ -83,12 +83,12 @@ class SessionSlot:
         return self.session.may_begin and (injected > 0 or not needs_more)
 
     @property
-    def may_run_on(self) -> bool:
+    def may_run_asynchronously(self) -> bool:
         """True if a step may be planned before the result of the session's last one is known:
         vLLM then draws the session's token as it draws that of a request of its own."""
-        asked = self.admission.request
-        by_noise = self.admission.drawn_by_vllm and asked.judge == "coupled"
-        return by_noise and asked.fill != "never"
+        request = self.admission.request
+        by_noise = self.admission.drawn_by_vllm and request.judge == "coupled"
+        return by_noise and request.fill != "never"
 
     def fill_in(self, start: int) -> VerifyRequest:
         """Return the session's part of a step that has no draft token, and whose pass begins

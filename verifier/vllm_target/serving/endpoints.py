@@ -50,16 +50,16 @@ from vllm.renderers.hf import (
 )
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from gateway.app import HANDLERS, accounted
+from gateway.app import HANDLERS, with_request_contexts
 from gateway.documents import VERSION
-from gateway.doors.generation import body_limit_bytes
 from gateway.drain import Drain
+from gateway.endpoints.generation import body_limit_bytes
 from gateway.errors import ApiError, NotFound
 from gateway.hosting import logs
-from gateway.hosting.server import check_free, served_beside
+from gateway.hosting.server import check_free, served_alongside
 from gateway.hosting.settings import check_listening, hosts_of
 from gateway.http import error_response, json_response, read_body
-from gateway.metrics import Shown
+from gateway.metrics import WithoutCreatedSeries
 from gateway.middleware import Access, is_open
 from gateway.schema import OPERATORS, SMALL_BYTES, check_structure, without_operators
 from gateway.tenants import TenantMetrics, Tenants
@@ -68,14 +68,14 @@ from local_models.blobs import FileHashes
 from local_models.store import open_store
 from local_models.template import joined
 from local_models.tokenizer_file import TokenizerFile
-from verifier.app import Verifier
+from verifier.app import VerifierService
 from verifier.metrics import VerifierMetrics
 from verifier.routes import OPEN, SESSION_PATHS, takes_drafts
 from verifier.settings import VerifierSettings
-from verifier.vllm_target.crossing import Choice
+from verifier.vllm_target.ipc_messages import RunnerChoice
 from verifier.vllm_target.patches import PATCHES
 from verifier.vllm_target.plugin import settings as read_settings
-from verifier.vllm_target.serving.engine import Engine
+from verifier.vllm_target.serving.engine import VllmEngine
 from verifier.vllm_target.serving.plain import PlainRequests, charge
 from verifier.vllm_target.serving.target import VllmTarget
 
@@ -117,7 +117,7 @@ class Bodies:
         limit_bytes = body_limit_bytes(self.context_tokens) if is_text else None
         body = await read_body(request, limit_bytes)
         if is_json and len(body) > SMALL_BYTES:
-            tenant = scope["state"]["account"].tenant
+            tenant = scope["state"]["context"].tenant
             body = await self.counting.run(tenant, partial(_checked, body))
         elif is_json and body:
             body = without_operators(body)
@@ -150,11 +150,13 @@ _ALWAYS_GIVEN: Final = frozenset({"add_generation_prompt", "continue_final_messa
 def as_served(file: TokenizerFile, llm: AsyncLLM, args: Namespace) -> TokenizerFile:
     """Return a model's tokenizer as vLLM's server uses it. args: vLLM's command line."""
     renderer, model = llm.renderer, llm.vllm_config.model_config
-    given = args.default_chat_template_kwargs or {}
+    template_variables = args.default_chat_template_kwargs or {}
     return msgspec.structs.replace(
         file,
         **_template(renderer, model, args),
-        variables={name: each for name, each in given.items() if name not in _ALWAYS_GIVEN},
+        variables={
+            name: each for name, each in template_variables.items() if name not in _ALWAYS_GIVEN
+        },
         hides_unused_tools=args.exclude_tools_when_tool_choice_none,
         stop_tokens=sorted(_stop_tokens(renderer.get_eos_token_id(), model)),
         defaults=_defaults(model),
@@ -180,22 +182,22 @@ def _template(renderer: Any, model: Any, args: Namespace) -> dict[str, Any]:
 
 def _stop_tokens(eos: int | None, model: Any) -> set[int]:
     """Return the tokens that end a turn, by the tokenizer and by the model's makers."""
-    found = model.try_get_generation_config().get("eos_token_id")
-    named = found if isinstance(found, list) else [found]
+    end_tokens = model.try_get_generation_config().get("eos_token_id")
+    named = end_tokens if isinstance(end_tokens, list) else [end_tokens]
     return {token for token in (*named, eos) if token is not None}
 
 
 def _defaults(model: Any) -> Mapping[str, float]:
     """Return the default settings, with the limit on an answer's tokens if there is one."""
-    given = model.get_diff_sampling_param().items()
-    found = {name: value for name, value in given if not isinstance(value, bool)}
+    parameters = model.get_diff_sampling_param().items()
+    defaults = {name: value for name, value in parameters if not isinstance(value, bool)}
     own = model.generation_config in ("auto", "vllm")
-    limits = model.override_generation_config if own else found
+    limits = model.override_generation_config if own else defaults
     most = limits.get("max_new_tokens" if own else "max_tokens")
-    return found if most is None else {**found, "most_tokens": most}
+    return defaults if most is None else {**defaults, "most_tokens": most}
 
 
-# Lists the fields of requests that vLLM's own API serves: an edge relays a request with one
+# Lists the fields of requests that vLLM's own API serves: an edge proxies a request with one
 # that it cannot serve itself.
 
 REQUESTS: Final = {
@@ -265,7 +267,7 @@ def _needed_for(kind: str) -> str | None:
 # Inside vLLM's API server the verifier's service has two apps that share the sessions.
 
 
-class Service(Verifier):
+class VllmService(VerifierService):
     """Runs in vLLM. settings: ours. args: vLLM's command line. Raises OSError or ValueError."""
 
     def __init__(
@@ -292,10 +294,12 @@ class Service(Verifier):
 
         def app(routes: list[Route], of: Tenants, hosts: Collection[str] | None) -> Starlette:
             access = Access(SESSION_PATHS, takes_drafts, hosts, tracing=self.tracing)
-            before = accounted(settings, of, self.metrics, access)
-            made = Starlette(routes=routes, middleware=before, exception_handlers=HANDLERS)
-            made.router.redirect_slashes = False
-            return made
+            before = with_request_contexts(settings, of, self.metrics, access)
+            routed_app = Starlette(
+                routes=routes, middleware=before, exception_handlers=HANDLERS
+            )
+            routed_app.router.redirect_slashes = False
+            return routed_app
 
         shown = _for_vllms_port(routes, llm.engine_core.client_count, settings.port)
         on_vllms = app(shown, known_to_vllm, None)
@@ -322,13 +326,13 @@ def _target(
 ) -> VllmTarget:
     """Return the target, not started. It has the name of vLLM's model, and also tries the
     grammars of requests to vLLM's own API."""
-    if (choice := Choice.of(llm.vllm_config)) is None:
+    if (choice := RunnerChoice.of(llm.vllm_config)) is None:
         raise ValueError("vLLM did not load picospec's general plugin; its log says why")
     is_first = llm.engine_core.client_index == 0
     model = (args.served_model_name or [args.model])[0]
     target = VllmTarget(
         model,
-        Engine(llm),
+        VllmEngine(llm),
         msgspec.structs.replace(settings.limits, max_verify=choice.max_verify),
         metrics,
         adapters=state.openai_serving_models.lora_requests,
@@ -370,11 +374,13 @@ async def _pass_on(
     """Forward a request that was let in to vLLM's app, with vLLM's key if it has one."""
     if not PASSED.fullmatch(scope["path"]):
         return await error_response(NotFound("there is nothing here"))(scope, receive, send)
-    given = {name: value for name, value in scope.items() if name not in ("app", "router")}
+    inner_scope = {
+        name: value for name, value in scope.items() if name not in ("app", "router")
+    }
     if key is not None:
         others = [pair for pair in scope["headers"] if pair[0] != b"authorization"]
-        given["headers"] = [*others, (b"authorization", f"Bearer {key}".encode())]
-    await app(given, await bodies.taken(scope, receive), send)
+        inner_scope["headers"] = [*others, (b"authorization", f"Bearer {key}".encode())]
+    await app(inner_scope, await bodies.taken(scope, receive), send)
 
 
 class Misdirected(ApiError):
@@ -425,11 +431,11 @@ class Endpoints:
         app.router.routes[:0] = [
             Route(path, self, methods=["GET", "POST", "DELETE"]) for path in PATHS
         ]
-        stock = app.router.lifespan_context
+        original = app.router.lifespan_context
 
         @asynccontextmanager
-        async def lifespan(given: FastAPI) -> AsyncGenerator[Any]:
-            async with stock(given) as state, self._living():
+        async def lifespan(server_app: FastAPI) -> AsyncGenerator[Any]:
+            async with original(server_app) as state, self._living():
                 yield state
 
         app.router.lifespan_context = lifespan
@@ -440,7 +446,7 @@ class Endpoints:
             settings = read_settings()
             check_free(settings, shared=(args.api_server_count or 1) > 1)
             logs.configure(settings.log_format)
-            self.service = Service(settings, engine_client, self._app, args, self._drain)
+            self.service = VllmService(settings, engine_client, self._app, args, self._drain)
         except (OSError, ValueError) as error:
             raise SystemExit(f"settings: {error}") from error
         if why := await self.service.host.load():
@@ -460,7 +466,7 @@ class Endpoints:
         service = self.service
         # the access log would contain sessions' names, which are secrets
         logging.getLogger("uvicorn.access").addFilter(lambda r: OPEN not in r.getMessage())
-        port = served_beside(service.settings, service.on_our_port)
+        port = served_alongside(service.settings, service.on_our_port)
         running = service.running(self._end, at_once=signal.SIGINT, second_is_at_once=True)
         async with running, port:
             yield
@@ -480,5 +486,5 @@ class _Of(Collector):
         self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
-        shown = Shown(self._registry).collect()
+        shown = WithoutCreatedSeries(self._registry).collect()
         return (each for each in shown if each.name.startswith("picospec"))

@@ -24,13 +24,13 @@ from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from speculation import wire
-from speculation.messages import RemoteProtocolError, Reused
+from speculation.messages import CachedPromptTokens, RemoteProtocolError
 from speculation.ngrams import Owner
 from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target import patches
 from verifier.vllm_target.core.slot import OutgoingFrame
-from verifier.vllm_target.crossing import FIELD
-from verifier.vllm_target.patches import Stock
+from verifier.vllm_target.ipc_messages import FIELD
+from verifier.vllm_target.patches import Original
 from verifier.vllm_target.serving.ranks import Ranks
 from verifier.vllm_target.serving.selftest import Precision
 
@@ -45,20 +45,20 @@ OF_MODEL: Final = (
 """Texts depend on these settings of the model, most of which vLLM's own hash leaves out."""
 
 
-Inbox = list[OutgoingFrame | RemoteProtocolError]
-"""An Inbox has the unread frames and errors from a session's core, each once."""
+FrameQueue = list[OutgoingFrame | RemoteProtocolError]
+"""A FrameQueue has the unread frames and errors from a session's core, each once."""
 
 _NOTHING: Final = "", (), None
 
 
-class Engine:
+class VllmEngine:
     """Raises TargetFailed from every method when vLLM fails."""
 
     def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
         self._ranks = Ranks(llm.engine_core)
         self._steps: list[int] = []  # steps of each core at the last heartbeat
-        self._inboxes: dict[str, Inbox] = {}
+        self._queues: dict[str, FrameQueue] = {}
         patches.apply("answers", ours=self, outputs=llm.output_processor)
 
     async def install(self, tokens: int) -> None:
@@ -158,8 +158,8 @@ class Engine:
         rendered = {"type": "token", "prompt_token_ids": list(text), "cache_salt": cache_salt}
         try:
             with self._ranks.placed(session) as rank, ExitStack() as after:
-                inbox = self._inboxes[session] = Inbox()
-                after.callback(self._inboxes.pop, session)
+                queue = self._queues[session] = FrameQueue()
+                after.callback(self._queues.pop, session)
                 outputs = self._llm.generate(
                     rendered,
                     _parameters(wanted),
@@ -167,15 +167,17 @@ class Engine:
                     lora_request=adapter,
                     data_parallel_rank=rank,
                 )
-                reused: int | None = None
+                cached_tokens: int | None = None
                 async with aclosing(outputs):
                     async for output in outputs:
-                        if reused is None and (reused := output.num_cached_tokens or 0):
-                            yield OutgoingFrame(wire.encode(Reused(reused)))
-                        while inbox:
-                            if isinstance(found := inbox.pop(0), RemoteProtocolError):
-                                raise found
-                            yield found
+                        if cached_tokens is None and (
+                            cached_tokens := output.num_cached_tokens or 0
+                        ):
+                            yield OutgoingFrame(wire.encode(CachedPromptTokens(cached_tokens)))
+                        while queue:
+                            if isinstance(item := queue.pop(0), RemoteProtocolError):
+                                raise item
+                            yield item
         except VLLMValidationError as error:
             raise Unservable(error.parameter or "request", str(error)) from error
         except ValueError as error:
@@ -185,48 +187,52 @@ class Engine:
         except Exception as error:
             raise TargetFailed(f"vLLM failed: {error}") from error
 
-    def _collect(self, stock: Stock, outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+    def _collect(
+        self, original: Original, outputs: Sequence[Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """Take the sessions' frames from the core's outputs here, because vLLM merges outputs
         for a slow reader and would keep only the last one's frames."""
         left = [output for output in outputs if not self._takes(output, *args)]
-        return stock(left, *args, **kwargs)
+        return original(left, *args, **kwargs)
 
     def _takes(self, output: Any, timestamp: float = 0.0, stats: Any = None) -> bool:
         """Take a session's frames from an output. Return True if vLLM need not process the
         output, for its reader needs the frames alone; vLLM still counts the output's tokens."""
-        if not (carried := output.kv_transfer_params):
+        if not (parameters := output.kv_transfer_params):
             return False
-        session, frames, error = carried.get(FIELD, _NOTHING)
-        if (inbox := self._inboxes.get(session)) is None:
+        session, frames, error = parameters.get(FIELD, _NOTHING)
+        if (queue := self._queues.get(session)) is None:
             return False
-        found: Inbox = [OutgoingFrame(*each) for each in frames]
-        found += [RemoteProtocolError(error)] if error is not None else []
-        inbox += found
+        items: FrameQueue = [OutgoingFrame(*each) for each in frames]
+        items += [RemoteProtocolError(error)] if error is not None else []
+        queue += items
         processor = self._llm.output_processor
         state = processor.request_states.get(output.request_id)
         if output.finished or state is None or state.is_prefilling:
             return False
         processor._update_stats_from_output(state, output, timestamp, stats)
-        if found and state.queue.output is None:  # or its reader has not woken yet
+        if items and state.queue.output is None:  # or its reader has not woken yet
             state.queue.put(RequestOutput(session, None, None, None, [], finished=False))
         return True
 
     async def push(self, session: str, frames: bytes) -> None:
-        """Send messages of a running session, see Outbox.push."""
+        """Send messages of a running session, see CoreChannel.push."""
         await self._ranks.push(session, frames)
 
     async def forget(self, owner: Owner) -> None:
         """Forget an owner's answers in all cores."""
         await self._ranks.call_all("forget", owner.tenant, owner.user)
 
-    async def beliefs(self) -> list[dict[str, object]]:
+    async def learned_statistics(self) -> list[dict[str, object]]:
         """Return what the machine of each core has learned."""
-        return await self._ranks.call_all("beliefs")
+        return await self._ranks.call_all("learned_statistics")
 
     async def figures(self) -> dict[str, int]:
         """Return the schedulers' counts, summed over all cores."""
-        found = await self._ranks.call_all("figures")
-        return {name: sum(each[name] for each in found) for name in found[0]}
+        figures_by_rank = await self._ranks.call_all("figures")
+        return {
+            name: sum(each[name] for each in figures_by_rank) for name in figures_by_rank[0]
+        }
 
     async def heartbeat(self) -> None:
         """Return once the running steps have ended and the workers have answered. A step of
@@ -238,11 +244,11 @@ class Engine:
 
 
 def _parameters(wanted: Mapping[str, Any]) -> SamplingParams:
-    made = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
+    parameters = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
     if structured := wanted["structured_outputs"]:
-        made.structured_outputs = StructuredOutputsParams(**structured)
-    made.seed = wanted.get("seed")  # the constructor takes -1 for none
-    return made
+        parameters.structured_outputs = StructuredOutputsParams(**structured)
+    parameters.seed = wanted.get("seed")  # the constructor takes -1 for none
+    return parameters
 
 
 def _named(setting: object) -> object:

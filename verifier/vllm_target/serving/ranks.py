@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from speculation.messages import RemoteProtocolError
 from verifier.target import TargetFailed
-from verifier.vllm_target.crossing import PUSH, Batch
+from verifier.vllm_target.ipc_messages import PUSH, Batch
 
 if TYPE_CHECKING:  # not every installation has vLLM
     from vllm.v1.engine.core_client import AsyncMPClient
@@ -32,7 +32,7 @@ UTILITY: Final = b"\3"
 """This is the value of vLLM's EngineCoreRequestType for calls of the core's methods."""
 
 
-class Outbox:
+class CoreChannel:
     """Sends messages to one core: those of one turn of the event loop at once, and in order.
 
     send: puts a batch on the way. read: returns once the core has read all batches before.
@@ -113,7 +113,7 @@ class Ranks:
     def __init__(self, client: AsyncMPClient) -> None:
         self._client = client
         self._of: dict[str, int] = {}
-        self._outboxes: dict[int, Outbox] = {}
+        self._channels: dict[int, CoreChannel] = {}
 
     def __len__(self) -> int:
         return len(self._client.core_engines)
@@ -129,8 +129,8 @@ class Ranks:
             yield rank
         finally:
             del self._of[session]
-            if rank in self._outboxes:
-                self._outboxes[rank].forget(session)
+            if rank in self._channels:
+                self._channels[rank].forget(session)
 
     def _least(self) -> int:
         """Return the rank with the least load: by vLLM's counts, which cover all API servers
@@ -142,13 +142,14 @@ class Ranks:
         return min(ranks, key=lambda i: (load[i], (i - client.client_index) % len(self)))
 
     async def push(self, session: str, frames: bytes) -> None:
-        """Send messages to the core of a session; drop them if it is over. See Outbox.push."""
+        """Send messages to the core of a session; drop them if it is over. See
+        CoreChannel.push."""
         if (rank := self._of.get(session)) is None:
             return
-        if (outbox := self._outboxes.get(rank)) is None:
+        if (channel := self._channels.get(rank)) is None:
             send, read = partial(self._send, rank), partial(self._call, "read", rank)
-            outbox = self._outboxes[rank] = Outbox(send, read)
-        await outbox.push(session, frames)
+            channel = self._channels[rank] = CoreChannel(send, read)
+        await channel.push(session, frames)
 
     def _send(self, rank: int, batch: Batch) -> Awaitable[Any]:
         client = self._client

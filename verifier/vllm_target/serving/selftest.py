@@ -113,12 +113,12 @@ async def _compare(target: Target, request: Open, precision: Precision) -> int:
         at: int | None = 0
         for attempt in count():
             forced = replace(request, committed=tuple(plain.tokens[:at]))
-            found = await _run(target, f"{name}-{kind}-{attempt}", forced, drafts)
-            judged += found.last.totals.judged if isinstance(found.last, Finish) else 0
-            if (at := _differs(plain.tokens, found.tokens)) is None:
+            tokens = await _run(target, f"{name}-{kind}-{attempt}", forced, drafts)
+            judged += tokens.last.totals.judged if isinstance(tokens.last, Finish) else 0
+            if (at := _differs(plain.tokens, tokens.tokens)) is None:
                 break
-            complaint = f"with {kind} drafts {found.tokens}, without {plain.tokens}"
-            if _lead(plain, request, at, found.tokens) > precision.near:
+            complaint = f"with {kind} drafts {tokens.tokens}, without {plain.tokens}"
+            if _lead(plain, request, at, tokens.tokens) > precision.near:
                 raise TargetFailed(f"self-test: {complaint}")
             structlog.get_logger("verifier").warning("self_test_near_tie", complaint=complaint)
             if (at := at + 1) == len(plain.tokens):
@@ -129,8 +129,8 @@ async def _compare(target: Target, request: Open, precision: Precision) -> int:
 def _differs(tokens: Sequence[TokenId], others: Sequence[TokenId]) -> int | None:
     """Return the first position at which two texts differ; None if they are equal."""
     pairs = enumerate(zip(tokens, others, strict=False))
-    if (found := next((i for i, (a, b) in pairs if a != b), None)) is not None:
-        return found
+    if (place := next((i for i, (a, b) in pairs if a != b), None)) is not None:
+        return place
     return None if len(tokens) == len(others) else min(len(tokens), len(others))
 
 
@@ -170,7 +170,7 @@ async def _run(
     """Run a session to its end, or to this many commits, and return its text. Its edge sends
     its draft tokens after the first committed token, at most max_ahead."""
     most = target.facts.limits.max_ahead
-    session, text, made = f"self-test-{name}", list(request.committed), 0
+    session, text, rounds = f"self-test-{name}", list(request.committed), 0
     logprobs = list[TokenLogprob]()
     replies = target.serve(session, request)
     try:
@@ -179,14 +179,14 @@ async def _run(
                 if isinstance(message := reply.message, Finish):
                     return _Text(text, logprobs, message)
                 if isinstance(message, Commit):
-                    made += 1
+                    rounds += 1
                     text.extend(message.tokens)
                     logprobs.extend(message.logprobs or ())
-                    if made == 1 and (rest := tuple(drafts[len(text) :][:most])):
+                    if rounds == 1 and (rest := tuple(drafts[len(text) :][:most])):
                         await target.push(session, Framed(Draft(1, len(text), 0, rest)))
-                    if made == commits:
+                    if rounds == commits:
                         return _Text(text, logprobs, message)
     except TimeoutError:
-        late = f"self-test: {session} had {made} commits in {WITHIN_S:g} s"
+        late = f"self-test: {session} had {rounds} commits in {WITHIN_S:g} s"
         raise TargetFailed(late) from None
     raise TargetFailed("self-test: the session had no Finish")

@@ -49,14 +49,14 @@ from verifier.target import (
     weights_of,
 )
 from verifier.vllm_target import conflicts
-from verifier.vllm_target.crossing import FIELD, Admission
+from verifier.vllm_target.ipc_messages import FIELD, Admission
 from verifier.vllm_target.serving.selftest import self_test
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
     from verifier.vllm_target.core.slot import OutgoingFrame
-    from verifier.vllm_target.serving.engine import Engine
+    from verifier.vllm_target.serving.engine import VllmEngine
 
 # Serves LoRA adapters, which requests name as their `model`, as in vLLM.
 #
@@ -83,17 +83,17 @@ class Adapters:
         model: the model's identity. download_dir: the folder where vLLM keeps downloads.
         """
         self._known = self._paths()
-        found = {}
+        by_adapter = {}
         for name, path in islice(self._known.items(), MAX_ADAPTERS):
             try:
                 files: object = path, commit_of(path, None, download_dir)
                 if Path(path).is_dir():
                     files = weights_of(Path(path), self.hashes)
-                found[name] = identity_of(model, name, files)
+                by_adapter[name] = identity_of(model, name, files)
             except (OSError, WrongHash) as error:
                 log = structlog.get_logger("verifier")
                 log.warning("no sessions for an adapter", adapter=name, error=str(error))
-        return found
+        return by_adapter
 
     def _paths(self) -> dict[str, str]:
         return {name: request.lora_path for name, request in self.loaded.items()}
@@ -146,9 +146,9 @@ def engine_request(
         owner,
     )
     sampling |= {"extra_args": {FIELD: admission.pack()}, "structured_outputs": None}
-    if (asked := asked_grammar(request)) is not None:
+    if (grammar := asked_grammar(request)) is not None:
         with unservable():
-            constraint = Constraint.of(asked)
+            constraint = Constraint.of(grammar)
         sampling["structured_outputs"] = {constraint.kind: constraint.value}
     return sampling
 
@@ -176,7 +176,7 @@ class VllmTarget(Target):
     def __init__(
         self,
         name: str,
-        engine: Engine,
+        engine: VllmEngine,
         limits: Limits,
         metrics: VerifierMetrics,
         *,
@@ -275,11 +275,11 @@ class VllmTarget(Target):
 
     async def _publish_adapters(self) -> None:
         facts, folder = self.facts, self._engine.download_dir
-        found = await asyncio.to_thread(self._adapters.identities, facts.identity, folder)
-        self._facts = msgspec.structs.replace(facts, adapters=found)
+        identities = await asyncio.to_thread(self._adapters.identities, facts.identity, folder)
+        self._facts = msgspec.structs.replace(facts, adapters=identities)
 
-    async def beliefs(self) -> Sequence[dict[str, object]]:
-        return await self._engine.beliefs()
+    async def learned_statistics(self) -> Sequence[dict[str, object]]:
+        return await self._engine.learned_statistics()
 
     async def forget(self, owner: Owner) -> None:
         await self._engine.forget(owner)

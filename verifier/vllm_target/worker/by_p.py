@@ -19,11 +19,11 @@ from torch import Tensor
 from speculation.distributions import GREEDY_BELOW, Distribution
 from speculation.judge import Judgement
 from speculation.messages import TokenId
-from verifier.vllm_target.crossing import VerifyRequest
+from verifier.vllm_target.ipc_messages import VerifyRequest
 from verifier.vllm_target.worker.extension import upload
 
 ROWS: Final = 128
-"""This many rows are read at once: .5 GB for 152,000 tokens, in float64 and four times in
+"""This many rows are read at once: 0.5 GB for 152,000 tokens, in float64 and four times in
 float32."""
 
 
@@ -39,10 +39,12 @@ def judge_by_p(
     greedy = [request.sampling.temperature < GREEDY_BELOW for request in requests]
     device = logits.device
     tokens = np.array([token for request in requests for token in (*request.draft, 0)])
-    given = upload(rows, device), upload(np.repeat(greedy, lengths), device)
-    parts = zip(*(each.split(ROWS) for each in (*given, upload(tokens, device))), strict=True)
-    asked = [_p(logits[at], is_greedy).gather(1, of[:, None]) for at, is_greedy, of in parts]
-    drafted = torch.cat(asked).cpu().numpy()
+    tensors = upload(rows, device), upload(np.repeat(greedy, lengths), device)
+    parts = zip(*(each.split(ROWS) for each in (*tensors, upload(tokens, device))), strict=True)
+    probabilities = [
+        _p(logits[at], is_greedy).gather(1, of[:, None]) for at, is_greedy, of in parts
+    ]
+    drafted = torch.cat(probabilities).cpu().numpy()
     firsts = np.cumsum([0, *lengths[:-1]])
     passes = [
         [*map(_single, request.draft, drafted[first:, 0]), _single(0, 1.0)]
@@ -51,11 +53,11 @@ def judge_by_p(
     judged = zip(requests, passes, strict=True)
     ends = [request.judge(rows.__getitem__).accepted for request, rows in judged]
     chosen = upload(firsts + ends, device)
-    parts = zip(*(each[chosen].split(ROWS) for each in given), strict=True)
+    parts = zip(*(each[chosen].split(ROWS) for each in tensors), strict=True)
     whole = [row for at, is_greedy in parts for row in _p(logits[at], is_greedy).cpu().numpy()]
-    for rows_known, end, found in zip(passes, ends, whole, strict=True):
-        kept = np.flatnonzero(found)
-        rows_known[end] = Distribution(kept, found[kept].astype(np.float64))
+    for rows_known, end, judged_row in zip(passes, ends, whole, strict=True):
+        kept = np.flatnonzero(judged_row)
+        rows_known[end] = Distribution(kept, judged_row[kept].astype(np.float64))
     judged = zip(requests, passes, strict=True)
     return [request.judge(rows.__getitem__) for request, rows in judged]
 

@@ -21,8 +21,8 @@ from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 from verifier.vllm_target import patches
-from verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, Choice
-from verifier.vllm_target.patches import Stock
+from verifier.vllm_target.ipc_messages import MASK_ROWS, MOST_ROWS, RunnerChoice
+from verifier.vllm_target.patches import Original
 from verifier.vllm_target.worker.extension import (
     PicoWorkerExtension as PicoWorkerExtension,
 )
@@ -39,7 +39,7 @@ DRAFT_SALT: int = gumbel._DRAFT_NOISE_SALT.value
 """vLLM adds this to the noise place of a head's draw, so that its noise is not the judge's."""
 
 
-class Proposals:
+class HeadProposals:
     """Changes what vLLM's speculator proposes. width: a step has room for so many tokens."""
 
     def __init__(self, speculator: Any, width: int, device: torch.device) -> None:
@@ -50,14 +50,15 @@ class Proposals:
             self.ours = torch.zeros(speculator.max_num_reqs, dtype=torch.bool, device=device)
             patches.apply("v2 draft model", ours=self, speculator=speculator)
 
-    def widened(self, stock: Stock, *args: Any, **kwargs: Any) -> Tensor:
+    def widened(self, original: Original, *args: Any, **kwargs: Any) -> Tensor:
         """Return a speculator's proposal, padded to int[R, width]."""
-        proposed = stock(*args, **kwargs)
+        proposed = original(*args, **kwargs)
         return pad(proposed, (0, self._width - proposed.shape[1]), value=NO_TOKEN)
 
     def sample_draft(
-        self, stock: Stock, hidden: Tensor, places: Tensor, slots: Tensor, temperatures: Tensor,
-        seeds: Tensor, step: Tensor, cache: Tensor | None, spec_step_idx: int = 0, **more: Any,
+        self, original: Original, hidden: Tensor, places: Tensor, slots: Tensor,
+        temperatures: Tensor, seeds: Tensor, step: Tensor, cache: Tensor | None,
+        spec_step_idx: int = 0, **more: Any,
     ) -> Tensor:  # fmt: skip
         """Draw a head's tokens: those of sessions with the judge's noise, others as vLLM does.
 
@@ -73,60 +74,62 @@ class Proposals:
                 logits, slots, scaled, seeds, places, True, False
             )
             return drawn
-        given = hidden, places, slots, temperatures, seeds, step, cache
-        return stock(*given, spec_step_idx, **more)
+        tensors = hidden, places, slots, temperatures, seeds, step, cache
+        return original(*tensors, spec_step_idx, **more)
 
 
-def init_speculator(stock: Stock, config: Any, device: torch.device, states: object) -> Any:
+def init_speculator(
+    original: Original, config: Any, device: torch.device, states: object
+) -> Any:
     """Return vLLM's speculator with our changes. config: vLLM's VllmConfig."""
-    speculator = stock(config, device, states)
-    Proposals(speculator, config.num_speculative_tokens, device)
+    speculator = original(config, device, states)
+    HeadProposals(speculator, config.num_speculative_tokens, device)
     return speculator
 
 
-def request_state(stock: Stock, **given: Any) -> Any:
+def request_state(original: Original, **given: Any) -> Any:
     """Keep the tokens of all requests in the host's memory if nothing of vLLM's reads them on
     the device. For n-grams, which the null proposer is by name, vLLM takes memory of the device
     for every token that all requests may have: 1 GB for 1,024 of 262,144 tokens."""
     if _proposes_nothing():
         given["use_dense_all_token_ids"] = False
-    return stock(**given)
+    return original(**given)
 
 
 def resolve_graphs(
-    stock: Stock, config: Any, support: Any, backend: Any, uniform_decode_query_len: int = 1,
-    **others: Any,
+    original: Original, config: Any, support: Any, backend: Any,
+    uniform_decode_query_len: int = 1, **others: Any,
 ) -> Any:  # fmt: skip
     """Choose the kinds of CUDA graphs by the rows a request that they will have. vLLM asks with
     the room that it reserves, and for so many rows an attention backend may have no graphs. If
     nothing is proposed, those of one row are the only graphs of decodes."""
     rows = 1 if _proposes_nothing() else uniform_decode_query_len
-    return stock(config, support, backend, rows, **others)
+    return original(config, support, backend, rows, **others)
 
 
 def _proposes_nothing() -> bool:
     """Return True if the engine whose parts this process builds has no speculation of vLLM's
     own beside sessions."""
     config = get_current_vllm_config_or_none()
-    choice = Choice.of(config) if config else None
+    choice = RunnerChoice.of(config) if config else None
     return choice is not None and not choice.head
 
 
-def warm_up(stock: Stock, runner: Any, *args: Any, **more: Any) -> None:
+def warm_up(original: Original, runner: Any, *args: Any, **more: Any) -> None:
     """Warm up with fewer requests, so that their rows, all of full width, are not more than a
     step may have: KV has its memory already."""
     config = runner.scheduler_config
     runner.scheduler_config = fewer = copy(config)
     fewer.max_num_seqs = min(config.max_num_seqs, max(2, MOST_ROWS // runner.decode_query_len))
     try:
-        stock(runner, *args, **more)
+        original(runner, *args, **more)
     finally:
         runner.scheduler_config = config
 
 
 class GrammarMasks(model_runner.StructuredOutputsWorker):
     """Applies the masks of grammars in parts, if they have more rows than its buffer on the
-    device. vLLM's buffer has all rows that all requests may have: .7 GB for 1,024 requests."""
+    device. vLLM's buffer has all rows that all requests may have: 0.7 GB for 1,024 requests."""
 
     def __init__(self, *args: Any, max_num_logits: int, **kwargs: Any) -> None:
         rows = min(max_num_logits, BUFFERED_MASK_ROWS)

@@ -26,8 +26,8 @@ from speculation.judge import Judgement
 from speculation.judges import seeded
 from speculation.messages import Sampling
 from verifier.vllm_target import patches
-from verifier.vllm_target.crossing import VerifyRequest
-from verifier.vllm_target.patches import Stock
+from verifier.vllm_target.ipc_messages import VerifyRequest
+from verifier.vllm_target.patches import Original
 from verifier.vllm_target.worker.extension import upload
 
 PLACEHOLDER = -1
@@ -39,7 +39,7 @@ class Step:
     """A Step has one step's requests and their outcomes."""
 
     sessions: Mapping[str, VerifyRequest] = field(default_factory=dict)
-    asked: Mapping[int, VerifyRequest] = field(default_factory=dict)
+    requests: Mapping[int, VerifyRequest] = field(default_factory=dict)
     """Our judge draws for these requests, by their place in vLLM's batch."""
 
     judged: dict[str, Judgement] = field(default_factory=dict)
@@ -79,44 +79,44 @@ class SamplerHooks:
         """Do nothing: no kernel of these hooks is compiled."""
 
     def _take_requests(
-        self, stock: Stock, scheduler_output: Any, *args: Any, **kwargs: Any
+        self, original: Original, scheduler_output: Any, *args: Any, **kwargs: Any
     ) -> Any:
         self._step = Step(getattr(scheduler_output, "picospec_requests", None) or {})
-        return stock(scheduler_output, *args, **kwargs)
+        return original(scheduler_output, *args, **kwargs)
 
-    def _return_judgements(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
-        output = stock(*args, **kwargs)
+    def _return_judgements(self, original: Original, *args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
         if self._step.sessions and output is not None:
             output.picospec_judged = self._step.judged
         self._step = Step()
         return output
 
-    def _sample(self, stock: Stock, logits: Tensor, drafts: Any) -> Any:
+    def _sample(self, original: Original, logits: Tensor, drafts: Any) -> Any:
         """Let vLLM sample a step without draft tokens as it does without speculation: its
         rejection sampler would copy all logits, and fails on top-k if there are no rows."""
-        return stock(logits, drafts if drafts and any(drafts.num_draft_tokens) else None)
+        return original(logits, drafts if drafts and any(drafts.num_draft_tokens) else None)
 
     def _draw_last_rows(
-        self, stock: Stock, logits: Tensor, generators: dict[int, Any], k: Tensor | None,
+        self, original: Original, logits: Tensor, generators: dict[int, Any], k: Tensor | None,
         p: Tensor | None,
     ) -> Any:  # fmt: skip
         """Draw a token for each request. k, p: top-k and top-p of each row, None for none."""
-        self._step.asked = asked = self._asked(generators)
+        self._step.requests = requests = self._requests_of(generators)
         generators.update(dict.fromkeys(generators, Undrawn()))
-        if not asked:
-            return stock(logits, generators, k, p)
+        if not requests:
+            return original(logits, generators, k, p)
         self._step.last_rows = logits
         drawn = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-        if theirs := [i for i in range(len(logits)) if i not in asked]:
+        if theirs := [i for i in range(len(logits)) if i not in requests]:
             at = upload(np.array(theirs), logits.device)
             rows = [None if cut is None else cut[at] for cut in (k, p)]
-            drawn[at] = stock(logits[at], {}, *rows)[0].to(torch.int64)
-        if any(request.draft for request in asked.values()):
+            drawn[at] = original(logits[at], {}, *rows)[0].to(torch.int64)
+        if any(request.draft for request in requests.values()):
             return drawn, None
         tokens = self._judge(logits[:0], [0] * len(logits), 0, drawn)[:, 0]
         return tokens.clamp(min=0).to(torch.int64), None
 
-    def _asked(self, generators: Mapping[int, Any]) -> dict[int, VerifyRequest]:
+    def _requests_of(self, generators: Mapping[int, Any]) -> dict[int, VerifyRequest]:
         """Return the requests for which our judge draws, by their place in vLLM's batch.
         generators: those of vLLM's own requests with a seed."""
         batch = self._runner.input_batch
@@ -133,13 +133,13 @@ class SamplerHooks:
         at = int(self._runner.input_batch.num_tokens_no_spec[i]) - 1
         return VerifyRequest(left, seeded(params.seed % 2**64, at))
 
-    def _apply_none(self, _: Stock, logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _apply_none(self, _: Original, logits: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return logits
 
-    def _judge_draft_rows(self, _: Stock, *args: Any, **kwargs: Any) -> Tensor:
-        given = self._names.bind(*args, **kwargs).arguments
-        counts, drawn = given["num_draft_tokens"], given["bonus_token_ids"].view(-1)
-        return self._judge(given["target_logits"], counts, given["max_spec_len"], drawn)
+    def _judge_draft_rows(self, _: Original, *args: Any, **kwargs: Any) -> Tensor:
+        arguments = self._names.bind(*args, **kwargs).arguments
+        counts, drawn = arguments["num_draft_tokens"], arguments["bonus_token_ids"].view(-1)
+        return self._judge(arguments["target_logits"], counts, arguments["max_spec_len"], drawn)
 
     def _judge(
         self, verify_rows: Tensor, counts: list[int], most: int, drawn: Tensor
@@ -153,12 +153,12 @@ class SamplerHooks:
         ids = self._runner.input_batch.req_ids
         starts = list(accumulate(counts, initial=0))
         tokens = np.full((len(counts), most + 1), PLACEHOLDER, np.int32)
-        for i, request in step.asked.items():
+        for i, request in step.requests.items():
             rows = [*verify_rows[starts[i] : starts[i + 1]], step.last_rows[i]]
             judgement = request.judge_logits(partial(self._logits, rows))
             tokens[i, : len(judgement.tokens)] = judgement.tokens
             step.judged[ids[i]] = judgement
-        ours = np.isin(np.arange(len(counts)), list(step.asked))
+        ours = np.isin(np.arange(len(counts)), list(step.requests))
         result = upload(tokens, verify_rows.device)
         result[:, 0] = torch.where(
             upload(ours, verify_rows.device), result[:, 0], drawn.to(torch.int32)
@@ -168,8 +168,8 @@ class SamplerHooks:
     def _logits(self, rows: Sequence[Tensor], i: int) -> NDArray[np.float32]:
         """Return a row without the padding of the vocabulary: float32[V]. CPU logits are not
         copied, and numpy sorts them faster than torch does."""
-        found: NDArray[np.float32] = rows[i][: self._tokens].to(torch.float32).cpu().numpy()
-        return found
+        row: NDArray[np.float32] = rows[i][: self._tokens].to(torch.float32).cpu().numpy()
+        return row
 
 
 def _serve_all_parameters(runner: Any) -> None:
@@ -182,6 +182,6 @@ def _serve_all_parameters(runner: Any) -> None:
     processors.non_argmax_invariant.append(LogitBiasLogitsProcessor(config, device, pinned))
 
 
-def uncompiled(compiled: Stock, *args: Any) -> Any:
+def uncompiled(compiled: Original, *args: Any) -> Any:
     """Call the original of a compiled function."""
     return getattr(compiled, "_torchdynamo_orig_callable", compiled)(*args)

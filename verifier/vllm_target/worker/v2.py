@@ -22,8 +22,8 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from speculation.judge import Judgement
 from speculation.messages import TokenId
 from verifier.vllm_target import patches
-from verifier.vllm_target.crossing import Choice, VerifyRequest
-from verifier.vllm_target.patches import Place, Stock
+from verifier.vllm_target.ipc_messages import RunnerChoice, VerifyRequest
+from verifier.vllm_target.patches import Original, Place
 from verifier.vllm_target.worker.by_noise import judge_by_noise
 from verifier.vllm_target.worker.by_p import judge_by_p
 from verifier.vllm_target.worker.extension import upload
@@ -128,7 +128,7 @@ class RunnerHooks:
         self._runner = runner
         self._tokens = tokens
         self._step = Step()
-        choice = Choice.of(runner.vllm_config) or Choice("v2", 0)
+        choice = RunnerChoice.of(runner.vllm_config) or RunnerChoice("v2", 0)
         self._head = choice.head
         self.width = choice.width
         self._is_mixed = bool(choice.head) and not choice.seed_exact
@@ -148,17 +148,17 @@ class RunnerHooks:
         if runner.sampler is None:
             return
         settings, device = runner.sampler.sampling_states, runner.device
-        given = settings.temperature.gpu, settings.seeds.gpu
+        buffers = settings.temperature.gpu, settings.seeds.gpu
         for rows in WARM_ROWS:
             logits = torch.zeros(rows, runner.vocab_size, device=device)
             places = torch.zeros(rows, dtype=torch.int64, device=device)
             columns = torch.arange(rows, dtype=torch.int32, device=device)
             end = torch.tensor([rows], dtype=torch.int32, device=device)
-            judge_by_noise(logits, places, end, places, places, columns, *given, rows)
+            judge_by_noise(logits, places, end, places, places, columns, *buffers, rows)
         batch = InputBatch.make_dummy(1, 1, runner.input_buffers)
         runner.structured_outputs_worker.warm_up(logits, batch)
 
-    def _begin(self, stock: Stock, plan: Any, *args: Any, **kwargs: Any) -> Any:
+    def _begin(self, original: Original, plan: Any, *args: Any, **kwargs: Any) -> Any:
         """Put the draft tokens where V2 reads them; the plan gives it only their number."""
         requests = getattr(plan, "picospec_requests", None) or {}
         self._step = Step(requests, plan.scheduled_spec_decode_tokens)
@@ -181,51 +181,51 @@ class RunnerHooks:
             self._step.ours = ours if is_padded else None
             if drawing is not None:
                 drawing.copy_(ours)
-        return stock(plan, *args, **kwargs)
+        return original(plan, *args, **kwargs)
 
     def _spread_adapters(
-        self, stock: Stock, names: list[str], *args: Any
+        self, original: Original, names: list[str], *args: Any
     ) -> tuple[tuple[int, ...], Any, Any]:
         """Name the adapter of each row of logits. vLLM names one a request, so with draft
         tokens it takes the lm_head of another request's adapter, or fails on a CPU."""
-        adapters, *others = stock(names, *args)
+        adapters, *others = original(names, *args)
         counts = [len(self._step.drafts.get(name, ())) + 1 for name in names]
         return tuple(np.repeat(adapters, counts)), *others
 
     def _cut_padding(
-        self, stock: Stock, logits: Tensor, rows: Tensor, slots: Any, slots_np: Any, *args: Any,
-        **kwargs: Any,
+        self, original: Original, logits: Tensor, rows: Tensor, slots: Any, slots_np: Any,
+        *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
         self._step.slots = slots_np
         if (ours := self._step.ours) is not None:
             logits[:, self._tokens :].masked_fill_(ours[rows, None], -torch.inf)
-        return stock(logits, rows, slots, slots_np, *args, **kwargs)
+        return original(logits, rows, slots, slots_np, *args, **kwargs)
 
     def _gather(
-        self, stock: Stock, ids: Any, positions: Any, rows: Any, slots: Any, columns: Any,
+        self, original: Original, ids: Any, positions: Any, rows: Any, slots: Any, columns: Any,
         prefill_lengths: Tensor, *args: Any, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Read draft tokens even in a step that begins inside the prompt, as after a silent
         step. vLLM marks them as absent there, because it never drafts in a prompt."""
         none = torch.zeros_like(prefill_lengths)
-        return stock(ids, positions, rows, slots, columns, none, *args, **kwargs)
+        return original(ids, positions, rows, slots, columns, none, *args, **kwargs)
 
     def _judge(
-        self, stock: Stock, logits: Tensor, draft_logits: object, drafted: Tensor,
+        self, original: Original, logits: Tensor, draft_logits: object, drafted: Tensor,
         bounds: Tensor, at: Tensor, slots: Tensor, rows: Tensor, columns: Tensor,
         temperatures: Tensor, seeds: Tensor, most: int, *args: Any, **kwargs: Any,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         given = Judged(drafted, bounds, at, slots, rows, columns, temperatures, seeds, most)
         others = self._others()
 
-        def as_stock(logits: Tensor, given: Judged) -> tuple[Tensor, Tensor]:
+        def as_original(logits: Tensor, given: Judged) -> tuple[Tensor, Tensor]:
             """Let vLLM judge. Its head has no more logits than it proposes tokens."""
             narrow = given._replace(most=self._head)
-            sampled, counts = stock(logits, draft_logits, *narrow, *args, **kwargs)
+            sampled, counts = original(logits, draft_logits, *narrow, *args, **kwargs)
             return pad(sampled, (0, given.most - self._head)), counts
 
         if others is not None and not self._step.requests:
-            return as_stock(logits, given)
+            return as_original(logits, given)
         sampled, counts = judge_by_noise(
             logits, given.drafted, given.bounds[1:], given.at, given.rows, given.columns,
             given.temperatures, given.seeds, given.most,
@@ -235,7 +235,7 @@ class RunnerHooks:
             places = upload(others.places, logits.device)
             their_rows = upload(others.rows, logits.device)
             theirs = given.of(places, their_rows, upload(others.bounds, logits.device))
-            sampled[places], counts[places] = as_stock(logits[their_rows], theirs)
+            sampled[places], counts[places] = as_original(logits[their_rows], theirs)
         return sampled, counts
 
     def _others(self) -> Others | None:
@@ -256,19 +256,19 @@ class RunnerHooks:
         step, name_of = self._step, self._runner.req_states.index_to_req_id
         names = [name_of[slot] for slot in step.slots.tolist()]
         starts = accumulate((len(step.drafts.get(name, ())) + 1 for name in names), initial=0)
-        found = [
+        judgements = [
             (i, start, request)
             for i, (name, start) in enumerate(zip(names, starts, strict=False))
             if (request := step.requests.get(name))
             if request.rule and not request.rule.noise and request.draft
         ]
-        if not found:
+        if not judgements:
             return
-        places, firsts, requests = zip(*found, strict=True)
+        places, firsts, requests = zip(*judgements, strict=True)
         judged = judge_by_p(requests, logits[:, : self._tokens], firsts)
         step.judged |= {names[i]: each for i, each in zip(places, judged, strict=True)}
-        tokens = np.zeros((len(found), sampled.shape[1]), np.int64)
-        lengths = np.zeros(len(found), np.int32)
+        tokens = np.zeros((len(judgements), sampled.shape[1]), np.int64)
+        lengths = np.zeros(len(judgements), np.int32)
         for i, judgement in enumerate(judged):
             lengths[i] = len(judgement.tokens)
             tokens[i, : lengths[i]] = judgement.tokens
@@ -276,10 +276,10 @@ class RunnerHooks:
         sampled[where] = upload(tokens, sampled.device)
         counts[where] = upload(lengths, sampled.device)
 
-    def _sample(self, stock: Stock, hidden: Any, batch: Any, *args: Any) -> Any:
+    def _sample(self, original: Original, hidden: Any, batch: Any, *args: Any) -> Any:
         """Make silent requests generate nothing: V2's own arithmetic then leaves the last token
         and the count of computed tokens unchanged."""
-        output, counts, rejected = stock(hidden, batch, *args)
+        output, counts, rejected = original(hidden, batch, *args)
         requests = [self._step.requests.get(name) for name in batch.req_ids]
         silent = [i for i, each in enumerate(requests) if each and each.rule is None]
         if silent:
@@ -289,25 +289,25 @@ class RunnerHooks:
             self._step.silent = where, rejected
         return output, counts, rejected
 
-    def _propose(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
+    def _propose(self, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Leave vLLM's own speculation one row of each silent request: heads that read the
         target's hidden states write behind the last row that is not rejected, and the place
         before the first row is not theirs."""
         if self._step.silent:
             where, rejected = self._step.silent
             rejected.index_fill_(0, where, 0)
-        return stock(*args, **kwargs)
+        return original(*args, **kwargs)
 
-    def _propose_nothing(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
-        return stock(*args, **{"dummy_run": True, **kwargs})
+    def _propose_nothing(self, original: Original, *args: Any, **kwargs: Any) -> Any:
+        return original(*args, **{"dummy_run": True, **kwargs})
 
-    def _run_dummy(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
+    def _run_dummy(self, original: Original, *args: Any, **kwargs: Any) -> Any:
         """Run a dummy step whose requests have one row, as those that the other ranks decode.
         vLLM means full width, and ranks of different widths have no FULL graph in common."""
-        return stock(*args, **{**kwargs, "uniform_decode": False})
+        return original(*args, **{**kwargs, "uniform_decode": False})
 
-    def _return_judgements(self, stock: Stock, *args: Any, **kwargs: Any) -> Any:
-        output, judged = stock(*args, **kwargs), self._step.judged
+    def _return_judgements(self, original: Original, *args: Any, **kwargs: Any) -> Any:
+        output, judged = original(*args, **kwargs), self._step.judged
         if judged and output is not None:
             output.model_runner_output.picospec_judged = judged
         return output

@@ -21,7 +21,7 @@ from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.structured_outputs import StructuredOutputsWorker
 
 from verifier.vllm_target.core.scheduler import PicoScheduler, narrowed
-from verifier.vllm_target.crossing import MASK_ROWS, MOST_ROWS, Choice
+from verifier.vllm_target.ipc_messages import MASK_ROWS, MOST_ROWS, RunnerChoice
 from verifier.vllm_target.worker import heads as extension
 from verifier.vllm_target.worker.v2 import WARM_ROWS, RunnerHooks
 
@@ -33,9 +33,9 @@ DRAFTS = [2, 0, 0, 1]
 """The batch has these draft tokens, request after request: 7 rows of logits."""
 
 
-def stubbed(wrapped: Any, stock: Any = dict) -> Any:
+def stubbed(wrapped: Any, original: Any = dict) -> Any:
     """Return our function of this name of vLLM's, around another stock function."""
-    return partial(wrapped.func, stock)
+    return partial(wrapped.func, original)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,9 @@ def kernel_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=[0, 3])
 def head(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """So many tokens are proposed by vLLM's own speculation."""
-    config = SimpleNamespace(additional_config=Choice("v2", 32, request.param).added_to({}))
+    config = SimpleNamespace(
+        additional_config=RunnerChoice("v2", 32, request.param).added_to({})
+    )
     monkeypatch.setattr(extension, "get_current_vllm_config_or_none", lambda: config)
     return int(request.param)
 
@@ -164,11 +166,11 @@ def test_a_request_has_masks_for_the_most_draft_tokens_of_any(drafts: int, rows:
 
 def test_kernels_are_compiled_before_the_first_user(monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[int] = []
-    stock = gumbel.gumbel_sample
+    original = gumbel.gumbel_sample
 
     def gumbel_sample(logits: torch.Tensor, *args: Any) -> torch.Tensor:
         judged.append(len(logits))
-        return stock(logits, *args)
+        return original(logits, *args)
 
     monkeypatch.setattr(gumbel, "gumbel_sample", gumbel_sample)
     masks, masked = worker(64), list[int]()
@@ -237,7 +239,7 @@ def test_the_graphs_are_those_of_a_vllm_without_us(
     chosen = EngineArgs.create_speculative_config
     monkeypatch.setattr(EngineArgs, "create_speculative_config", chosen.__wrapped__)
 
-    stock = graphs(directory, ranks)
+    original = graphs(directory, ranks)
 
-    assert ours == stock
-    assert len(stock) == 2
+    assert ours == original
+    assert len(original) == 2

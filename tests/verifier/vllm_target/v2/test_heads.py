@@ -91,7 +91,9 @@ async def test_texts_are_those_without_speculation(
     totals = [answer.finish.totals for answer in answers if answer.finish]
     if name != "schema":  # which forbids most of what a head proposes without it
         assert totals[0].judged > 0, "the head serves a session without an edge's draft tokens"
-    assert totals[1].accepted > totals[1].own, "right draft tokens replace the head's"
+    assert totals[1].accepted > totals[1].verifier_accepted, (
+        "right draft tokens replace the head's"
+    )
 
 
 async def test_either_helps_where_it_is_better(
@@ -114,8 +116,8 @@ async def test_either_helps_where_it_is_better(
 async def test_a_head_draws_with_the_noise_of_the_judge(
     merged: VllmTarget, texts: Texts
 ) -> None:
-    """Its likeliest token alone would have .28 accepted here, and a token of other noise .15;
-    with the judge's noise .79 are."""
+    """Its likeliest token alone would have 0.28 accepted here, and a token of other noise 0.15;
+    with the judge's noise 0.79 are."""
     answers = [await run(merged, texts, "T=1", number, None) for number in range(3)]
 
     totals = [answer.finish.totals for answer in answers if answer.finish]

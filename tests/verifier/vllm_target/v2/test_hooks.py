@@ -21,7 +21,7 @@ from speculation.coupled import Coupled
 from speculation.messages import Sampling
 from speculation.separate import Separate
 from tests.verifier.vllm_target.synchronisations import synchronisations
-from verifier.vllm_target.crossing import Choice, VerifyRequest
+from verifier.vllm_target.ipc_messages import RunnerChoice, VerifyRequest
 from verifier.vllm_target.worker import by_p
 from verifier.vllm_target.worker.v2 import RunnerHooks
 
@@ -45,7 +45,7 @@ def runner(head: int = 0) -> Any:
         max_num_reqs=8,
     )
     return SimpleNamespace(
-        vllm_config=SimpleNamespace(additional_config=Choice("v2", K, head).added_to({})),
+        vllm_config=SimpleNamespace(additional_config=RunnerChoice("v2", K, head).added_to({})),
         rejection_sampler=SimpleNamespace(num_speculative_steps=1),
         req_states=states,
         lora_state=SimpleNamespace(make_lora_inputs=lambda names: (ADAPTERS, (), set())),
@@ -149,11 +149,11 @@ def test_rows_are_judged_in_parts_as_at_once(monkeypatch: pytest.MonkeyPatch) ->
     starts = np.cumsum([0, *(len(each.draft) + 1 for each in requests)])[:-1].tolist()
     logits = torch.randn(10, V, generator=torch.Generator().manual_seed(2)) * 4
     at_once = repr(by_p.judge_by_p(requests, logits, starts))
-    stock, sizes = by_p._p, []
+    original, sizes = by_p._p, []
 
     def p(rows: torch.Tensor, greedy: torch.Tensor) -> torch.Tensor:
         sizes.append(len(rows))
-        return stock(rows, greedy)
+        return original(rows, greedy)
 
     monkeypatch.setattr(by_p, "_p", p)
     monkeypatch.setattr(by_p, "ROWS", 3)
@@ -217,13 +217,13 @@ class Idle(SimpleNamespace):
 
 
 def test_an_idle_rank_runs_steps_of_one_row_where_vllm_has_full_width(hooked: Any) -> None:
-    stock: Any = inspect.unwrap(GPUModelRunner._dummy_run)
+    original: Any = inspect.unwrap(GPUModelRunner._dummy_run)
     idle = Idle()
-    stock(idle, 1, uniform_decode=True)
+    original(idle, 1, uniform_decode=True)
     before = idle.planned
 
     rows, given = hooked._dummy_run(1, uniform_decode=True)
-    stock(idle, rows, **given)
+    original(idle, rows, **given)
 
     assert (before, idle.planned) == ([34], [1])
 

@@ -69,9 +69,9 @@ async def own(target: VllmTarget, name: str, number: int = 0) -> list[int]:
     return [list(each.outputs[0].token_ids) async for each in outputs][-1]
 
 
-async def planned_ahead(target: VllmTarget) -> int:
+async def asynchronous_steps(target: VllmTarget) -> int:
     """Return the number of steps planned while the last one ran."""
-    return (await target.figures())["planned_ahead"]
+    return (await target.figures())["asynchronous_steps"]
 
 
 async def test_without_a_session_steps_are_planned_while_the_last_one_runs(
@@ -82,7 +82,7 @@ async def test_without_a_session_steps_are_planned_while_the_last_one_runs(
     found = [await own(target, name, 2) for name in CASES]
 
     after = await target.figures()
-    steps, ahead = (after[name] - before[name] for name in ("steps", "planned_ahead"))
+    steps, ahead = (after[name] - before[name] for name in ("steps", "asynchronous_steps"))
     assert found == [texts[name, 2].tokens for name in CASES]
     assert ahead > 0.9 * steps > 20 * len(CASES)
 
@@ -95,9 +95,9 @@ async def test_vllms_own_requests_go_on_when_sessions_come_and_go(
     names = [name for name in CASES if "schema" not in name]
     places = [(name, i % 3) for i, name in enumerate(names)]
     requested = [asyncio.create_task(own(target, *place)) for place in places]
-    ahead = [await planned_ahead(target)]
+    ahead = [await asynchronous_steps(target)]
     for i, length in enumerate((4, 7, 1)):
-        while (now := await planned_ahead(target)) < ahead[-1] + 3:  # noqa: ASYNC110
+        while (now := await asynchronous_steps(target)) < ahead[-1] + 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         script = Script(wrong=0.2, seed=i)
         answer = await run(target, texts, "T=1", 1, script, max_tokens=length)
@@ -110,7 +110,7 @@ async def test_vllms_own_requests_go_on_when_sessions_come_and_go(
     assert dict(zip(places, found, strict=True)) == {p: texts[p].tokens for p in places}
 
 
-async def rested(target: VllmTarget, name: str, number: int, key: str) -> list[int]:
+async def paused(target: VllmTarget, name: str, number: int, key: str) -> list[int]:
     """Run a session for which no draft token comes."""
     request = session(target.facts, name, number)
     return (await plain(target, f"{key} {name} {number}", request)).tokens
@@ -123,11 +123,11 @@ async def test_a_session_without_draft_tokens_runs_on_before_its_results_are_kno
     names = ("T=0", "T=1", "penalties", "min tokens")
     before = await target.figures()
 
-    found = [await rested(target, name, 1, "alone") for name in names]
+    found = [await paused(target, name, 1, "alone") for name in names]
 
     after = await target.figures()
     assert found == [texts[name, 1].tokens for name in names]
-    assert after["planned_ahead"] > before["planned_ahead"] + len(names)
+    assert after["asynchronous_steps"] > before["asynchronous_steps"] + len(names)
 
 
 async def test_steps_are_planned_ahead_beside_sessions_that_draft_and_rest(
@@ -145,16 +145,16 @@ async def test_steps_are_planned_ahead_beside_sessions_that_draft_and_rest(
     before = await target.figures()
     requested = [asyncio.create_task(own(target, name, 2)) for name in names[:4]]
     sessions = [asyncio.create_task(drafting(i)) for i in range(6)]
-    rests = [asyncio.create_task(rested(target, *place, "beside")) for place in places[6:]]
+    pauses = [asyncio.create_task(paused(target, *place, "beside")) for place in places[6:]]
     drafted_texts = await asyncio.gather(*sessions)
     meanwhile = await target.figures()
     found = await asyncio.gather(*requested)
-    rested_texts = await asyncio.gather(*rests)
+    paused_texts = await asyncio.gather(*pauses)
 
-    steps, ahead = (meanwhile[name] - before[name] for name in ("steps", "planned_ahead"))
+    steps, ahead = (meanwhile[name] - before[name] for name in ("steps", "asynchronous_steps"))
     assert ahead > 0.8 * steps > 10
     assert dict(zip(names, found, strict=False)) == {n: texts[n, 2].tokens for n in names[:4]}
-    assert rested_texts == [texts[place].tokens for place in places[6:]]
+    assert paused_texts == [texts[place].tokens for place in places[6:]]
     assert drafted_texts == [
         texts[place].tokens[: 12 + 2 * i] for i, place in enumerate(places[:6])
     ]
@@ -163,8 +163,8 @@ async def test_steps_are_planned_ahead_beside_sessions_that_draft_and_rest(
 async def test_beside_a_session_that_needs_each_result_steps_wait_for_it(
     target: VllmTarget, texts: Texts
 ) -> None:
-    held = session(target.facts, "T=0", 0, fill="never")
-    async with aclosing(replies_of(target, "held", held)) as replies:
+    waiting_requests = session(target.facts, "T=0", 0, fill="never")
+    async with aclosing(replies_of(target, "held", waiting_requests)) as replies:
         waiting = asyncio.create_task(anext(replies))
         await served(target, 1, within_s=60)
         before = await target.figures()
@@ -176,15 +176,17 @@ async def test_beside_a_session_that_needs_each_result_steps_wait_for_it(
         await asyncio.wait([waiting])
     await gone(target)
     assert found == texts["T=1", 0].tokens
-    assert after["planned_ahead"] == before["planned_ahead"]
+    assert after["asynchronous_steps"] == before["asynchronous_steps"]
     assert after["steps"] >= before["steps"] + len(found)
 
 
 async def test_vllms_own_requests_beside_sessions(target: VllmTarget, texts: Texts) -> None:
-    async def held(i: int, name: str) -> Answer:
+    async def waiting_requests(i: int, name: str) -> Answer:
         return await run(target, texts, name, 2, Script(wrong=0.1, window=i + 1, late_s=0.05))
 
-    running = [asyncio.create_task(held(i, name)) for i, name in enumerate(("T=0", "T=1"))]
+    running = [
+        asyncio.create_task(waiting_requests(i, name)) for i, name in enumerate(("T=0", "T=1"))
+    ]
     found = await asyncio.gather(*(own(target, name) for name in CASES))
     answers = await asyncio.gather(*running)
 

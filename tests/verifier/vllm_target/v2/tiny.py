@@ -114,7 +114,7 @@ PENALTIES: Final = {
 CASES: Final[dict[str, dict[str, Any]]] = {
     "T=0": {"temperature": 0.0},
     "T=1": {},
-    "T=.8, top-p": {"temperature": 0.8, "top_p": 0.95},
+    "T=0.8, top-p": {"temperature": 0.8, "top_p": 0.95},
     "top-k": {"top_k": 40},
     "top-k, top-p, min-p": {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "min_p": 0.01},
     "min-p": {"min_p": 0.05},

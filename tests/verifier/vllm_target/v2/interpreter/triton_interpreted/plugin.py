@@ -22,14 +22,14 @@ def _keep_asynchronous_scheduling() -> None:
     process of its own there too."""
     from vllm.platforms.cpu import CpuPlatform
 
-    stock = CpuPlatform.check_and_update_config
-    if hasattr(stock, "__wrapped__"):
+    original = CpuPlatform.check_and_update_config
+    if hasattr(original, "__wrapped__"):
         return
 
-    @wraps(stock)
+    @wraps(original)
     def check_and_update_config(config: Any) -> None:
         asked = config.scheduler_config.async_scheduling
-        stock(config)
+        original(config)
         config.scheduler_config.async_scheduling = asked
 
     CpuPlatform.check_and_update_config = staticmethod(check_and_update_config)

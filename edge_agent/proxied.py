@@ -1,0 +1,321 @@
+"""Passes a request on to another service, and its answer back: what is listed, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from http import HTTPStatus
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from edge_agent.link.connection import Response as Answering
+from edge_agent.link.verifier import ANSWER_TIMEOUT_S
+from edge_agent.metering import EVENTS, Meter, WithoutUsageEvent
+from gateway.drain import Drain
+from gateway.endpoints.endpoint import sent_event
+from gateway.errors import (
+    OPENAI,
+    ApiError,
+    ClientGone,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+)
+from gateway.http import connected, send_to_client
+from gateway.request_context import RequestContext
+from gateway.turns import CHARGED_BYTES_PER_TOKEN
+
+# Lists of what may pass in either direction; nothing else passes.
+
+_PATH: Final = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
+"""Matches a path that means the same however often it is decoded, and has no `..`."""
+
+_QUERY: Final = re.compile(rb"[!-\"$-~]{0,2048}")
+_HEADER: Final = re.compile(r"[ -~]{0,1024}")
+_HEADERS: Final = (
+    "accept",
+    "content-type",
+    "anthropic-version",
+    "anthropic-beta",
+    "openai-beta",
+)
+"""An upstream gets these headers of the client. A key and a cookie are not among them."""
+
+AS_IT_IS: Final = ("content-length", "content-encoding")
+"""These headers are right as long as a body is passed on unchanged."""
+
+_TYPES: Final = {
+    "application/json": "application/json",
+    "application/x-ndjson": "application/x-ndjson",
+    "text/event-stream": EVENTS,
+    "text/plain": "text/plain; charset=utf-8",  # of a transcription
+    **{kind: kind for kind in ("image/png", "image/jpeg", "image/webp", "image/gif")},
+}
+"""Maps the content types of answers to those that the client gets. A browser would run others,
+such as HTML and SVG, as a part of this edge's page."""
+
+_AUDIO: Final = re.compile(r"audio/[a-z0-9.-]{1,40}(?:; ?[a-z]{1,20}=[a-z0-9]{1,20}){0,3}")
+
+SAFE: Final = {
+    "content-security-policy": "default-src 'none'; sandbox",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
+"""Each proxied answer has these headers; those of its upstream are dropped."""
+
+
+def target_of(scope: Scope, patterns: Sequence[str]) -> str:
+    """Return the path and query to ask an upstream for. Raises NotFound for a path that matches
+    no pattern or is written with escapes; InvalidRequest for the query."""
+    if not passes(scope, patterns):
+        raise NotFound(f"there is no {scope['path']}")
+    return f"{scope['path']}{query_of(scope)}"
+
+
+def query_of(scope: Scope) -> str:
+    """Return the query for an upstream, with its question mark. Raises InvalidRequest."""
+    query: bytes = scope["query_string"]
+    if not _QUERY.fullmatch(query):
+        raise InvalidRequest("the query is too long, or has characters that no URL has")
+    return f"?{query.decode()}" if query else ""
+
+
+def passes(scope: Scope, patterns: Sequence[str]) -> bool:
+    """Return True if the path is on the list, as it is written. A pattern may end in `/*`."""
+    path: str = scope["path"]
+    if not _PATH.fullmatch(path) or scope.get("raw_path", path.encode()) != path.encode():
+        return False
+    starts = (pattern[:-1] for pattern in patterns if pattern.endswith("/*"))
+    return path in patterns or path.startswith(tuple(starts))
+
+
+def headers_of(headers: Headers, *more: str) -> Mapping[str, str]:
+    """Return the request headers that an upstream gets. more: names of further headers to pass
+    on. Raises InvalidRequest."""
+    passed = {"content-type": "application/octet-stream"}
+    for name in (*_HEADERS, *more):
+        if values := headers.getlist(name):
+            passed[name] = ", ".join(values)
+            if not _HEADER.fullmatch(passed[name]):
+                raise InvalidRequest(f"the header {name} is wrong", code="invalid_header")
+    return passed
+
+
+def type_of(content_type: str, peer: str) -> str:
+    """Return the content type that the client gets for an answer's type. Raises Unavailable."""
+    content_type = content_type.strip().lower()
+    if _AUDIO.fullmatch(content_type):
+        return content_type
+    if (kind := _TYPES.get(content_type.partition(";")[0].rstrip())) is None:
+        raise Unavailable(
+            f"the {peer}'s answer is of a type that is not proxied", code="type_not_relayed"
+        )
+    return kind
+
+
+# The body of a request on its way to an upstream; only one piece is held at a time.
+
+HEAD_S: Final = 600.0
+"""An answer must begin within this time after the last piece of its request was taken."""
+
+
+class ProxiedUpload:
+    """Reads the body from the client no faster than the upstream takes it."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self.complete = asyncio.Event()
+        """Set once the client has sent the whole body."""
+
+        self.deadline: asyncio.Timeout | None = None
+        """The deadline of the answer's head. Each piece extends it, until the head is there."""
+
+        self._taken_bytes = 0
+        self.error: ApiError | None = None
+        """The reason why the body could not be read; the HTTP client does not report it."""
+
+    @property
+    def text_bytes(self) -> int:
+        """The bytes of text so far; 0 for a body that is not JSON, such as a recording."""
+        is_json = self._request.headers.get("content-type", "").startswith("application/json")
+        return self._taken_bytes if is_json else 0
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        while not self.complete.is_set():
+            piece = await self._next()
+            if self.deadline is not None and not self.deadline.expired():
+                self.deadline.reschedule(asyncio.get_running_loop().time() + HEAD_S)
+            if piece:
+                yield piece
+
+    async def _next(self) -> bytes:
+        """Return the next piece, which may be empty; the last one sets `complete`. Raises
+        ApiError."""
+        try:
+            message = await self._request.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone("the client went away before its request was complete")
+        except ApiError as error:
+            self.error = error
+            raise
+        if not message.get("more_body", False):
+            self.complete.set()
+        piece: bytes = message.get("body", b"")
+        self._taken_bytes += len(piece)
+        return piece
+
+
+# Passes on an answer of another service, piece by piece as it comes.
+
+MAX_BYTES: Final = 256 << 20
+"""A longer answer is not passed on; this is hours of audio."""
+
+MAX_S: Final = 7200.0
+"""An answer may take this many seconds. A verifier's own limit is as long by default."""
+
+Piece = bytes | bytearray | memoryview
+Ask = Callable[[], AbstractAsyncContextManager[Answering]]
+"""Opens an answer whose content is still to be read."""
+
+
+class Proxied(Response):
+    """Passes on one answer, once. It ends the other service's before it returns or raises.
+
+    If an answer cannot be completed, a stream of events ends with an error. Others are cut, so
+    that nobody takes a part of an answer for all of it.
+    """
+
+    def __init__(
+        self,
+        ask: Ask,
+        context: RequestContext,
+        drain: Drain,
+        upload: ProxiedUpload | None = None,
+        asked_bytes: int = 0,
+        *,
+        hides_usage: bool = False,
+    ) -> None:
+        """upload: the request's body, if it has not been read. asked_bytes: the size of the
+        request's text, by which the prompt is charged if the answer has no token counts.
+        hides_usage: the client does not get the event of a stream that only counts."""
+        super().__init__()
+        self._ask = ask
+        self._context = context
+        self._drain = drain
+        self._upload = upload
+        self._asked_bytes = asked_bytes
+        self._hides_usage = hides_usage
+        self._kind = ""
+        self._meter = Meter("")
+        self._is_charged = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        complete = self._upload.complete if self._upload else None
+        try:
+            async with self._drain.answer():
+                async with connected(receive, complete):
+                    await self._proxy(send)
+                await send_to_client(send, _piece(b"", more=False))
+        except ClientGone as gone:
+            self._context.status, self._context.error = gone.status, gone.code
+        except Exception as raised:
+            if isinstance(raised, Unavailable) and (field := self._context.proxied_for):
+                raised.message += f"; it alone serves {field}, so no other one goes on"
+            if not self._context.status:
+                self._is_charged = False  # the other service has not taken the request
+                raise
+            await self._fail(self._context.failed(raised), send)
+        finally:
+            if self._is_charged:
+                self._count()
+
+    async def _proxy(self, send: Send) -> None:
+        try:
+            async with asyncio.timeout(MAX_S), AsyncExitStack() as stack:
+                answer = await self._head(stack)
+                await self._pass_on(answer, send)
+        except TimeoutError as error:
+            raise self._unavailable("takes too long") from error
+        except ApiError as error:
+            if self._upload is None or self._upload.error is None:
+                raise
+            raise self._upload.error from error
+
+    @property
+    def _peer(self) -> str:
+        return self._context.proxied or "verifier"
+
+    def _unavailable(self, how: str) -> Unavailable:
+        return Unavailable(f"the {self._peer} {how}", code=f"{self._peer}_unavailable")
+
+    async def _head(self, stack: AsyncExitStack) -> Answering:
+        async with asyncio.timeout(HEAD_S) as deadline:
+            if self._upload is None:
+                return await stack.enter_async_context(self._ask())
+            self._upload.deadline = deadline
+            try:
+                return await stack.enter_async_context(self._ask())
+            finally:
+                self._upload.deadline = None
+
+    async def _pass_on(self, answer: Answering, send: Send) -> None:
+        self._kind = type_of(answer.headers.get("content-type", ""), self._peer)
+        self._meter = Meter(self._kind)
+        await send_to_client(send, _start(self._kind))
+        taken, shown = (
+            0,
+            WithoutUsageEvent() if self._hides_usage and self._kind == EVENTS else None,
+        )
+        while (piece := await self._next(answer.content)) is not None:
+            taken += len(piece)
+            if taken > MAX_BYTES:
+                raise Unavailable(f"the {self._peer}'s answer has more than {MAX_BYTES} bytes")
+            self._meter.take(piece)
+            await send_to_client(send, _piece(shown.take(piece) if shown else piece, more=True))
+        if shown:
+            await send_to_client(send, _piece(shown.rest, more=True))
+
+    async def _next(self, pieces: AsyncIterator[Piece]) -> bytes | None:
+        """Return the next piece of an answer, or None at its end. Raises Unavailable."""
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                piece = await anext(pieces, None)
+                return None if piece is None else bytes(piece)
+        except TimeoutError as error:
+            raise self._unavailable(f"sent nothing for {ANSWER_TIMEOUT_S:g} s") from error
+
+    async def _fail(self, error: ApiError, send: Send) -> None:
+        if self._kind == EVENTS:
+            shape = self._context.shape
+            event = sent_event(shape.body(error), "" if shape is OPENAI else "error")
+            if self._meter.is_within_event:
+                event = b"\n\n" + event
+            with suppress(ClientGone):
+                await send_to_client(send, _piece(event, more=False))
+
+    def _count(self) -> None:
+        """Count the tokens. An answer without counts is charged a token for each event, and its
+        prompt by the size of the request."""
+        prompt, generated = self._meter.counts()
+        if prompt is None:
+            body_bytes = self._upload.text_bytes if self._upload else self._asked_bytes
+            prompt = body_bytes // CHARGED_BYTES_PER_TOKEN
+        self._context.took_prompt(prompt)
+        usage = self._context.usage
+        usage.completion_tokens = self._meter.events if generated is None else generated
+
+
+def _start(kind: str) -> Message:
+    headers = {"content-type": kind, **SAFE}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http.response.start", "status": HTTPStatus.OK.value, "headers": raw}
+
+
+def _piece(body: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}

@@ -1,0 +1,348 @@
+"""Writes the answer of POST /v1/responses: a response, or the events by which it grows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+
+from gateway.endpoints.background import MARK, LastingAnswer
+from gateway.endpoints.chat import ChatRequest, logprobs_of
+from gateway.endpoints.completions import extensions_of
+from gateway.endpoints.endpoint import Entries, Heading, parts_of, sent_event
+from gateway.endpoints.responses import ENCRYPTED, ResponsesRequest, sealed
+from gateway.errors import ApiError, InvalidRequest, Overloaded
+from gateway.output.detokenise import Finish, TextDelta
+from gateway.request_context import Usage
+
+# Builds the items of an answer, and the events that report their growth.
+#
+# An item is open until the next one begins or the answer ends. It is added, grows by deltas,
+# and is done. An event names the index of its item; `answer` numbers the events.
+
+Json = dict[str, object]
+Event = tuple[str, Json]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+PREFIX: Final = "resp_"
+REPEATS: Final = 4
+"""A stream ends with four events that have all log-probabilities."""
+
+_ITEM_ID: Final = re.compile(r"[a-z]+_([0-9a-f]{32})_([0-9]{1,6})")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Defines how events report one type of item."""
+
+    type: str
+    prefix: str
+    """The item's id begins with this."""
+
+    stem: str
+    """The names of the events of the item's text begin with this. If the item has parts, this
+    is also the type of the only part."""
+
+    field: str = "text"
+    """The item's text is in this field."""
+
+    @property
+    def has_part(self) -> bool:
+        return self.field == "text"
+
+
+REASONING: Final = Kind("reasoning", "rs", "reasoning_text")
+MESSAGE: Final = Kind("message", "msg", "output_text")
+FUNCTION: Final = Kind("function_call", "fc", "function_call_arguments", "arguments")
+CUSTOM: Final = Kind("custom_tool_call", "fc", "custom_tool_call_input", "input")
+_OF_PARTS: Final[Mapping[str, tuple[Kind, Json]]] = {
+    "reasoning": (REASONING, {"summary": []}),
+    "text": (MESSAGE, {"role": "assistant"}),
+}
+"""Maps each kind of part of an answer to its kind of item, and to that item's own fields."""
+
+
+class Growing:
+    """Builds an open item and its events."""
+
+    def __init__(self, kind: Kind, key: str, place: int, head: Json) -> None:
+        """head: fields that only items of this kind have."""
+        self.kind = kind
+        self.text = ""
+        self._logprobs: list[object] = []
+        self._place: Json = {"output_index": place}
+        self._head: Json = {"type": kind.type, "id": f"{kind.prefix}_{key}_{place}", **head}
+        index = {"content_index": 0} if kind.has_part else {}
+        self._at: Json = {"item_id": self._head["id"], **self._place, **index}
+
+    def part(self) -> Json:
+        """Return the only part of a message or of reasoning."""
+        more = {"annotations": [], "logprobs": self._logprobs} if self.kind is MESSAGE else {}
+        return {"type": self.kind.stem, "text": self.text, **more}
+
+    def item(self, status: Status, *, seals: bool = False) -> Json:
+        """Return the item with that status. seals: include its reasoning also as
+        `encrypted_content`."""
+        content = [] if status == "in_progress" else [self.part()]
+        if self.kind is REASONING:
+            secret = {"encrypted_content": sealed(self.text)} if seals else {}
+            return {**self._head, **secret, "content": content} if content else self._head
+        if self.kind is MESSAGE:
+            return {**self._head, "status": status, "content": content}
+        return {**self._head, self.kind.field: self.text, "status": status}
+
+    def begin(self) -> Iterator[Event]:
+        item = self.item("in_progress")
+        yield "response.output_item.added", {**self._place, "item": item}
+        if self.kind.has_part:
+            yield "response.content_part.added", {**self._at, "part": self.part()}
+
+    def grow(self, text: str, logprobs: Sequence[object]) -> Iterator[Event]:
+        self.text += text
+        self._logprobs += logprobs
+        more = {"logprobs": logprobs} if self.kind is MESSAGE else {}
+        yield f"response.{self.kind.stem}.delta", {**self._at, "delta": text, **more}
+
+    def end(self, item: Json) -> Iterator[Event]:
+        """Yield the events that report the end of the item. item: the completed item."""
+        done: Json = {self.kind.field: self.text}
+        if self.kind is MESSAGE:
+            done["logprobs"] = self._logprobs
+        elif not self.kind.has_part:
+            done["name"] = item["name"]
+        yield f"response.{self.kind.stem}.done", {**self._at, **done}
+        if self.kind.has_part:
+            yield "response.content_part.done", {**self._at, "part": self.part()}
+        yield "response.output_item.done", {**self._place, "item": item}
+
+
+class Output:
+    """Builds all items of an answer."""
+
+    def __init__(self, key: str, called: Mapping[str, Json], *, seals: bool) -> None:
+        """key: part of the items' ids, by which `place_of` finds the items again. called: maps
+        the chat's names of tools to the names in calls. seals: include reasoning also as
+        `encrypted_content`."""
+        self.items: list[Json] = []
+        """These items have ended."""
+
+        self._key = key
+        self._called = called
+        self._seals = seals
+        self._open: Growing | None = None
+
+    def read(self, delta: TextDelta) -> Iterator[Event]:
+        """Add a delta to the items, and yield the events that report it."""
+        for kind, text, start in parts_of(delta):
+            if start is not None:
+                called = self._called.get(start.name, {"name": start.name})
+                of = CUSTOM if start.custom else FUNCTION
+                yield from self._begin(of, {"call_id": start.id, **called})
+                continue
+            if kind != "call" and not (self._open and self._open.kind is _OF_PARTS[kind][0]):
+                yield from self._begin(*_OF_PARTS[kind])
+            if self._open is not None:
+                logprobs = delta.written or logprobs_of(delta.entries)
+                yield from self._open.grow(text, logprobs if kind == "text" else ())
+        if delta.finish is not None:
+            yield from self.end("incomplete" if delta.finish == "length" else "completed")
+
+    def so_far(self) -> list[Json]:
+        """Return the items, also the open one, with what it has."""
+        if self._open is None:
+            return self.items
+        item = self._open.item("incomplete", seals=self._seals)
+        return [*self.items, item | ({"status": "in_progress"} if "status" in item else {})]
+
+    def _begin(self, kind: Kind, head: Json) -> Iterator[Event]:
+        yield from self.end("completed")
+        self._open = Growing(kind, self._key, len(self.items), head)
+        yield from self._open.begin()
+
+    def end(self, status: Status) -> Iterator[Event]:
+        """End the open item, if any, and yield the events that report it."""
+        if self._open is not None:
+            item = self._open.item(status, seals=self._seals)
+            yield from self._open.end(item)
+            self.items.append(item)
+            self._open = None
+
+
+def place_of(item_id: str) -> tuple[str, int]:
+    """Return the id of the response that contains an item, and the item's index there; the id
+    is "" if the item is not ours."""
+    match = _ITEM_ID.fullmatch(item_id)
+    return (f"{PREFIX}{match[1]}", int(match[2])) if match else ("", 0)
+
+
+Keep = Callable[[Json], None]
+
+_REPEATED: Final = (
+    "instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls",
+    "previous_response_id", "prompt_cache_key", "safety_identifier", "service_tier", "store",
+    "top_logprobs", "truncation", "user",
+)  # fmt: skip
+"""A response repeats these fields of its request."""
+
+_ADJUSTED: Final = ("temperature", "top_p", "presence_penalty", "frequency_penalty")
+
+
+class ResponseAnswer(LastingAnswer):
+    def __init__(
+        self,
+        request: ResponsesRequest,
+        repeated: bytes,
+        called: Mapping[str, Json],
+        keep: Keep | None,
+        heading: Heading,
+    ) -> None:
+        """repeated: see `repeated_of`."""
+        self._usage = heading.usage
+        self._created = heading.created
+        self._keep = keep
+        self.repeated = repeated
+        self._response = _beginning(request, heading)
+        self._response[_REPEATED[0]] = msgspec.Raw(MARK if request.background else repeated)
+        seals = ENCRYPTED in request.include
+        self._output = Output(heading.id.removeprefix(PREFIX), called, seals=seals)
+        self._finish: Finish | None = None
+        self._events = 0
+        self._has_begun = False
+
+    def opening(self) -> bytes:
+        """Return the events that report a response without its first token."""
+        self._response["status"] = "queued"
+        queued: Json = {"response": self._response}
+        return self._encoded([("response.created", queued), ("response.queued", queued)])
+
+    @property
+    def id(self) -> str:
+        return str(self._response["id"])
+
+    @property
+    def state(self) -> bytes:
+        shown = {"output": self._output.so_far(), _REPEATED[0]: msgspec.Raw(self.repeated)}
+        return msgspec.json.encode({**self._response, **shown})
+
+    def waiting(self) -> bytes:
+        """Return an event: Codex gives up on a stream without events for five minutes."""
+        return self._begun() or self._encoded([("keepalive", {})])
+
+    def events(self, index: int, delta: TextDelta) -> bytes:
+        self._finish = delta.finish
+        return self._begun() + self._encoded(self._output.read(delta))
+
+    def end(self) -> bytes:
+        response = self._ended()
+        return self._encoded([(f"response.{response['status']}", {"response": response})])
+
+    def failure(self, error: ApiError) -> bytes:
+        begun = self._begun()
+        failed = {"status": "failed", "error": _error(error), "output": self._output.items}
+        self._response = {**self._response, **failed}
+        return begun + self._encoded([("response.failed", {"response": self._response})])
+
+    def cancelled(self) -> bytes:
+        """Return the end of the open item, and the event that ends most likely what reads the
+        stream: OpenAI's API has none for this."""
+        ended = self._encoded(self._output.end("incomplete"))
+        fields = {"status": "cancelled", "output": self._output.items}
+        self._response = {**self._response, **fields}
+        return ended + self._encoded([("response.incomplete", {"response": self._response})])
+
+    def write(self, entries: Entries) -> Sequence[msgspec.Raw]:
+        return logprobs_of(entries)
+
+    def full_answer(self, choices: Sequence[TextDelta]) -> Json:
+        (choice,) = choices
+        self._finish = choice.finish
+        for _ in self._output.read(choice):
+            pass
+        return self._ended()
+
+    def _begun(self) -> bytes:
+        """Return the events that begin a stream, if they were not sent before."""
+        if self._has_begun:
+            return b""
+        self._has_begun, self._response["status"] = True, "in_progress"
+        begun: Json = {"response": self._response}
+        created = [] if self._events else [("response.created", begun)]
+        return self._encoded([*created, ("response.in_progress", begun)])
+
+    def _ended(self) -> Json:
+        cut = self._finish == "length"
+        self._response = response = {
+            **self._response,
+            "status": "incomplete" if cut else "completed",
+            "completed_at": None if cut else self._created + int(self._usage.elapsed_s),
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "output": self._output.items,
+            "usage": _usage(self._usage),
+            **extensions_of(self._usage),
+        }
+        if self._keep is not None:
+            self._keep(response)
+        return response
+
+    def _encoded(self, events: Iterable[Event]) -> bytes:
+        encoded = []
+        for name, fields in events:
+            event = {"type": name, "sequence_number": self._events, **fields}
+            self._events += 1
+            encoded.append(sent_event(event, name))
+        return b"".join(encoded)
+
+
+def repeated_of(request: ResponsesRequest, chat: ChatRequest) -> bytes:
+    """Return what a response repeats of its request, which may be megabytes, as JSON: the
+    value of the first field of _REPEATED, and all further fields after it."""
+    text: Json = {"format": request.text.format}
+    if request.text.verbosity is not None:
+        text["verbosity"] = request.text.verbosity
+    fields: Json = {
+        **{name: getattr(request, name) for name in _REPEATED},
+        **{name: getattr(chat, name) for name in _ADJUSTED},
+        "reasoning": {"effort": request.reasoning.effort, "summary": request.reasoning.summary},
+        "text": text,
+        "tools": [tool.shown() for tool in request.tools],
+        "tool_choice": request.tool_choice or "auto",
+    }
+    return msgspec.json.encode(fields).removeprefix(b'{"%b":' % _REPEATED[0].encode())[:-1]
+
+
+def _beginning(request: ResponsesRequest, heading: Heading) -> Json:
+    """Return the response's own fields in its state before the first token."""
+    return {
+        "id": heading.id,
+        "object": "response",
+        "created_at": heading.created,
+        "completed_at": None,
+        "status": "in_progress",
+        "error": None,
+        "incomplete_details": None,
+        "model": heading.model,
+        "output": [],
+        "usage": None,
+        "background": request.background,
+        "system_fingerprint": heading.fingerprint,
+    }
+
+
+def _usage(usage: Usage) -> Json:
+    cached = usage.total().cached_tokens
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }
+
+
+def _error(error: ApiError) -> Json:
+    """Return the error of a response, for which OpenAI's API has few codes."""
+    codes = {InvalidRequest.status: "invalid_prompt", Overloaded.status: "rate_limit_exceeded"}
+    return {"code": codes.get(error.status, "server_error"), "message": error.message}

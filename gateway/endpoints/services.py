@@ -1,0 +1,420 @@
+"""Holds what the routes of one app share, in `Services`."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
+from typing import Final, Protocol
+from weakref import WeakKeyDictionary
+
+from prometheus_client import CollectorRegistry
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.drain import Drain
+from gateway.endpoints.background import Recording, RunningAnswer
+from gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded
+from gateway.hosting.settings import GatewaySettings
+from gateway.metrics import MetricsPage
+from gateway.output.output_format import OutputFormat, OutputFormats
+from gateway.ports import Engine, Facts, Fallback, GatewayTokenizer, TokenizerSource
+from gateway.request_context import Clock, RequestContext
+from gateway.schema import RequestModel
+from gateway.tenants import Tenant
+from gateway.turns import PromptReader, ThreadTurns
+
+# Keeps responses in memory, so that a conversation can continue one of them.
+#
+# Each tenant has a store of its own and sees no other. A store has bounds in number, bytes and
+# age, and drops the least recently used responses first. All stores together have a bound in
+# bytes; beyond it the largest store drops responses.
+
+MAX_RESPONSES: Final = 1024
+"""A tenant's store holds at most this many responses."""
+
+MAX_BYTES: Final = 16 << 20
+"""A tenant's store holds at most this many bytes of JSON: each response has its whole
+conversation, 80 kB for 20,000 tokens."""
+
+MAX_ALL_BYTES: Final = 256 << 20
+"""All stores together hold at most this many bytes: sixteen full ones, or thousands of keys
+with a conversation each."""
+
+MAX_RUNNING: Final = 64
+"""At most this many of a tenant's responses run in the background. They count in no other bound
+of the store."""
+
+MAX_AGE_S: Final = 6 * 3600.0
+"""A response is kept for this many seconds after its last use."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    response: bytes
+    items: bytes
+    """These are all items before the response's output, as JSON."""
+
+    events: Recording | None = None
+    """The response can be streamed again from these; None if it cannot."""
+
+    @property
+    def size_bytes(self) -> int:
+        events_bytes = self.events.size_bytes if self.events else 0
+        return len(self.response) + len(self.items) + events_bytes
+
+
+class ResponseStore:
+    """Keeps the responses of one tenant by id. A lock guards it, because large bodies are read
+    in a thread that looks up responses, too."""
+
+    def __init__(self, clock: Clock, grown: Callable[[], None] = lambda: None) -> None:
+        """grown: called when a response has been kept."""
+        self._clock, self._grown = clock, grown
+        self._kept: OrderedDict[str, tuple[StoredResponse, float]] = OrderedDict()
+        self.size_bytes = 0
+        self._lock = Lock()
+        self._running: dict[str, RunningAnswer] = {}
+
+    def begin(self, running: RunningAnswer) -> None:
+        """Run a response, and keep it when it has ended. Raises Overloaded, Draining."""
+        if len(self._running) >= MAX_RUNNING:
+            raise Overloaded(f"no more than {MAX_RUNNING} responses run in the background")
+        running.begin(partial(self._ended, id := running.answer.id))
+        self._running[id] = running
+
+    def running(self, id: str) -> RunningAnswer | None:
+        """Return the response that runs in the background under an id."""
+        return self._running.get(id)
+
+    def _ended(self, id: str, running: RunningAnswer) -> None:
+        del self._running[id]
+        self.keep(id, StoredResponse(running.response, running.items, running.events))
+
+    def keep(self, id: str, kept: StoredResponse) -> None:
+        """Keep a response, unless it alone exceeds the bound in bytes."""
+        if kept.size_bytes > MAX_BYTES:
+            return
+        with self._lock:
+            self._kept[id] = kept, self._clock()
+            self.size_bytes += kept.size_bytes
+            self._clear()
+        self._grown()
+
+    def find(self, id: str) -> StoredResponse | None:
+        """Return the response kept under an id, and record its use."""
+        with self._lock:
+            self._clear()
+            if id not in self._kept:
+                return None
+            kept, _ = self._kept[id]
+            self._kept[id] = kept, self._clock()
+            self._kept.move_to_end(id)
+            return kept
+
+    def remove(self, id: str) -> None:
+        with self._lock:
+            self._drop(id)
+
+    def drop_oldest(self) -> None:
+        """Drop the response that was used longest ago, if one is kept."""
+        with self._lock:
+            if self._kept:
+                self._drop(next(iter(self._kept)))
+
+    def _clear(self) -> None:
+        """Drop the responses that exceed the bounds."""
+        oldest = self._clock() - MAX_AGE_S
+        while self._kept:
+            id, (_, used_s) = next(iter(self._kept.items()))
+            full = len(self._kept) > MAX_RESPONSES or self.size_bytes > MAX_BYTES
+            if not full and used_s > oldest:
+                return
+            self._drop(id)
+
+    def _drop(self, id: str) -> None:
+        if (kept_response := self._kept.pop(id, None)) is not None:
+            self.size_bytes -= kept_response[0].size_bytes
+
+
+class ResponseStores:
+    """Has the store of each tenant, for as long as the tenant exists."""
+
+    def __init__(self) -> None:
+        self._of: WeakKeyDictionary[Tenant, ResponseStore] = WeakKeyDictionary()
+        self._lock = Lock()
+
+    def of(self, context: RequestContext) -> ResponseStore:
+        """Return the store of a request's tenant."""
+        with self._lock:
+            store = ResponseStore(context.clock, self._clear)
+            return self._of.setdefault(context.tenant, store)
+
+    def _clear(self) -> None:
+        """Drop the oldest responses of the largest stores that exceed the bound together. What
+        runs is in none of these."""
+        with self._lock:
+            stores = list(self._of.values())
+        while sum(store.size_bytes for store in stores) > MAX_ALL_BYTES:
+            max(stores, key=lambda store: store.size_bytes).drop_oldest()
+
+
+About = Callable[[], Awaitable[dict[str, object]]]
+"""Returns the fields of /status that only one service has."""
+
+
+class ProxyPort(Protocol):
+    """Asks another service, such as the verifier, to answer in place of this one."""
+
+    @property
+    def models(self) -> Sequence[str]:
+        """Return the models that the other service has for clients of this one."""
+
+    @property
+    def held_bytes(self) -> int:
+        """The body of a request that its endpoint may refuse has at most this many bytes."""
+
+    async def proxy_other_model(self, services: Services, request: Request) -> Response | None:
+        """Answer a request before its endpoint reads it, if its body names a model elsewhere.
+        Returns None if an endpoint answers it. Raises ApiError."""
+
+    async def proxy_refused(
+        self,
+        schema: type[RequestModel],
+        services: Services,
+        request: Request,
+        error: InvalidRequest,
+    ) -> Response | None:
+        """Answer a request that its endpoint has refused with an error, if the verifier's own
+        API
+        serves what is refused; None if it does not. schema: of the endpoint. Raises
+        ApiError."""
+
+    def is_without_drafts(self, model: str) -> bool:
+        """True if the engine cannot generate for a model, because the verifier in use opens no
+        sessions for it; then `proxy_without_drafts` answers, once an endpoint has read and
+        checked the request."""
+
+    async def proxy_without_drafts(
+        self, services: Services, request: Request, model: str
+    ) -> Response:
+        """Answer a request for this model that its endpoint has read. Raises ApiError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Answers a whole request: the engine of a model, or that of its fallback."""
+
+    engine: Engine
+    tokenizer: TokenizerSource
+    name: str = ""
+    """The name of the model; empty if only the engine's facts have it."""
+
+    aliases: Sequence[str] = ()
+    """Other names by which clients may ask for the model."""
+
+    takes_any_name: bool = False
+    spare: Fallback | None = None
+    """Answers while the engine cannot."""
+
+    fallback: Fallback | None = None
+    """The engine and the tokenizer are this fallback's; None: they are the service's own."""
+
+    async def facts_of(self, model: str | None) -> Facts:
+        """Return the engine's facts. Raises NotFound if the engine does not have the model.
+
+        model: None, if a request names none, and the aliases mean the engine's model too. So
+        does any name if the fallback answers, because clients then name the missing model, or
+        if the settings accept any name. An adapter of the model is named as a model is.
+        """
+        facts = (await self.engine.facts()).named(model)
+        takes_any = self.fallback is not None or self.takes_any_name
+        if model is None or takes_any or model in (facts.model, *self.aliases):
+            return facts
+        raise no_model(model, [facts.model])
+
+    def names_of(self, facts: Facts) -> list[str]:
+        """Return all names by which clients may ask for the model and its adapters."""
+        aliases = sorted({*self.aliases} - {facts.model})
+        return [facts.model, *aliases, *facts.adapters]
+
+    def begin(self, answers: int, facts: Facts) -> str | None:
+        """Begin answers. Returns their `system_fingerprint`; None without the fallback."""
+        if self.fallback is None:
+            return None
+        self.fallback.count_answers(answers)
+        return f"{self.fallback.name}:{facts.model}"
+
+
+def no_model(name: str, others: Sequence[str]) -> NotFound:
+    """Return the error for a model that a service does not have. others: those that it has."""
+    having = ", ".join(map(repr, others)) or "none"
+    message = f"the model {name!r} does not exist; this service has {having}"
+    return NotFound(message, param="model", code="model_not_found")
+
+
+class Models(Protocol):
+    """The models of a service, which clients tell apart by their names."""
+
+    async def find(self, name: str | None) -> Backend:
+        """Return who answers for the model of this name; None: for the first one. Its
+        `facts_of` decides if the name is right. Raises NotFound, Unavailable."""
+
+    async def reachable(self) -> Sequence[Backend]:
+        """Return who answers for each model that can be reached, as far as is known; for the
+        first one if none can."""
+
+    @property
+    def away(self) -> Sequence[str]:
+        """Return the names of the models that cannot be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneModel:
+    """The Models of a service with one."""
+
+    backend: Backend
+    away: Sequence[str] = ()
+
+    async def find(self, name: str | None) -> Backend:
+        return self.backend
+
+    async def reachable(self) -> Sequence[Backend]:
+        return (self.backend,)
+
+
+def one_model(
+    engine: Engine,
+    tokenizer: TokenizerSource,
+    settings: GatewaySettings,
+    spare: Fallback | None = None,
+) -> OneModel:
+    """Return the Models of a service with one engine. spare: answers while that cannot."""
+    aliases, any_name = settings.model_aliases, settings.accept_any_model
+    backend = Backend(engine, tokenizer, aliases=aliases, takes_any_name=any_name, spare=spare)
+    return OneModel(backend)
+
+
+async def _answering(own: Backend, context: RequestContext) -> Backend:
+    """Return who answers in place of a backend that cannot; the same one if it can."""
+    if (spare := own.spare) is None or not await spare.is_needed():
+        return own
+    context.fallback = spare.name
+    return Backend(spare.engine, spare.tokenizer, own.name, fallback=spare)
+
+
+@contextmanager
+def _naming_its_own(context: RequestContext, model: str | None) -> Iterator[None]:
+    """Have a NotFound name no models but those that the key opens."""
+    try:
+        yield
+    except NotFound:
+        if not (own := context.tenant.models):
+            raise
+        raise no_model(model or own[0], own) from None
+
+
+async def _opened(backend: Backend, context: RequestContext, model: str | None) -> Facts:
+    """Return the facts of a model that a request asks for. Raises NotFound."""
+    facts = await backend.facts_of(model)
+    if not _opens(backend, context, facts):
+        raise no_model(model or facts.model, context.tenant.models)
+    return facts
+
+
+def _opens(backend: Backend, context: RequestContext, facts: Facts) -> bool:
+    """Return True if a key opens a model. A fallback answers for the one that it replaces."""
+    replaced = backend.name if backend.fallback else ""
+    return context.tenant.opens(replaced or facts.model)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A model under one of its names, with who answers for it."""
+
+    name: str
+    backend: Backend
+    facts: Facts
+
+
+_WAITING: Final = 32
+"""At most this many large bodies of one tenant wait to be checked: each is in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    models: Models
+    drain: Drain
+    registry: CollectorRegistry
+    settings: GatewaySettings
+    output_formats: OutputFormats
+    draw_seed: Callable[[], int]
+    started: int
+    """The app was built at this Unix time, in seconds."""
+
+    reader: PromptReader = field(default_factory=PromptReader)
+    checks: ThreadTurns = field(
+        default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")
+    )
+    stores: ResponseStores = field(default_factory=ResponseStores)
+    metrics_page: MetricsPage = field(default_factory=MetricsPage)
+    about: About | None = None
+    proxy: ProxyPort | None = None
+
+    async def own(self, context: RequestContext, model: str | None) -> tuple[Backend, Facts]:
+        """Return who answers for a model, by any of its names, and its facts. model: None, if
+        the request names none. Raises NotFound also for one that the key does not open."""
+        with _naming_its_own(context, model):
+            backend = await self.models.find(context.tenant.usual_model(model))
+            return backend, await _opened(backend, context, model)
+
+    async def find(self, context: RequestContext, model: str | None) -> tuple[Backend, Facts]:
+        """Do as `own`; but a fallback answers for a model whose engine cannot. Raises
+        ApiError."""
+        with _naming_its_own(context, model):
+            own = await self.models.find(context.tenant.usual_model(model))
+            backend = await _answering(own, context)
+            return backend, await _opened(backend, context, model)
+
+    async def all(self, context: RequestContext) -> list[Listed]:
+        """Return the models that a key opens and that can be reached, by all their names.
+        Raises ApiError if none can be reached."""
+        models, error = list[Listed](), None
+        for own in await self.models.reachable():
+            try:
+                backend = await _answering(own, context)
+                facts = await backend.engine.facts()
+            except ApiError as failed:
+                error = error or failed
+                continue
+            opens = partial(_opens, backend, context)
+            named = ((name, facts.named(name)) for name in backend.names_of(facts))
+            models += [Listed(name, backend, each) for name, each in named if opens(each)]
+        if error is not None and not models:
+            raise error
+        return models
+
+    def away(self, context: RequestContext) -> list[str]:
+        """Return the models that a key opens and that cannot be reached."""
+        return [name for name in self.models.away if context.tenant.opens(name)]
+
+    def store_of(self, context: RequestContext) -> ResponseStore:
+        """Return the store of a request's tenant."""
+        return self.stores.of(context)
+
+    async def output_format_of(
+        self, tokenizer: GatewayTokenizer, context: RequestContext
+    ) -> OutputFormat:
+        if (output_format := self.output_formats.known(tokenizer)) is not None:
+            return output_format
+        return await self.reader.read(
+            context.tenant, partial(self.output_formats.find, tokenizer)
+        )
+
+    def proxied_models(self, context: RequestContext) -> Sequence[str]:
+        """Return the models that a key opens and for which another service is asked."""
+        names = self.proxy.models if self.proxy else ()
+        return [name for name in names if context.tenant.opens(name)]

@@ -1,0 +1,326 @@
+"""Finds how one model writes: the tags of its reasoning, and the format of its tool calls."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Literal
+from weakref import WeakKeyDictionary
+
+from gateway.grammars import Schemas, Tags
+from gateway.output.detokenise import (
+    Detokeniser,
+    Finish,
+    LogprobEntry,
+    Piece,
+    TextDelta,
+    single_tokens,
+)
+from gateway.output.formats.base import (
+    AllowedOutput,
+    Constraint,
+    ToolFormat,
+    grammar,
+    pass_content,
+    pass_input,
+)
+from gateway.output.formats.json_calls import Hermes, Llama, Mistral
+from gateway.output.formats.other_calls import Pythonic, QwenCoder
+from gateway.output.message import ParsedMessage
+from gateway.output.reading import Incoming, Steps, is_opened, read_reasoning, tags_of
+from gateway.ports import Delta, GatewayTokenizer
+from gateway.watching import Report
+
+FormatName = Literal["hermes", "llama", "mistral", "pythonic", "qwen_coder"]
+
+FORMATS: Final[Mapping[FormatName, ToolFormat]] = {
+    "hermes": Hermes(),
+    "llama": Llama(),
+    "mistral": Mistral(),
+    "pythonic": Pythonic(),
+    "qwen_coder": QwenCoder(),
+}
+
+_SIGNS: Final[Sequence[tuple[re.Pattern[str], FormatName]]] = (
+    (re.compile(r"<function="), "qwen_coder"),
+    (re.compile(r"\[TOOL_CALLS\]"), "mistral"),
+    (re.compile(r"<tool_call>"), "hermes"),
+    (re.compile(r'<\|python_tag\|>|"parameters": dictionary'), "llama"),
+    (re.compile(r"\[\w+\(\w+="), "pythonic"),
+)
+"""The templates of a family contain its sign. The first sign found in a template decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """Defines how the model of a tokenizer writes."""
+
+    tokenizer: GatewayTokenizer
+    format: ToolFormat
+    tags: Tags | None
+    special: Mapping[str, int]
+    """Maps the markers of calls and reasoning that are special tokens to their ids."""
+
+    tag_tokens: tuple[int | None, int | None] = (None, None)
+    """These tokens open and close reasoning; None if a tag is not a single token."""
+
+    capabilities: tuple[str, ...] = ()
+    """The model has these capabilities, in the terms of Ollama and llama-server."""
+
+    def reader(
+        self,
+        detokeniser: Callable[[Piece], Detokeniser],
+        prompt: Sequence[int],
+        tools: Schemas,
+        *,
+        parallel: bool = True,
+        custom: frozenset[str] = frozenset(),
+        only: str | None = None,
+        splits_reasoning: bool = True,
+    ) -> Detokeniser | OutputParser:
+        """Return the reader of the Deltas of a choice that continues `prompt`.
+
+        If there can be neither calls nor reasoning, all text is content and nothing is parsed.
+        tools: functions that may be called. parallel: True if several calls may be made.
+        custom: names of the tools that take a text. only: the tool whose text is the answer.
+        """
+        tags = self.tags if splits_reasoning else None
+        if not tools and tags is None:
+            return detokeniser(self.tokenizer.piece)
+        spell = self._spelling((*(tags or ()), *(self.format.markers if tools else ())))
+        opened = tags is not None and is_opened(tags, prompt, spell)
+        new_id = partial(_new_id, self.format.id_length)
+        read = partial(self.format.read, tools=tools) if tools else pass_content
+        if only is not None:
+            read = partial(pass_input, name=only)
+        return OutputParser(
+            detokeniser(spell),
+            ParsedMessage(new_id, parallel=parallel, custom=custom),
+            partial(_parse, tags=tags, opened=opened, read=read),
+        )
+
+    def constraint(
+        self, prompt: Sequence[int], allowed: AllowedOutput, *, splits_reasoning: bool = True
+    ) -> Constraint | None:
+        """Return the constraint of an answer to `prompt`: None, `allowed.content` or a grammar.
+
+        Raises ValueError for what a grammar of this model cannot express.
+        """
+        tags = self.tags if splits_reasoning else None
+        if not allowed.tools and (allowed.content is None or tags is None):
+            return allowed.content
+        opened = tags is not None and is_opened(tags, prompt, self._spelling(tags))
+        return {"grammar": grammar(allowed, self.format, self.special, tags, opened=opened)}
+
+    def budget(self, prompt: Sequence[int], tokens: int) -> dict[str, int]:
+        """Return the setting that ends the reasoning of an answer to `prompt` after `tokens`
+        tokens. Raises ValueError if the model has no token for that."""
+        opening, closing = self.tag_tokens
+        if self.tags is None or closing is None:
+            raise ValueError("the model has no token that ends its reasoning")
+        limits = {"tokens": tokens, "closing": closing}
+        if is_opened(self.tags, prompt, self._spelling(self.tags)):
+            return limits
+        if opening is None:
+            raise ValueError("the model has no token that begins its reasoning")
+        return limits | {"opening": opening}
+
+    def _spelling(self, markers: Sequence[str]) -> Piece:
+        """Return a function that spells any token, even markers that are special tokens."""
+        seen = {self.special[text]: text.encode() for text in markers if text in self.special}
+        piece = self.tokenizer.piece
+        return lambda token: seen.get(token) or piece(token)
+
+
+MAX_CAPABILITIES: Final = 64
+"""The capabilities of models with so many tokenizers are remembered."""
+
+
+_Parts = tuple[
+    ToolFormat, Tags | None, Mapping[str, int], tuple[int | None, int | None], tuple[str, ...]
+]
+"""The fields of a Style, without its tokenizer."""
+
+
+class OutputFormats:
+    """Remembers the output formats of tokenizers, for as long as anybody else keeps these."""
+
+    def __init__(self, name: FormatName | None = None) -> None:
+        """name: format of calls, None for the one that the chat template shows."""
+        self._name = name
+        self.capabilities: dict[str, tuple[str, ...]] = {}
+        """By the digest of a tokenizer, which need not be in memory any more."""
+
+        self._known: WeakKeyDictionary[GatewayTokenizer, _Parts] = WeakKeyDictionary()
+
+    def known(self, tokenizer: GatewayTokenizer) -> OutputFormat | None:
+        parts = self._known.get(tokenizer)
+        return None if parts is None else OutputFormat(tokenizer, *parts)
+
+    def remember(self, digest: str, output_format: OutputFormat) -> tuple[str, ...]:
+        """Return the capabilities of an output format, and remember them by its tokenizer's
+        digest, if
+        that is known."""
+        if digest:
+            self.capabilities[digest] = output_format.capabilities
+        if len(self.capabilities) > MAX_CAPABILITIES:
+            del self.capabilities[next(iter(self.capabilities))]
+        return output_format.capabilities
+
+    def find(self, tokenizer: GatewayTokenizer) -> OutputFormat:
+        """Return and remember the output format. Call this in a thread where a tokenizer may
+        encode."""
+        form = FORMATS[self._name or choose(tokenizer.template)]
+        tags = tags_of(tokenizer.template)
+        special = _special(tokenizer, (*(tags or ()), *form.markers))
+        spelt = [tokenizer.encode(t, begin=False) for t in tags or ()] or [[], []]
+        opening, closing = (ids[0] if len(ids) == 1 else None for ids in spelt)
+        can = tuple(_capabilities(tokenizer, tags))
+        parts = form, tags, special, (opening, closing), can
+        self._known[tokenizer] = parts
+        return OutputFormat(tokenizer, *parts)
+
+
+def choose(template: str) -> FormatName:
+    """Return the format of calls that a template shows; by default the most common one."""
+    return next((name for sign, name in _SIGNS if sign.search(template)), "hermes")
+
+
+def _parse(
+    text: Incoming,
+    out: ParsedMessage,
+    *,
+    tags: Tags | None,
+    opened: bool,
+    read: Callable[[Incoming, ParsedMessage], Steps[None]],
+) -> Steps[None]:
+    if tags is not None:
+        yield from read_reasoning(text, out, tags, opened=opened)
+    yield from read(text, out)
+
+
+def _special(tokenizer: GatewayTokenizer, texts: Sequence[str]) -> dict[str, int]:
+    """Return the ids of the texts that are special tokens; a BOS may precede each text."""
+    tokens = {text: tokenizer.encode(text, special=True) for text in texts}
+    return {t: ids[-1] for t, ids in tokens.items() if not any(map(tokenizer.piece, ids))}
+
+
+def _capabilities(tokenizer: GatewayTokenizer, tags: Tags | None) -> Iterator[str]:
+    yield "completion"
+    if tokenizer.takes_tools:
+        yield "tools"
+    if tags is not None:
+        yield "thinking"
+    with suppress(ValueError):
+        tokenizer.infill("", "")
+        yield "insert"
+
+
+def _new_id(length: int | None) -> str:
+    unique = uuid.uuid4().hex
+    return f"call_{unique}" if length is None else unique[:length]
+
+
+# Reads the Deltas of a choice whose text is more than content.
+#
+# The tokens are read one by one, so that a client's result cannot depend on how Deltas group
+# them.
+
+Parse = Callable[[Incoming, ParsedMessage], Steps[None]]
+
+
+class OutputParser:
+    """Splits the text of a choice from `detokeniser` into reasoning, content and calls."""
+
+    def __init__(self, detokeniser: Detokeniser, message: ParsedMessage, parse: Parse) -> None:
+        self._detokeniser = detokeniser
+        self._message = message
+        self._text = Incoming()
+        self._steps = parse(self._text, message)
+        self._entries = ContentEntries()
+        self._complete = False
+        """True if the only call that the client wants was closed, and not cut by the end of the
+        text."""
+
+        next(self._steps, None)
+
+    def read(self, delta: Delta) -> TextDelta:
+        """Return what the tokens of a delta show of the choice. Raises EngineFault, as the
+        Detokeniser does."""
+        tokens = thoughts = 0
+        finish: Finish | None = None
+        stop: str | None = None
+        reports: list[Report] = []
+        for one in single_tokens(delta):
+            shown = self._detokeniser.read(one)
+            thoughts += shown.tokens * self._advance(shown)
+            tokens += shown.tokens
+            if shown.report is not None:
+                reports.append(shown.report)
+            finish, stop = self._finish(shown), shown.stop
+            if finish is not None:
+                break
+        content, spans = self._message.take_content()
+        parsed = self._message.take_parsed(thoughts)
+        return TextDelta(
+            content,
+            tokens,
+            tuple(self._entries.take(spans)),
+            finish,
+            delta.statistics,
+            parsed,
+            self._merged(reports, spans, parsed.sources),
+            stop,
+        )
+
+    def _merged(
+        self, reports: Sequence[Report], content: Iterable[range], thoughts: Iterable[range]
+    ) -> Report | None:
+        """Return the reports of several tokens as one, with the origins of the shown text."""
+        if (origins := self._detokeniser.origins) is None:
+            return None
+        return Report(
+            sum((Counter(each.tokens) for each in reports), Counter()),
+            origins.spans(content),
+            origins.spans(thoughts),
+            [event for each in reports for event in each.events],
+        )
+
+    def _advance(self, shown: TextDelta) -> bool:
+        """Parse what a token shows, and return True if the token is part of the reasoning."""
+        before = self._message.thinking
+        self._entries.add(shown.entries)
+        self._text.feed(shown.text)
+        next(self._steps, None)
+        self._complete = self._message.complete
+        if shown.finish is not None:
+            self._text.ended = True
+            next(self._steps, None)
+        return before or self._message.thinking
+
+    def _finish(self, shown: TextDelta) -> Finish | None:
+        called = self._message.calls and shown.finish == "stop"
+        return "tool_calls" if called or self._complete else shown.finish
+
+
+class ContentEntries:
+    """Selects the log-probabilities of the tokens of content, which OpenAI's API reports."""
+
+    def __init__(self) -> None:
+        self._pending: deque[LogprobEntry] = deque()
+
+    def add(self, entries: Iterable[LogprobEntry]) -> None:
+        self._pending.extend(entries)
+
+    def take(self, spans: Iterable[range]) -> Iterator[LogprobEntry]:
+        """Yield the entries whose text overlaps with `spans`, and drop those before."""
+        for span in spans:
+            while self._pending and self._pending[0].offset < span.stop:
+                entry = self._pending.popleft()
+                if entry.offset + max(1, len(entry.piece.decode(errors="ignore"))) > span.start:
+                    yield entry

@@ -1,0 +1,134 @@
+"""An upstream that says what it was asked, and an edge that proxies to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import msgspec
+from fastapi import FastAPI
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from edge_agent.app import build
+from edge_agent.settings import load
+from gateway.drain import Drain
+from local_models.store import open_store
+from tests.gateway.scripted import served
+from tests.verifier.fake_target import FACTS, FakeTarget
+from verifier.app import build as build_verifier
+from verifier.settings import load as load_verifier
+
+NOWHERE = "http://127.0.0.1:9"
+EMBEDDED = {"data": [], "usage": {"prompt_tokens": 7, "total_tokens": 7}}
+MODEL = "elsewhere"
+EMBEDDINGS = "/v1/embeddings"
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aa"}}
+SEEING = {"messages": [{"role": "user", "content": [{"type": "text", "text": "?"}, IMAGE]}]}
+
+Answering = Callable[[Request], Awaitable[Response]]
+
+
+JSON = "application/json"
+
+
+async def embed(request: Request) -> Response:
+    got = sum([len(piece) async for piece in request.stream()])
+    return Response(json.dumps({**EMBEDDED, "got": got}), 200, {}, JSON)
+
+
+@dataclass
+class Upstream:
+    """An ASGI app. answer: to what it is asked."""
+
+    answer: Answering = embed
+    asked: list[Scope] = field(default_factory=list)
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """It is set once a client has left before all of its request was there."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        self.asked.append(scope)
+        self.reached.set()
+        try:
+            response = await self.answer(Request(scope, receive))
+            await response(scope, receive, send)
+        except ClientDisconnect:
+            self.left.set()
+            raise
+
+
+def streaming(kind: str, pieces: AsyncIterator[bytes], **headers: str) -> Answering:
+    async def answer(request: Request) -> Response:
+        await request.body()
+        return StreamingResponse(pieces, 200, headers, kind)
+
+    return answer
+
+
+def saying(content: bytes, status: int = 200, kind: str = JSON, **headers: str) -> Answering:
+    async def answer(request: Request) -> Response:
+        await request.body()
+        said = {name.replace("_", "-"): value for name, value in headers.items()}
+        return Response(content, status, said, kind)
+
+    return answer
+
+
+@asynccontextmanager
+async def proxying(
+    upstream: Upstream,
+    root: Path | None = None,
+    drain: Drain | None = None,
+    *,
+    environ: dict[str, str] | None = None,
+    verifier: str = NOWHERE,
+    proxy: dict[str, Any] | None = None,
+    **settings: object,
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Give a client of an edge on loopback whose proxy has that upstream. root: its cache."""
+    with TemporaryDirectory() as empty:
+        async with served(upstream) as url:  # type: ignore[arg-type]  # it is an ASGI app
+            given = {"drafter": "none", "verifier_url": verifier, **settings}
+            given["proxy"] = {"url": url, **(proxy or {})}
+            store = open_store({"PICOSPEC_CACHE": str(root or empty)})
+            app = build(load(None, environ or {}, given), store, drain or Drain())
+            async with (
+                served(app) as edge,
+                httpx.AsyncClient(base_url=edge, timeout=30) as client,
+            ):
+                yield client
+
+
+@dataclass
+class OwnApi:
+    """A verifier whose own API serves these fields and parts, by path. answer: of that API."""
+
+    served: dict[str, list[str]]
+    answer: Answering
+    parts: dict[str, list[str]] = field(default_factory=dict)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    """The bodies that came to that API."""
+
+    def app(self) -> FastAPI:
+        target = FakeTarget()
+        target._facts = msgspec.structs.replace(FACTS, served=self.served, parts=self.parts)
+        app = build_verifier(load_verifier(None, {}, {}), lambda _: target)
+        for path in self.served:
+            app.router.routes.insert(0, Route(path, self._own, methods=["POST"]))
+        return app
+
+    async def _own(self, request: Request) -> Response:
+        self.asked.append(await request.json())
+        return await self.answer(request)

@@ -1,0 +1,334 @@
+"""What an edge does not speed up is answered by another service, as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from structlog.testing import capture_logs
+
+from edge_agent import proxied
+from edge_agent.proxy import proxied_request
+from gateway.drain import Drain, running_alongside
+from tests.edge_agent.proxying import (
+    EMBEDDED,
+    EMBEDDINGS,
+    JSON,
+    MODEL,
+    NOWHERE,
+    SEEING,
+    Answering,
+    Upstream,
+    embed,
+    proxying,
+    saying,
+    streaming,
+)
+from tests.end_to_end.traced import serving
+from tests.hostile.test_verifier import resident_bytes
+from tests.verifier.fake_target import FakeTarget
+from verifier.app import build as build_verifier
+from verifier.settings import load as load_verifier
+
+RECORDING = "/v1/audio/transcriptions"
+RAW = {"content-type": "application/octet-stream"}
+CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+PIECES = 1600
+PIECE = bytes(1 << 16)
+
+
+async def test_an_answer_comes_back_and_says_who_gave_it() -> None:
+    upstream = Upstream()
+
+    async with proxying(upstream) as client:
+        with capture_logs() as logs:
+            answer = await client.post(f"{EMBEDDINGS}?dimensions=3", json={"input": "Hi"})
+
+    assert answer.json() == {**EMBEDDED, "got": len(answer.request.content)}
+    assert answer.headers["x-picospec-relayed"] == "upstream"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    (line,) = [line for line in logs if line["event"] == "request"]
+    assert (line["proxied"], line["prompt_tokens"], line["status"]) == ("upstream", 7, 200)
+    (asked,) = upstream.asked
+    assert (asked["path"], asked["query_string"]) == (EMBEDDINGS, b"dimensions=3")
+
+
+async def test_the_upstream_gets_its_own_key_and_none_of_the_clients_headers() -> None:
+    names = ("PICOSPEC_API_KEYS", "PICOSPEC_VERIFIER_KEY", "PICOSPEC_PROXY_KEY")
+    environ = dict(zip(names, ("clients", "edges", "upstreams"), strict=True))
+    upstream = Upstream()
+    headers = {"authorization": "Bearer clients", "cookie": "a=b", "x-own": "c"}
+
+    async with proxying(upstream, environ=environ) as client:
+        stranger = await client.post(EMBEDDINGS, json={})
+        known = await client.post(EMBEDDINGS, json={}, headers=headers)
+
+    assert (stranger.status_code, known.status_code) == (401, 200)
+    (got,) = [dict(scope["headers"]) for scope in upstream.asked]
+    assert got[b"authorization"] == b"Bearer upstreams"
+    assert not got.keys() & {b"cookie", b"x-own", b"x-api-key"}
+
+
+async def test_a_large_body_and_a_large_answer_go_through_piece_by_piece() -> None:
+    async def body(pieces: int) -> AsyncIterator[bytes]:
+        for _ in range(pieces):
+            yield PIECE
+
+    upstream, most = Upstream(), 0
+
+    async def watch(before: int) -> None:
+        nonlocal most
+        while True:
+            most = max(most, resident_bytes() - before)
+            await asyncio.sleep(0.005)
+
+    async with proxying(upstream) as client:
+        await client.post(RECORDING, content=body(16), headers=RAW)
+        async with running_alongside(watch(resident_bytes())):
+            up = await client.post(RECORDING, content=body(PIECES), headers=RAW)
+            upstream.answer = streaming("audio/mpeg", body(PIECES))
+            async with client.stream("POST", "/v1/audio/speech", json={}) as down:
+                came = sum([len(piece) async for piece in down.aiter_bytes()])
+
+    assert up.json()["got"] == came == PIECES * len(PIECE)
+    assert most < 32 << 20
+
+
+async def test_events_come_when_they_are_made() -> None:
+    seen = asyncio.Event()
+
+    async def events() -> AsyncIterator[bytes]:
+        yield b"data: 1\n\n"
+        await seen.wait()
+        yield b"data: 2\n\n"
+
+    async with (
+        proxying(Upstream(streaming("text/event-stream", events()))) as client,
+        client.stream("POST", "/v1/audio/speech", json={}) as answer,
+    ):
+        pieces = answer.aiter_bytes()
+        first = await anext(pieces)
+        seen.set()
+        rest = b"".join([piece async for piece in pieces])
+
+    assert (first, rest) == (b"data: 1\n\n", b"data: 2\n\n")
+
+
+async def test_an_answer_without_counts_is_charged_by_events_and_by_the_requests_text() -> None:
+    upstream = Upstream(saying(b"data: 1\n\ndata: 2\n\n", kind="text/event-stream"))
+
+    async with proxying(upstream) as client:
+        with capture_logs() as logs:
+            await client.post("/v1/audio/speech", json={"input": "a" * 100})
+            await client.post(RECORDING, content=bytes(400), headers=RAW)
+
+    lines = [line for line in logs if line["event"] == "request"]
+    counted = [(line["prompt_tokens"], line["completion_tokens"]) for line in lines]
+    assert counted == [(28, 2), (0, 2)]
+
+
+async def test_a_client_that_leaves_ends_the_request_to_the_upstream() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield PIECE
+                await asyncio.sleep(0.01)
+        finally:
+            upstream.left.set()
+
+    async def until_left() -> AsyncIterator[bytes]:
+        yield PIECE
+        await asyncio.Event().wait()
+
+    upstream = Upstream(streaming("audio/mpeg", endless()))
+    async with asyncio.timeout(20), proxying(upstream) as client:
+        async with client.stream("POST", "/v1/audio/speech", json={}) as answer:
+            await anext(answer.aiter_bytes())
+        await upstream.left.wait()
+
+        upstream.answer, upstream.left = embed, asyncio.Event()
+        upstream.reached.clear()
+        sending = asyncio.create_task(
+            client.post(EMBEDDINGS, content=until_left(), headers=RAW)
+        )
+        await upstream.reached.wait()
+        sending.cancel()
+        await upstream.left.wait()
+
+
+async def test_an_answer_that_is_cut_is_never_taken_for_a_whole_one() -> None:
+    async def cut() -> AsyncIterator[bytes]:
+        yield b'{"data": ['
+        raise ConnectionError
+
+    upstream = Upstream()
+    async with proxying(upstream) as client:
+        upstream.answer = streaming("application/json", cut())
+        with pytest.raises(httpx.RemoteProtocolError):
+            await client.post(EMBEDDINGS, json={})
+
+        upstream.answer = streaming("text/event-stream", cut())
+        events = await client.post(EMBEDDINGS, json={})
+
+    broken, error = events.text.removesuffix("\n\n").split("\n\n")
+    assert broken == '{"data": ['
+    assert error.startswith("data: ")
+    assert '"code":"upstream_unavailable"' in error
+
+
+async def test_keys_limits_and_a_drain_hold() -> None:
+    drain, limits = Drain(), {"requests_a_minute": 1, "tokens_a_minute": 1000}
+    async with proxying(Upstream(), drain=drain, key_limits=limits) as client:
+        first = await client.post(EMBEDDINGS, json={})
+        second = await client.post(EMBEDDINGS, json={})
+        tokens = (await client.get("/metrics")).text
+    async with proxying(Upstream(), drain=drain) as client:
+        drain.begin(60)
+        drained = await client.post(EMBEDDINGS, json={})
+
+    assert (first.status_code, second.status_code, drained.status_code) == (200, 429, 503)
+    assert 'picospec:tenant_tokens_total{tenant="anonymous"} 7.0' in tokens
+    assert drained.json()["error"]["code"] == "draining"
+
+
+async def test_its_body_has_a_limit_of_its_own() -> None:
+    limits: Any = {"body_limit_bytes": 1024, "proxy": {"body_limit_bytes": 4096}}
+    async with proxying(Upstream(), **limits) as client:
+        sizes = [(EMBEDDINGS, 4096), (EMBEDDINGS, 4097), ("/tokenize", 1025)]
+        found = [await client.post(p, content=bytes(n), headers=RAW) for p, n in sizes]
+
+        async def unannounced() -> AsyncIterator[bytes]:
+            yield bytes(5000)
+
+        later = await client.post(EMBEDDINGS, content=unannounced(), headers=RAW)
+
+    assert [answer.status_code for answer in (*found, later)] == [200, 413, 413, 413]
+
+
+async def test_an_upstream_that_does_not_take_a_body_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edge_agent.proxied.HEAD_S", 0.3)
+    monkeypatch.setattr(proxied, "HEAD_S", 0.3)
+
+    async def never(request: Request) -> Response:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        return Response()
+
+    async with proxying(Upstream(never)) as client:
+        answer = await client.post(EMBEDDINGS, json={})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (503, "upstream_unavailable")
+    assert error["message"] == "the upstream takes too long"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/completions", "/api/chat"])
+async def test_a_model_of_the_upstream_is_asked_there(path: str) -> None:
+    upstream = Upstream()
+    async with proxying(upstream, proxy={"models": [MODEL]}) as client:
+        answer = await client.post(path, json=CHAT)
+        twice = b'{"model":"costly","model":"%b","messages":[]}' % MODEL.encode()
+        again = await client.post(path, content=twice, headers={"content-type": JSON})
+        other = await client.post(path, json={**CHAT, "prompt": "Hi", "model": "another"})
+
+    assert answer.headers["x-picospec-relayed"] == "upstream"
+    assert [scope["path"] for scope in upstream.asked] == [path, path]
+    assert again.json()["got"] == len(b'{"model":"%b","messages":[]}' % MODEL.encode())
+    assert other.status_code == 503  # it would be the verifier's, which is away
+    assert "x-picospec-relayed" not in other.headers
+
+
+async def test_without_an_upstream_the_verifier_is_asked() -> None:
+    verifier = build_verifier(load_verifier(None, {}, {}), lambda _: FakeTarget())
+    upstream = Upstream()
+    async with (
+        serving(verifier) as url,
+        proxying(upstream, verifier=url, proxy={"models": [MODEL]}) as client,
+        proxying(upstream, verifier=url, proxy={"url": None}) as alone,
+    ):
+        seen = await client.post("/v1/chat/completions", json=SEEING)
+        embedded = await alone.post(EMBEDDINGS, json={})
+        listed = await client.get("/v1/models", headers={"anthropic-version": "2023-06-01"})
+
+    assert [each["id"] for each in listed.json()["data"]][-1] == MODEL
+    assert (seen.status_code, "x-picospec-relayed" in seen.headers) == (400, False)
+    assert seen.json()["error"]["param"] == "messages.0.content.1.type"
+    assert (embedded.status_code, embedded.headers["x-picospec-relayed"]) == (404, "verifier")
+    assert upstream.asked == []
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "code"),
+    [
+        (saying(b'{"error": {"message": "no", "code": 400}}', 400), 400, "invalid_value"),
+        (saying(b'{"detail": "no"}', 422), 400, "invalid_value"),
+        (saying(b"{}", 404), 404, "not_found"),
+        (saying(b"{}", 401), 500, "upstream_unauthorized"),
+        (saying(b"{}", 429, retry_after="7"), 429, "overloaded"),
+        (saying(b"{}", 502), 503, "upstream_unavailable"),
+        (saying(b"", 302, location=f"{NOWHERE}/x"), 500, "internal_error"),
+        (saying(b"", 204), 500, "internal_error"),
+    ],
+)
+async def test_an_error_of_the_upstream_is_told_as_one_of_ours(
+    said: Answering, status: int, code: str
+) -> None:
+    async with proxying(Upstream(said)) as client:
+        answer = await client.post(EMBEDDINGS, json={})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert answer.headers["x-picospec-relayed"] == "upstream"
+
+
+# A look into a body says whether it is for a model of the upstream, whatever its endpoint.
+
+
+def part(kind: str) -> dict[str, str]:
+    return {"type": kind}
+
+
+@pytest.mark.parametrize(
+    ("body", "has_media"),
+    [
+        ({"messages": [{"content": [part("text"), part("input_audio")]}]}, True),
+        ({"messages": [{"content": [{"content": [part("image")]}]}]}, True),  # a tool's result
+        ({"input": [{"content": [part("input_image")]}]}, True),
+        ({"input": [part("input_file")]}, True),
+        ({"messages": [{"content": 'the text "image_url"'}]}, False),
+        ({"messages": [{"content": [part("text")]}], "tools": [part("image_url")]}, False),
+        ({"messages": {"content": part("image")}}, False),
+        ({"messages": [[part("image_url")]]}, False),
+        ({"model": "another"}, None),
+        ({"model": [MODEL]}, None),
+        ({"model": None}, None),
+        ({"n": 0}, None),
+    ],
+)
+def test_a_listed_model_is_seen_in_any_endpoints_body(
+    body: dict[str, object], has_media: bool | None
+) -> None:
+    found = proxied_request(json.dumps({"model": MODEL, **body}).encode(), [MODEL])
+
+    assert (found and found.has_media) == has_media
+
+
+NESTED = b'{"content": [' * 400 + b"]}" * 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[" * 10**5, b"\xff", b'{"messages": [{"image":}]}', b'{"messages": [%b]}' % NESTED],
+)
+def test_a_body_that_is_wrong_goes_to_its_endpoint(body: bytes) -> None:
+    asked = b'{"model": "%b", %b' % (MODEL.encode(), body[1:])
+    assert proxied_request(asked, [MODEL]) is None
+    assert proxied_request(body, [MODEL]) is None

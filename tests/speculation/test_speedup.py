@@ -1,0 +1,117 @@
+"""Draft tokens are weighed by tokens a second: answers pause where they earn nothing."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from speculation.messages import Commit
+from speculation.speedup import AnswerSpeedup, SpeedupEstimate
+
+PLAIN_S = 0.02
+
+
+class Host:
+    """Both ends on one machine. tokens: what a Commit has, on average, where an answer drafts.
+    slower: passes take so many times longer while answers draft. noise: how much they vary."""
+
+    def __init__(
+        self, tokens: float, slower: float, noise: float = 0.02, seed: int = 0
+    ) -> None:
+        self.estimate, self.chance = SpeedupEstimate(), Random(seed)
+        self.tokens, self.slower, self.noise = tokens, slower, noise
+        self.made = self.paused = 0
+        self.seconds = 0.0
+
+    def answers(self, count: int, tokens: int, on_the_way: float = 0.0) -> float:
+        """Run so many answers side by side; return their tokens a second over those of plain
+        ones."""
+        shares, made, seconds = [AnswerSpeedup(self.estimate) for _ in range(count)], 0, 0.0
+        left = [tokens] * count
+        while max(left) > 0:
+            drafts = sum(share.drafts for share in shares)
+            pass_s = PLAIN_S * (1 + (self.slower - 1) * drafts / count)
+            pass_s *= 1 + self.chance.uniform(-self.noise, self.noise)
+            seconds += pass_s
+            for i, share in enumerate(shares):
+                accepted = self._accepted() if share.drafts else 0
+                commit = Commit(0, made, (7,) * (1 + accepted), accepted, pass_s=pass_s)
+                share.committed(commit, on_the_way, clear=True)
+                made, left[i] = made + 1 + accepted, left[i] - 1 - accepted
+                self.paused += not share.drafts
+                self.made += 1
+        for share in shares:
+            share.leave()
+        return made / count / seconds * PLAIN_S
+
+    def _accepted(self) -> int:
+        """Return a number from a geometric distribution."""
+        accepted, more = 0, 1 - 1 / self.tokens
+        while self.chance.random() < more:
+            accepted += 1
+        return accepted
+
+
+@pytest.mark.parametrize("slower", [1.1, 1.3, 1.6])
+@pytest.mark.parametrize("count", [1, 4])
+def test_where_drafting_costs_more_than_it_brings_answers_rest(
+    slower: float, count: int
+) -> None:
+    host = Host(1.05, slower)
+    early = [host.answers(count, 100) for _ in range(2)]
+    later = [host.answers(count, 100) for _ in range(10)]
+
+    assert min(early) > 0.8
+    assert sum(later) / len(later) > 0.96
+    assert host.estimate.cost == pytest.approx(slower, rel=0.1)
+
+
+@pytest.mark.parametrize(("tokens", "slower"), [(1.3, 1.0), (2.0, 1.0), (2.0, 1.3), (4.0, 1.5)])
+def test_where_drafting_pays_probes_cost_little(tokens: float, slower: float) -> None:
+    host = Host(tokens, slower)
+    ratios = [host.answers(1, 200) for _ in range(60)]
+
+    assert sum(ratios) / len(ratios) > 0.95 * tokens / slower
+    assert host.paused > 0  # it was tried
+
+
+def test_a_gain_that_comes_back_is_found_again() -> None:
+    host = Host(1.0, 1.2)
+    host.answers(1, 400)
+    host.tokens = 3.0
+
+    assert sum(host.answers(1, 200) for _ in range(4)) / 4 > 1.5
+
+
+def test_draft_tokens_that_are_right_and_never_used_are_no_longer_drafted() -> None:
+    host = Host(1.0, 1.0)
+    for _ in range(10):
+        host.answers(1, 100)
+
+    assert host.paused > 0.6 * host.made
+
+
+def test_nothing_is_learned_while_some_answers_draft_and_others_rest() -> None:
+    estimate = SpeedupEstimate()
+    one, other = AnswerSpeedup(estimate), AnswerSpeedup(estimate)
+    estimate.pause, other.drafts = 1e9, False
+    estimate.switched(drafts=False)
+    for at in range(200):
+        one.committed(Commit(0, at, (7, 7), 1, pass_s=0.03), 0.0, clear=True)
+        other.committed(Commit(0, at, (7,), pass_s=0.02), 0.0, clear=True)
+
+    assert estimate.cost == 1.0
+
+
+@given(st.integers(0, 2**32), st.integers(1, 5), st.floats(1.0, 4.0), st.floats(1.0, 2.0))
+def test_answers_may_come_and_go_and_no_trial_lasts(
+    seed: int, count: int, tokens: float, slower: float
+) -> None:
+    host = Host(tokens, slower, noise=0.3, seed=seed)
+    for _ in range(3):
+        assert host.answers(count, 60, on_the_way=seed % 5) > 0.5
+
+    assert (host.estimate._answers, host.estimate._drafting) == (0, 0)
