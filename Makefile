@@ -1,6 +1,6 @@
 # make run     set up, fetch the models, start both ends on this machine, stay in front
 # make test    set up, fetch the models, run every test in PARTS=2 processes; PARTS=0 starts no other
-# make test-quick   without models, browsers, the bench and what waits for real deadlines
+# make test-quick   the core: a virtual clock, no socket, process or model
 # make test-clients   real OpenAI clients, each in an environment of its own (.clients/)
 # make test-faults    faults in the middle of answers
 #                     ARGS=--long adds to each suite what takes minutes
@@ -58,16 +58,12 @@ test: .venv/.ready-dev models
 	@$(STEP) "tests" $(BIN)/pytest -n $(or $(PARTS),2) --dist loadfile \
 		-m "not clients and not faults and not images" $(ARGS)
 
-# What is left out waits for real processes and their deadlines, or computes for long.
-QUICK := not (models or vllm or clients or faults or images)
-SLOW := bench page packaging deploy end_to_end verifier/test_process.py \
-	$(patsubst %,edge_agent/test_%.py,failover proxies starting) \
-	$(patsubst %,hostile/test_%.py,bodies connections proxies templates tokenizers transport verifier)
+# Core tests: those that start nothing, see tests/guards.py.
+QUICK := not (models or vllm or clients or faults or images or system)
 
 .PHONY: test-quick
 test-quick: .venv/.ready-dev
-	@$(STEP) "quick tests" $(BIN)/pytest -n $(or $(PARTS),3) --dist worksteal -q -m "$(QUICK)" \
-		$(patsubst %,--ignore tests/%,$(SLOW)) $(ARGS)
+	@$(STEP) "quick tests" $(BIN)/pytest -n $(or $(PARTS),3) --dist worksteal -q -m "$(QUICK)" $(ARGS)
 
 .PHONY: mutants
 mutants: .venv/.ready-dev

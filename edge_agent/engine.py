@@ -79,7 +79,9 @@ class EdgeAnswer:
         self._pace = Pace(time.monotonic)
         predicted = proposals.predicted
         self._prediction = Prediction(predicted) if predicted else None
-        self._observer = AnswerObserver(machine, sessions) if job.watched else None
+        self._observer = (
+            AnswerObserver(machine, sessions, time.monotonic) if job.watched else None
+        )
 
     async def run(self, emit: Emit) -> None:
         """Run the answer to its end; `emit` gets its Deltas in order. Raises ApiError."""

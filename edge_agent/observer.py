@@ -6,7 +6,6 @@ at the chain regularly. An answer that nobody watches has no observer.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -50,7 +49,7 @@ class AnswerObserver(Observer):
         self,
         machine: DraftMachine,
         sessions: AnswerSessions,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
         machine.observer = self
         self._machine = machine

@@ -392,7 +392,7 @@ class Maker:
             consent = HubPolicy(settings.draft_from_hub, settings.draft_max_gb, lambda _: False)
             return await chosen_draft(facts.model, vocabulary, self._store, consent)
 
-        drafter = LateDrafter(self._drafts, tokenizer, choose)
+        drafter = LateDrafter(self._drafts, tokenizer, choose, time.monotonic)
         if draft is not None:
             drafter.begin(wanted, draft)
         return drafter

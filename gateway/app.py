@@ -31,13 +31,11 @@ from gateway.request_context import context_of
 from gateway.routes import ROUTES, shape_of
 from gateway.tenants import TenantMetrics, Tenants
 
-ANY: Final = Access()
-
 
 def create_app(
     models: Models,
     settings: GatewaySettings,
-    access: Access = ANY,
+    access: Access | None = None,
     *,
     registry: CollectorRegistry | None = None,
     metrics: Metrics | None = None,
@@ -61,7 +59,7 @@ def create_app(
 
     Raises gateway.tenants.InvalidKeys.
     """
-    registry = registry or CollectorRegistry()
+    access, registry = access or Access(), registry or CollectorRegistry()
     metrics = metrics or Metrics(registry)
     tenants = Tenants(
         settings.key_digests, settings.keys_file, settings.key_limits, TenantMetrics(registry)

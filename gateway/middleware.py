@@ -14,7 +14,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from random import Random
@@ -65,7 +65,7 @@ class Access:
     body_limit_bytes: Callable[[Scope], int | None] = lambda _: None
     """Returns the limit of a request's body; None means the limit in the settings."""
 
-    clock: Clock = time.monotonic
+    clock: Clock = field(default_factory=lambda: time.monotonic)
     tracing: Tracing = NO_TRACING
 
     def shown(self, path: str) -> str:

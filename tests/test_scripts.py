@@ -7,11 +7,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.edge_agent.processes import ROOT
 
 RECORDER = '#!/bin/sh\necho "$@" >>"$LOG"\n'
 
 
+@pytest.mark.system
 def test_vllm_gets_the_llama_cpp_that_the_project_names_and_no_other_version(
     tmp_path: Path,
 ) -> None:

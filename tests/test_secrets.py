@@ -22,6 +22,7 @@ SECRETS = re.compile(
 )
 
 
+@pytest.mark.system
 def test_no_file_holds_a_secret() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False

@@ -60,7 +60,7 @@ class Drafts:
         settings: EdgeSettings,
         store: Store,
         make_drafter: MakeDrafter = loading.make_drafter,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -71,7 +71,7 @@ class Drafts:
         )  # the least recently used first
         self._opening = asyncio.Lock()
         self._read_before = 0
-        self._clock = clock
+        self._clock = clock or time.monotonic
         self._again_at: dict[Path, float] = {}  # times from which freed ones may free others
 
     @property
@@ -197,7 +197,7 @@ class LateDrafter:
         drafts: Drafts,
         tokenizer: TargetTokenizer,
         choose: Callable[[], Awaitable[str | None]],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
     ) -> None:
         self._drafts = drafts
         self._tokenizer = tokenizer

@@ -207,7 +207,8 @@ class LlamaSlot:
     owner: object
     whole: bool
     _left: bool = False
-    _idle_since: float | None = field(default_factory=time.monotonic)  # None during a step
+    _idle_since: float | None = field(default_factory=lambda: time.monotonic())
+    """None during a step."""
 
     @property
     def idle_s(self) -> float:

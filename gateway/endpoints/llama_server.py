@@ -77,7 +77,7 @@ class LineLimits:
 
 
 async def limited(
-    stream: ChoiceStream, limits: LineLimits, clock: Callable[[], float] = time.monotonic
+    stream: ChoiceStream, limits: LineLimits, clock: Callable[[], float]
 ) -> ChoiceStream:
     """Yield a choice up to one of its limits, at which it finishes with "length"."""
     async with aclosing(stream):
@@ -145,7 +145,7 @@ class NativeRequest(GenerationRequest):
             return list(streams)
         max_s = max(self.t_max_predict_ms, 0) / 1000
         limits = (LineLimits(indent=self.n_indent, max_s=max_s) for _ in streams)
-        return [limited(*each) for each in zip(streams, limits, strict=True)]
+        return [limited(*each, time.monotonic) for each in zip(streams, limits, strict=True)]
 
 
 async def _hidden(stream: ChoiceStream) -> ChoiceStream:

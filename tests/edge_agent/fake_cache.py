@@ -4,7 +4,6 @@ all before it, and ways to ask a drafter for steps."""
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ from local_models.llama_cpp.model import ContextLimits, Segment, check
 from speculation import coupled
 from speculation.distributions import Logits
 from speculation.messages import Sampling
+from tests.edge_agent.virtual_time import Gate
 
 V = 100
 
@@ -35,15 +35,14 @@ class FakeCache:
             sequences, context_tokens, batch_tokens=128, vocabulary_size=V
         )
         self.passes: list[list[Segment]] = []
-        self.gate = threading.Event()
-        self.gate.set()
+        self.gate = Gate()
         self.broken = False
         self.closed = False
         self._held: list[list[int]] = [[] for _ in range(sequences)]
         self._rows: list[int] = []
 
     def decode(self, segments: Sequence[Segment]) -> None:
-        self.gate.wait(5)
+        self.gate.wait()
         check(segments, self.limits, lambda sequence: len(self._held[sequence]))
         if self.broken:
             self.broken = False

@@ -70,6 +70,7 @@ async def test_a_cache_is_not_emptied_while_its_verifier_is_away(
     assert [answer.status_code for answer in answers] == [503, 405]
 
 
+@pytest.mark.system
 async def test_an_edge_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:
     drain = Drain()
     async with client_of(tmp_path, drain) as client:
@@ -94,6 +95,7 @@ async def undrafted(
     process.kill()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("path", "body"),
     [("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "Hi", "model": "plain"})],
@@ -117,6 +119,7 @@ async def test_an_edge_passes_on_what_a_verifier_of_another_version_answers_and_
     assert (verifier["protocol"], verifier["drafted"]) == (said["protocol"], False)
 
 
+@pytest.mark.system
 async def test_what_an_answer_for_a_client_of_ollama_took_is_counted(
     undrafted: httpx.AsyncClient,
 ) -> None:
@@ -131,6 +134,7 @@ async def test_what_an_answer_for_a_client_of_ollama_took_is_counted(
     assert (line["prompt_tokens"], line["completion_tokens"]) == (7, 3)
 
 
+@pytest.mark.system
 async def test_a_model_that_an_old_verifier_lacks_is_still_not_found(
     undrafted: httpx.AsyncClient,
 ) -> None:

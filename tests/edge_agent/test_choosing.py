@@ -75,6 +75,7 @@ def test_an_unknown_name_is_an_error(store: Store) -> None:
         choose(settings(draft_model="gpt"), store, unreachable)
 
 
+@pytest.mark.system
 def test_the_edge_waits_for_the_verifier_and_takes_what_fits(store: Store) -> None:
     verifier = TokenizerVerifier(TOKENIZER, away=2)
 
@@ -85,6 +86,7 @@ def test_the_edge_waits_for_the_verifier_and_takes_what_fits(store: Store) -> No
     assert verifier.closed
 
 
+@pytest.mark.system
 def test_where_nothing_fits_the_edge_goes_without(tmp_path: Path) -> None:
     verifier = TokenizerVerifier(TOKENIZER, away=2)
     empty = Store(tmp_path, Catalogue(), (), NoHub())
@@ -92,6 +94,7 @@ def test_where_nothing_fits_the_edge_goes_without(tmp_path: Path) -> None:
     assert choose(settings(), empty, lambda: verifier) == FirstDraft(None, FACTS.model)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("values", "fetched"),
     [

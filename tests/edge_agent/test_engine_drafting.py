@@ -193,14 +193,15 @@ def test_the_target_alone_would_take_a_pass_of_one_row_for_each_token() -> None:
 
 
 async def test_what_an_answer_gains_is_counted_at_its_end(metrics: EdgeMetrics) -> None:
-    commits = (Commit(0, 0, (7,), pass_s=0.5), Commit(0, 1, (8, 9), pass_s=0.25))
-    script = scripted(*commits, Finish("stop", Totals(passes=2)))
+    first, second = Commit(0, 0, (7,), pass_s=0.5), Commit(0, 1, (8, 9), pass_s=0.25)
+    finish = Finish("stop", Totals(passes=2))
+    script = scripted(first, lambda _: asyncio.sleep(1.0), second, finish)
 
     await deltas(engine(FakeVerifiers(script), metrics, NoDrafter()).generate(JOB))
 
     assert (metrics.passes._value.get(), metrics.committed._value.get()) == (2, 3)
     assert metrics.alone_s._value.get() == 0.5
-    assert 0 < metrics.answering_s._value.get() < 60
+    assert metrics.answering_s._value.get() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

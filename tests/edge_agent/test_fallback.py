@@ -118,6 +118,7 @@ async def test_when_all_slots_are_taken_the_client_may_come_again(
     assert drafter.take([1]) is not None  # the answer has left its slot
 
 
+@pytest.mark.system
 async def test_where_no_grammar_can_be_tried_the_client_may_come_again(
     drafter: LlamaDrafter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_client_that_does_not_read_delays_no_other_one_and_gets_all_in_the_end
     assert world.metrics.resumes._value.get() == 1  # only so much was kept for it
 
 
+@pytest.mark.system
 async def test_a_cut_link_costs_no_token_of_those_that_are_multiplexed(
     metrics: EdgeMetrics,
 ) -> None:
@@ -150,6 +151,7 @@ async def test_a_cut_link_costs_no_token_of_those_that_are_multiplexed(
     assert metrics.resumes._value.get() >= 2
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("sessions", [1, 16])
 async def test_a_verifiers_process_carries_sessions_unless_there_is_only_one(
     metrics: EdgeMetrics, sessions: int

@@ -181,6 +181,7 @@ def shown(fleet: Fleet) -> str:
     )
 
 
+@pytest.mark.system
 @given(st.integers(0, 2**32))
 @settings(max_examples=150, deadline=None)
 def test_whatever_the_name_says_there_is_a_verifier_and_in_the_end_it_is_followed(

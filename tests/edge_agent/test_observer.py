@@ -388,6 +388,7 @@ async def test_conversations_lose_their_slots_in_the_order_of_their_last_turns()
     assert read == [101, 101, 1, 101, 1, 101]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("length", "broken", "skipped"), [(400, False, 0), (400, True, 208), (800, False, 172)]
 )
@@ -416,6 +417,7 @@ async def test_more_of_a_prompt_is_read_beside_the_steps_and_then_drafts_follow_
     drafter.close()
 
 
+@pytest.mark.system
 async def test_what_was_read_on_for_one_owner_is_read_again_for_another() -> None:
     drafter, prompt = LlamaDrafter(FakeCache(slots=2, context_tokens=1000)), text(1, 400)
     read = []
@@ -430,6 +432,7 @@ async def test_what_was_read_on_for_one_owner_is_read_again_for_another() -> Non
     assert min(read[0], read[1] - read[0]) >= len(prompt)
 
 
+@pytest.mark.system
 async def test_the_rest_is_read_after_an_answer_and_the_next_turn_begins_there() -> None:
     drafter, prompt = LlamaDrafter(FakeCache(slots=1, context_tokens=1000)), text(1, 700)
     slot = taken(drafter, prompt)

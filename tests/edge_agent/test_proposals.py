@@ -70,6 +70,7 @@ def asking(**asked: object) -> Open:
     return Open("m", "v", (1,), Sampling(extras=raw), 3, 20, (STOP,))
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("settings", "drafted"),
     [
@@ -92,6 +93,7 @@ async def test_what_the_grammar_forces_is_drafted_even_without_a_draft_model(
     assert metrics.looked_up._value.get() == len(drafted)
 
 
+@pytest.mark.system
 async def test_a_grammar_that_cannot_be_compiled_is_an_error_before_the_session() -> None:
     verifiers = FakeVerifiers(scripted(Finish("stop")))
     edge = engine(verifiers, drafter=NoDrafter(), paired=SmallPaired())
@@ -105,6 +107,7 @@ async def test_a_grammar_that_cannot_be_compiled_is_an_error_before_the_session(
     assert verifiers.opened == []
 
 
+@pytest.mark.system
 async def test_where_no_grammar_can_be_tried_drafts_are_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -114,6 +117,7 @@ async def test_where_no_grammar_can_be_tried_drafts_are_free(
     assert (await finder.find(asking(**CHOICE), JOB, FACTS)).grammar is None
 
 
+@pytest.mark.system
 async def test_answers_share_what_was_compiled_for_the_same_tokenizer() -> None:
     grammars, other = EdgeGrammars(), type(TOKENIZER)(TOKENIZER._encoder, None)
 

@@ -19,10 +19,12 @@ from speculation.messages import Finish, Limits, Opened
 from tests.edge_agent.processes import Process
 from tests.edge_agent.test_verifier import everything, request, verifier_at
 from tests.edge_agent.virtual import RTT_S, TEXT, FakeVerifier, World, run
+from tests.edge_agent.virtual_time import compute
 
 STALL_S = SILENCE_S + 0.4
 
 
+@pytest.mark.system
 async def test_what_came_meanwhile_is_read(process: Process, metrics: EdgeMetrics) -> None:
     verifier = verifier_at(process.url, metrics)
     asyncio.get_running_loop().call_later(0.3, time.sleep, STALL_S)
@@ -42,7 +44,7 @@ async def read(metrics: EdgeMetrics, silent_s: float) -> Finish | None:
         yield wire.encode(Finish("length"))
 
     session = EdgeSession(verifier_at("http://127.0.0.1:9", metrics), request())
-    asyncio.get_running_loop().call_later(0.1, time.sleep, STALL_S)
+    asyncio.get_running_loop().call_later(0.1, compute, STALL_S)
     async for message in session._messages(pieces()):
         if isinstance(message, Finish):
             return message

@@ -55,6 +55,7 @@ from speculation.messages import (
 )
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.processes import Process, seen, until_cancelled
+from tests.edge_agent.virtual_time import compute
 
 
 def verifier_at(url: str, metrics: EdgeMetrics) -> Verifier:
@@ -78,6 +79,7 @@ async def test_an_answer_from_before_a_loss_does_not_say_that_a_verifier_is_back
     verifier = verifier_at("http://127.0.0.1:9", metrics)
     begun = time.monotonic()
     verifier.answered(begun, Event.IS_READY)
+    compute(1.0)
 
     verifier.note(Event.LOST)
     verifier.answered(begun, Event.IS_READY)
@@ -92,6 +94,7 @@ async def verifier(process: Process, metrics: EdgeMetrics) -> Verifier:
     return verifier_at(process.url, metrics)
 
 
+@pytest.mark.system
 async def test_no_proxy_of_the_environment_is_asked_for_what_it_cannot_pass_on(
     process: Process, metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +117,7 @@ async def test_no_proxy_of_the_environment_is_asked_for_what_it_cannot_pass_on(
     assert head == b"CONNECT"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("idle", [False, True])
 async def test_an_idle_connection_that_carries_nothing_is_replaced_before_it_is_used(
     process: Process, metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch, idle: bool
@@ -176,6 +180,7 @@ def committed(messages: list[Down]) -> list[int]:
     return tokens
 
 
+@pytest.mark.system
 async def test_facts_are_fetched_once_and_the_round_trip_is_measured(
     verifier: Verifier,
 ) -> None:
@@ -186,6 +191,7 @@ async def test_facts_are_fetched_once_and_the_round_trip_is_measured(
     assert 0.0 < verifier.rtt_s < 0.5
 
 
+@pytest.mark.system
 async def test_facts_are_fetched_once_for_all_who_wait_for_them(verifier: Verifier) -> None:
     before = (await seen(verifier.url))["told"]
 
@@ -200,12 +206,14 @@ async def test_facts_are_fetched_once_for_all_who_wait_for_them(verifier: Verifi
     assert (await seen(verifier.url))["told"] == before + 1
 
 
+@pytest.mark.system
 async def test_a_busy_host_is_waited_for_until_the_session_is_open(verifier: Verifier) -> None:
     messages = await everything(verifier, request("busy"))
 
     assert committed(messages) == [target_at(i) for i in range(40)]
 
 
+@pytest.mark.system
 async def test_a_verifier_that_does_not_send_its_tokenizer_is_unavailable_in_time(
     metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +225,7 @@ async def test_a_verifier_that_does_not_send_its_tokenizer_is_unavailable_in_tim
                 await up.tokenizer()
 
 
+@pytest.mark.system
 async def test_a_cut_stream_is_a_broken_link(verifier: Verifier) -> None:
     with pytest.raises(LinkDown) as raised:
         await everything(verifier, request("cut"))
@@ -225,6 +234,7 @@ async def test_a_cut_stream_is_a_broken_link(verifier: Verifier) -> None:
     assert not verifier.is_ready
 
 
+@pytest.mark.system
 async def test_a_fault_ends_the_stream_with_its_code(verifier: Verifier) -> None:
     with pytest.raises(Unavailable) as raised:
         await everything(verifier, request("fault"))
@@ -232,11 +242,13 @@ async def test_a_fault_ends_the_stream_with_its_code(verifier: Verifier) -> None
     assert raised.value.error_code == "shutting_down"
 
 
+@pytest.mark.system
 async def test_bytes_that_are_no_frames_are_a_fault(verifier: Verifier) -> None:
     with pytest.raises(EngineFault, match="broke the protocol"):
         await everything(verifier, request("garbage"))
 
 
+@pytest.mark.system
 async def test_a_session_that_is_not_opened_is_an_error_with_the_reason(
     verifier: Verifier,
 ) -> None:
@@ -256,6 +268,7 @@ class RecordingSpan:
         self.ended.append(error)
 
 
+@pytest.mark.system
 async def test_a_span_ends_with_the_code_of_what_kept_the_session_from_opening(
     verifier: Verifier,
 ) -> None:
@@ -270,6 +283,7 @@ async def test_a_span_ends_with_the_code_of_what_kept_the_session_from_opening(
     assert span.ended[0] == "draining"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("tokens", "by_a_thread"), [(INLINE_TOKENS, False), (INLINE_TOKENS + 1, True)]
 )
@@ -300,6 +314,7 @@ async def test_a_text_that_no_frame_can_carry_is_too_large(verifier: Verifier) -
         await everything(verifier, long)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("model", ["plain", "flaky"])
 async def test_drafts_arrive_even_when_a_post_fails(verifier: Verifier, model: str) -> None:
     session, messages = EdgeSession(verifier, request(model, max_tokens=41)), list[Down]()
@@ -323,6 +338,7 @@ async def test_drafts_of_an_older_epoch_that_still_wait_are_dropped(verifier: Ve
     assert [m.epoch for m in session._posts._waiting] == [1]
 
 
+@pytest.mark.system
 async def test_a_stream_that_is_left_ends_the_session(
     verifier: Verifier, process: Process
 ) -> None:
@@ -335,6 +351,7 @@ async def test_a_stream_that_is_left_ends_the_session(
     await until_cancelled(process.url, before, within_s=2.0)
 
 
+@pytest.mark.system
 async def test_no_verifier_is_unavailable_at_once(metrics: EdgeMetrics) -> None:
     verifier = verifier_at("http://127.0.0.1:9", metrics)
     begun = time.monotonic()
@@ -436,6 +453,7 @@ async def test_a_verifier_that_does_not_forget_its_answers_is_reported(
 SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 
+@pytest.mark.system
 async def test_every_request_without_an_answer_is_followed_by_one_elsewhere() -> None:
     connected = list[asyncio.StreamWriter]()
 

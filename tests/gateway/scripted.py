@@ -198,7 +198,7 @@ def _logprob(job: Job, token: int) -> TokenLogprob:
 def make_app(
     engine: ScriptedEngine,
     *,
-    clock: Clock = time.monotonic,
+    clock: Clock | None = None,
     drain: Drain | None = None,
     tokenizer: GatewayTokenizer | None = None,
     is_message: IsMessage = lambda _: False,
@@ -210,7 +210,7 @@ def make_app(
         return tokenizer or ByteTokenizer()
 
     given = GatewaySettings.model_validate(settings)
-    access = Access(session_paths, is_message, clock=clock, tracing=tracing)
+    access = Access(session_paths, is_message, clock=clock or time.monotonic, tracing=tracing)
     return create_app(
         one_model(engine, source, given), given, access, drain=drain, draw_seed=lambda: 41
     )

@@ -84,6 +84,7 @@ def test_threads_are_as_many_as_the_cores_that_the_process_may_use(
     assert compute_threads() == 1
 
 
+@pytest.mark.system
 def test_a_system_without_linuxs_calls_still_has_threads(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -201,6 +202,7 @@ def test_a_verifiers_table_of_flags_may_have_any() -> None:
     VerifierSettings.check_names({"PICOSPEC_VERIFIER__VLLM__MAX_MODEL_LEN": "1"})
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("module", ["edge_agent", "verifier"])
 def test_what_may_not_listen_is_said_in_a_line(module: str) -> None:
     command = [sys.executable, "-m", module, "--host", "0.0.0.0", "--port", "1"]
@@ -305,6 +307,7 @@ def test_connections_leave_descriptors_for_all_else(limit: int, most: int) -> No
     assert max_connections(limit) == most
 
 
+@pytest.mark.system
 async def test_the_bodies_of_a_key_hold_a_limited_number_of_bytes_until_their_answers_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -173,6 +173,7 @@ async def created(client: AsyncOpenAI, **request: Any) -> Any:  # noqa: ANN401 -
     return await client.responses.create(model=MODEL, input="Hi", **request)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("ask", [streamed, created])
 async def test_reasoning_text_and_calls_are_the_same_streamed_or_not(ask: Any) -> None:  # noqa: ANN401
     async with sdk(writes(TEXT, context_tokens=400)) as client:
@@ -187,6 +188,7 @@ async def test_reasoning_text_and_calls_are_the_same_streamed_or_not(ask: Any) -
     Response.model_validate(answer.to_dict(), strict=True)
 
 
+@pytest.mark.system
 async def test_an_object_is_parsed() -> None:
     async with sdk(writes('{"name": "Ada"}', features=FEATURES)) as client:
         answer = await client.responses.parse(model=MODEL, input="Hi", text_format=Person)
@@ -194,6 +196,7 @@ async def test_an_object_is_parsed() -> None:
     assert answer.output_parsed == Person(name="Ada")
 
 
+@pytest.mark.system
 async def test_a_conversation_goes_on_from_a_response_that_is_kept() -> None:
     engine = writes(TEXT, context_tokens=400)
     async with sdk(engine) as client:
@@ -223,6 +226,7 @@ async def test_a_conversation_goes_on_from_a_response_that_is_kept() -> None:
     assert bytes(engine.jobs[2].prompt).decode() == "u:Hi\na:\nt:2\n"
 
 
+@pytest.mark.system
 async def test_what_is_not_to_be_stored_or_is_anothers_is_not_found() -> None:
     async with sdk(ScriptedEngine(), api_keys=["k", "other"]) as client:
         forgotten, kept = await created(client, store=False), await created(client)
@@ -236,6 +240,7 @@ async def test_what_is_not_to_be_stored_or_is_anothers_is_not_found() -> None:
     assert refused.value.code == "previous_response_not_found"
 
 
+@pytest.mark.system
 async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, read = list[threading.Thread](), responses_handlers.convert
 
@@ -254,6 +259,7 @@ async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.Monke
     assert [thread is main for thread in threads] == [True, False, False, False]
 
 
+@pytest.mark.system
 async def test_a_stream_that_waits_has_events_and_an_error_is_the_last() -> None:
     engine = ScriptedEngine((), Unavailable("gone"), begins_after_s=0.05)
     async with sdk(engine, keep_alive_s=0.01) as client:
@@ -265,6 +271,7 @@ async def test_a_stream_that_waits_has_events_and_an_error_is_the_last() -> None
     assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
+@pytest.mark.system
 async def test_log_probabilities_of_earlier_answers_are_not_kept_again() -> None:
     async with sdk(writes("Hi", context_tokens=400)) as client:
         first = await created(client, include=["message.output_text.logprobs"])

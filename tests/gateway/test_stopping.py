@@ -101,6 +101,7 @@ async def serving(
             await running
 
 
+@pytest.mark.system
 async def test_while_it_drains_the_server_answers_new_connections_and_then_it_ends() -> None:
     drain, finish = Drain(), asyncio.Event()
     async with (
@@ -121,6 +122,7 @@ async def test_while_it_drains_the_server_answers_new_connections_and_then_it_en
     assert rest[-2] == "data: [DONE]"
 
 
+@pytest.mark.system
 async def test_sigint_ends_a_running_answer_with_an_error_at_once() -> None:
     drain = Drain()
     engine = ScriptedEngine(pause=asyncio.Event().wait)

@@ -58,6 +58,7 @@ def received(monkeypatch: pytest.MonkeyPatch) -> Iterator[Posts]:
     server.server_close()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("variable", "named"), [(None, b"picospec-edge"), ("edge-in-rome", b"edge-in-rome")]
 )
@@ -116,6 +117,7 @@ async def test_the_span_of_an_answer_has_what_the_conventions_for_models_require
     assert isinstance(found["usage.input_tokens"], int)
 
 
+@pytest.mark.system
 def test_what_is_not_sampled_is_not_sent_and_says_so(
     received: Posts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +267,7 @@ async def test_a_bug_in_a_probe_is_logged() -> None:
     assert "RuntimeError: a bug" in logs[0]["traceback"]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("form", ["console", "json"])
 def test_a_traceback_shows_no_values(form: str) -> None:
     command = [sys.executable, "-c", FAILS, form]
@@ -277,6 +280,7 @@ def test_a_traceback_shows_no_values(form: str) -> None:
     assert "my secret" not in ended.stderr
 
 
+@pytest.mark.system
 def test_a_full_disk_fails_nobody_who_logs() -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(

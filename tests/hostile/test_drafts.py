@@ -106,6 +106,7 @@ def test_a_correct_edge_never_sends_half_as_much(
     assert joined.edge.finish
 
 
+@pytest.mark.system
 async def test_others_go_on_while_a_session_hands_messages_up() -> None:
     class Slow(FakeTarget):
         async def push(self, session: str, message: Framed[Pushed]) -> None:
@@ -135,6 +136,7 @@ def url() -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+@pytest.mark.system
 async def test_48_bodies_at_once_are_soon_over(url: str) -> None:
     body = wire.encode(Draft(0, 0, 0, (5,)))
     body *= DRAFTS_BYTES // len(body)
@@ -153,6 +155,7 @@ async def test_48_bodies_at_once_are_soon_over(url: str) -> None:
         assert isinstance(last, Fault)
 
 
+@pytest.mark.system
 async def test_a_request_without_a_message_ends_the_session(url: str) -> None:
     async with http2_client(url) as client, opened(client, opening(prompt=(STALLS,))) as stream:
         answer = await client.post(f"/v1/speculate/{await stream.opened()}/drafts")

@@ -56,6 +56,7 @@ def files(count: int) -> list[TokenizerFile]:
     return [replace(made(), template="a", padding=number) for number in range(count)]
 
 
+@pytest.mark.system
 async def test_a_dropped_tokenizer_dies_with_its_helpers(
     tmp_path: Path, workers: list[ref[Worker]]
 ) -> None:
@@ -87,6 +88,7 @@ async def test_a_dropped_tokenizer_dies_with_its_helpers(
     assert all(model.tokenizer.digest == "" for model in models[:2])
 
 
+@pytest.mark.system
 async def test_a_verifier_that_alternates_has_each_tokenizer_opened_once(
     tmp_path: Path, workers: list[ref[Worker]]
 ) -> None:

@@ -100,6 +100,7 @@ async def test_more_prompts_than_may_wait_get_429(
     assert sorted(statuses) == [200] * 4 + [429] * 5
 
 
+@pytest.mark.system
 async def test_the_wait_for_a_prompt_ends(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

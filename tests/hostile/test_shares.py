@@ -111,6 +111,7 @@ async def begun(url: str, path: str) -> str:
     raise AssertionError("it was not begun")
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
 async def test_replays_leave_another_key_its_connections(tmp_path: Path, path: str) -> None:
     async with edge(tmp_path, "ann", "ben") as (url, _):
@@ -124,6 +125,7 @@ async def test_replays_leave_another_key_its_connections(tmp_path: Path, path: s
             assert statuses.count(b"200") == CONNECTIONS - KEPT
 
 
+@pytest.mark.system
 async def test_no_route_lets_a_key_hold_what_others_need(tmp_path: Path) -> None:
     async with edge(tmp_path, "ann", "ben") as (url, routes):
         for method, path in ((method, r.path) for r in routes for method in r.methods or ()):
@@ -135,6 +137,7 @@ async def test_no_route_lets_a_key_hold_what_others_need(tmp_path: Path) -> None
     assert len(routes) > 40
 
 
+@pytest.mark.system
 async def test_a_host_with_one_key_has_no_such_share(tmp_path: Path) -> None:
     async with edge(tmp_path, "ann") as (url, _):
         name = await begun(url, "/v1/responses")
@@ -153,7 +156,7 @@ async def uploading(file: Path, streams: int) -> AsyncIterator[tuple[int, int]]:
         opened = [UploadStream(app) for _ in range(streams)]
         async with asyncio.timeout(10), verifier.client_of(app, verifier.BEN) as ben:
             while not all(upload.answer for upload in opened):  # noqa: ASYNC110 - other tasks
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
             status = (await ben.get("/v1/model-facts")).status_code
         running = [u for u in opened if len(u.answer) == RUN_CHARACTERS]
         yield len(running), status

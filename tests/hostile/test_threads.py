@@ -102,6 +102,7 @@ async def test_tokenizers_that_are_tried(blocked: Blocked) -> None:
     await prompts_are_read_beside(blocked, *(source() for source in sources), calls=6)
 
 
+@pytest.mark.system
 async def test_grammars_that_are_tried(
     blocked: Blocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,7 @@ def test_a_tokenizer_is_unpacked_or_cannot_be_opened(data: bytes) -> None:
         assert all(0 <= token < 1 << 31 for token in (*file.stop_tokens, file.padding))
 
 
+@pytest.mark.system
 async def test_a_body_that_nests_deeply_is_the_clients_error() -> None:
     path = "/v1/completions/render"
     api = OwnApi({path: []}, saying(b"[]"))

@@ -204,6 +204,7 @@ def test_a_folder_is_a_source_like_any_other(
     assert path.read_bytes() == (tmp_path / model.file).read_bytes() == CONTENT
 
 
+@pytest.mark.system
 def test_a_pull_waits_for_another_one_but_not_forever(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.system
 def test_a_packed_gguf_tokenizer_is_the_models_own(
     smollm: Callable[[str], Model], gguf: TokenizerFile
 ) -> None:
@@ -72,6 +73,7 @@ def test_a_packed_gguf_tokenizer_is_the_models_own(
     assert opened.encode(TEXT) == model.tokenize(TEXT, True)
 
 
+@pytest.mark.system
 def test_hugging_faces_files_say_pieces_markers_ends_and_defaults(directory: Path) -> None:
     found = TokenizerFile.unpack(replace(tokenizer_file(directory), padding=41).pack())
     tokenizer = found.open()
@@ -95,6 +97,7 @@ IN_FILES = {
 }
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     "files", [{"tokenizer_config.json": json.dumps({"chat_template": NAMED})}, IN_FILES]
 )
@@ -111,6 +114,7 @@ def test_a_template_named_tool_use_is_for_chats_with_tools(
     assert tokenizer.chat([], tools=[{}]) == tokenizer.encode("tools")
 
 
+@pytest.mark.system
 def test_a_gguf_file_names_its_template_for_tools_too(
     gguf: TokenizerFile, tmp_path: Path
 ) -> None:
@@ -129,6 +133,7 @@ def test_a_gguf_file_names_its_template_for_tools_too(
     )
 
 
+@pytest.mark.system
 def test_a_chat_of_hugging_faces_files_follows_the_template(directory: Path) -> None:
     tokenizer = tokenizer_file(directory).open()
 
@@ -137,6 +142,7 @@ def test_a_chat_of_hugging_faces_files_follows_the_template(directory: Path) -> 
     assert (tokens[0], tokens[-1], tokens.count(257)) == (256, 257, 1)
 
 
+@pytest.mark.system
 def test_a_template_of_ones_own_replaces_the_models(directory: Path) -> None:
     tokenizer = tokenizer_file(directory, "<|im_end|>").open()
 
@@ -148,6 +154,7 @@ def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
         tokenizer_file(tmp_path)
 
 
+@pytest.mark.system
 def test_a_tokenizer_is_tried_out_once_and_then_found(
     gguf: TokenizerFile, tmp_path: Path
 ) -> None:
@@ -180,6 +187,7 @@ def hostile(gguf: TokenizerFile) -> dict[str, bytes]:
 HOSTILE = ("bomb", "cut", "other type", "no tokens", "tensors", "garbage", "template")
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", [*HOSTILE, "endless template"])
 def test_a_hostile_tokenizer_is_an_error_and_nothing_is_kept(
     name: str, gguf: TokenizerFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

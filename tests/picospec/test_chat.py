@@ -148,6 +148,7 @@ SEVERAL = (
 )
 
 
+@pytest.mark.system
 def test_another_model_answers_once_it_is_chosen_and_proves_what_it_said() -> None:
     service = Service(models=SEVERAL)
 
@@ -184,6 +185,7 @@ async def test_the_first_model_is_one_that_is_ready(data: list[object], first: s
         assert (await first_model(client)).id == first
 
 
+@pytest.mark.system
 def test_a_chat_ends_with_how_fast_it_was_where_that_is_known() -> None:
     last = chat(Service(), "a", "b").splitlines()[-1]
 

@@ -129,6 +129,7 @@ def test_a_service_keeps_what_it_was_installed_with_where_only_its_user_reads_it
     assert f"WorkingDirectory={Path.cwd()}" in unit_path(environ).read_text()
 
 
+@pytest.mark.system
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("there is no systemd-analyze")

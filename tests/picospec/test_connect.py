@@ -196,6 +196,7 @@ def test_a_link_to_a_file_stays_a_link(home: Path) -> None:
     assert EDGE.url in real.read_text()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("name", [c.name for c in CLIENTS.values() if c.launch])
 def test_a_client_is_launched_with_texts_that_are_gone_afterwards(
     name: str, home: Path, monkeypatch: pytest.MonkeyPatch

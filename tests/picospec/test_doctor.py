@@ -103,6 +103,7 @@ def test_what_need_not_be_here_is_well_until_it_is_damaged(tmp_path: Path) -> No
     assert not damaged.ok
 
 
+@pytest.mark.system
 def test_a_port_held_by_a_stranger_fails_and_names_the_way_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         port = int(stranger.getsockname()[1])
@@ -248,6 +249,7 @@ def test_a_context_too_short_for_agents_is_a_warning(tokens: int, warns: bool) -
     assert ("fewer llama.slots" in screen.text) is warns
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(("path", "said"), [("/v1/models", "plugin"), (FACTS_PATH, "HTTP/1.1")])
 async def test_a_server_without_the_plugin_is_told_from_none_with_its_operators_command(
     path: str, said: str, tmp_path: Path
@@ -275,6 +277,7 @@ async def test_a_server_without_the_plugin_is_told_from_none_with_its_operators_
     assert [(each.ok, START_PLUGIN in each.remedy) for each in found] == [(False, True)]
 
 
+@pytest.mark.system
 def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet(tmp_path: Path) -> None:
     async def verdict(host: str) -> bool:
         with socket.socket() as closed:

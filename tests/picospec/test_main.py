@@ -140,6 +140,7 @@ def test_what_a_doctor_finds_is_there_for_programs(monkeypatch: pytest.MonkeyPat
     assert json.loads(result.output)[1]["remedy"] == "do"
 
 
+@pytest.mark.system
 def test_a_doctor_who_is_told_of_no_model_needs_none_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

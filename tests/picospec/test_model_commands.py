@@ -46,6 +46,7 @@ def test_a_list_cuts_no_path_and_is_there_for_programs(
     assert told["pairs"]["smollm2"]["target"] == "smollm2-135m-q8_0"
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("command", "reason"),
     [
@@ -85,6 +86,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         yield running
 
 
+@pytest.mark.system
 @pytest.mark.usefixtures("hub")
 def test_an_added_model_has_the_hubs_hash_is_pulled_by_its_name_and_paired(
     tmp_path: Path,
@@ -103,6 +105,7 @@ def test_an_added_model_has_the_hubs_hash_is_pulled_by_its_name_and_paired(
     assert "toy is as it should be" in run("verify", "toy")
 
 
+@pytest.mark.system
 @pytest.mark.usefixtures("hub")
 def test_a_removed_model_is_gone_with_its_files_entry_and_pairs(tmp_path: Path) -> None:
     run("add", "toy", "o/toy-GGUF", "--draft-for", "smollm2")
@@ -153,6 +156,7 @@ def test_a_users_own_link_that_leads_nowhere_stays(tmp_path: Path) -> None:
     assert link.is_symlink()
 
 
+@pytest.mark.system
 @pytest.mark.usefixtures("hub")
 def test_a_name_added_again_means_its_present_model_and_is_removed_with_all_it_had(
     tmp_path: Path,
@@ -169,6 +173,7 @@ def test_a_name_added_again_means_its_present_model_and_is_removed_with_all_it_h
     assert not list((tmp_path / "models" / "blobs").iterdir())
 
 
+@pytest.mark.system
 @pytest.mark.usefixtures("hub")
 def test_a_damaged_file_of_the_hub_is_gone_until_it_is_pulled_again() -> None:
     path = Path(run("pull", "o/toy-GGUF").strip())
@@ -183,6 +188,7 @@ def test_a_damaged_file_of_the_hub_is_gone_until_it_is_pulled_again() -> None:
     assert Path(run("pull", "o/toy-GGUF").strip()).read_bytes() == b"target"
 
 
+@pytest.mark.system
 @pytest.mark.usefixtures("hub")
 def test_a_link_that_leads_nowhere_is_no_file_of_the_hub(tmp_path: Path) -> None:
     path = Path(run("pull", "o/toy-GGUF").strip())
@@ -194,6 +200,7 @@ def test_a_link_that_leads_nowhere_is_no_file_of_the_hub(tmp_path: Path) -> None
     assert path.read_bytes() == b"target"
 
 
+@pytest.mark.system
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("name", ["toy", "o/toy-GGUF", "o/toy-GGUF:Q4_0"])
 def test_what_a_pull_has_begun_is_removed_with_its_model(tmp_path: Path, name: str) -> None:

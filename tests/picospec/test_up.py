@@ -126,6 +126,7 @@ def test_tls_is_refused_by_the_name_that_asks_for_it(
         check_plain(settings, environ)
 
 
+@pytest.mark.system
 async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal() -> None:
     planned, screen = plan(), Screen()
 
@@ -143,6 +144,7 @@ async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal(
     check_free(planned.verifier_port, "VERIFIER_PORT")
 
 
+@pytest.mark.system
 async def test_a_port_in_use_is_an_error_before_anything_starts() -> None:
     planned = plan()
     with socket.socket() as other:

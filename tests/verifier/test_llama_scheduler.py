@@ -21,6 +21,7 @@ from speculation.judge import Judgement
 from speculation.messages import Commit, Draft, Finish, Limits, TokenLogprob
 from speculation.verify_machine import Verdict, VerifyMachine
 from speculation.verify_session import VerifyingSession
+from tests.edge_agent.virtual_time import Gate, compute
 from tests.verifier.fake_target import opening
 from verifier.llama_target.scheduler import (
     PASSES,
@@ -53,6 +54,9 @@ class RecordingEngine:
 
         self.fails_at: int | None = None
         self._pass_s = pass_s
+        self.gate = Gate()
+        """While it is closed, no pass ends."""
+
         self.extra_judging_s = 0.0
         """Seconds of a pass that single sessions took by what they ask."""
 
@@ -72,7 +76,8 @@ class RecordingEngine:
         self.beginnings += [(part.held, part.last) for part in parts]
         if len(self.calls) == self.fails_at:
             raise RuntimeError("it broke")
-        time.sleep(self._pass_s)
+        compute(self._pass_s)
+        self.gate.wait()
         return [self._judge(part) for part in parts], self.extra_judging_s
 
     def _judge(self, part: PassPart) -> Verdict:
@@ -194,7 +199,7 @@ async def test_the_latency_of_passes_is_learned_by_their_rows() -> None:
         sessions.assign(slot, 0)
         await text_of(slot)
 
-    assert 0.01 <= sessions.machine.latency.of(2) < 1.0
+    assert sessions.machine.latency.of(2) == pytest.approx(0.01)
 
 
 async def test_others_stream_on_while_a_prompt_is_read() -> None:
@@ -313,7 +318,8 @@ async def test_a_pass_that_fails_ends_its_sessions_and_no_other(count: int) -> N
 
 
 async def test_what_a_pass_generates_for_a_session_that_left_is_dropped() -> None:
-    engine = RecordingEngine(pass_s=0.05)
+    engine = RecordingEngine()
+    engine.gate.clear()
     async with scheduling(engine) as sessions:
         gone = sessions.open(prompt=(1,))
         session = sessions.machine.session(gone.name)
@@ -322,6 +328,7 @@ async def test_what_a_pass_generates_for_a_session_that_left_is_dropped() -> Non
         sessions.close(gone)
         successor = sessions.open(prompt=(1,) * 3, max_tokens=2)
         sessions.assign(successor, 0)
+        engine.gate.set()
 
         assert await text_of(successor) == [TOKEN, TOKEN]
         assert session.committed == []

@@ -306,6 +306,7 @@ def test_tokens_are_counted_and_timed_at_commits() -> None:
     assert value("e2e_request_latency_seconds_sum") == pytest.approx(1.0)
 
 
+@pytest.mark.system
 async def test_a_sessions_tokens_and_times_are_among_the_verifiers_metrics(
     client: httpx.AsyncClient,
 ) -> None:

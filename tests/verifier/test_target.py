@@ -201,6 +201,7 @@ async def test_a_target_that_does_not_load_ends_the_service() -> None:
     assert logs[0]["error"] == "it was not loaded within 0.05 s"
 
 
+@pytest.mark.system
 async def test_the_embedded_targets_heart_beats_between_two_passes(tmp_path: Path) -> None:
     metrics = VerifierMetrics(CollectorRegistry())
     target = LlamaTarget(lambda: StoredModel("m", tmp_path), LlamaSettings(), Limits(), metrics)

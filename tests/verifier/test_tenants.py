@@ -78,6 +78,7 @@ async def ann_at_an_app(
         yield client
 
 
+@pytest.mark.system
 async def test_another_keys_session_is_answered_as_one_that_does_not_exist(server: str) -> None:
     request = opening(prompt=(SLOW,), max_tokens=6, fill="auto")
     async with (
@@ -168,6 +169,7 @@ async def test_a_session_that_is_too_old_ends_while_it_generates() -> None:
     assert text_of(messages)
 
 
+@pytest.mark.system
 async def test_a_key_taken_away_ends_with_its_next_request_and_its_stream_goes_on(
     tmp_path: Path,
 ) -> None:

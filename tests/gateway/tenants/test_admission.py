@@ -155,6 +155,7 @@ async def test_of_a_request_over_a_limit_little_of_the_body_is_read_and_nothing_
     assert read <= STRANGERS_BYTES + len(piece)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("path", "status"),
     [
@@ -336,6 +337,7 @@ async def test_too_much_of_one_owner_is_refused_and_another_is_let_in() -> None:
     await asyncio.gather(waits, other)
 
 
+@pytest.mark.system
 async def test_a_thread_keeps_its_place_when_nobody_waits_for_it_any_more() -> None:
     turns, goes_on = ThreadTurns(1, 4, "wait"), threading.Event()
     first = asyncio.create_task(turns.run("a", goes_on.wait))
