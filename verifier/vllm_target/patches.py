@@ -132,7 +132,7 @@ PATCHES: Final = (
     ),
     # in the API server, before it starts its cores
     Patch(
-        "cores", f"{_CORE}:EngineCoreProc.run_engine_core", "dying:run_engine_core",
+        "cores", f"{_CORE}:EngineCoreProc.run_engine_core", "parent_watchdog:run_engine_core",
         "A core ends with its parent from the start; vLLM loads plugins there minutes later.",
         "a core of vLLM's ends when its parent is gone",
         form="instead",
@@ -184,7 +184,7 @@ PATCHES: Final = (
     # in the API server, beside its client of the engine
     Patch(
         "answers", "vllm.v1.engine.output_processor:OutputProcessor.process_outputs",
-        "serving.engine:Engine._collect",
+        "serving.engine:VllmEngine._collect",
         "vLLM merges outputs for a slow reader, and would keep the last one's frames alone.",
         _OUTPUTS, on="outputs",
         needs=("_update_stats_from_output", "is_prefilling", "request_states"),
@@ -269,19 +269,19 @@ PATCHES: Final = (
     ),
     Patch(
         "v2 speculator", f"{_V2}.spec_decode.speculator:BaseSpeculator.propose",
-        "worker.heads:Proposals.widened",
+        "worker.heads:HeadProposals.widened",
         "A head's proposal fits into rows that are as wide as an edge's draft.",
         _PROPOSER, on="speculator",
     ),
     Patch(
         "v2 draft model", f"{_V2}.spec_decode.speculator:DraftModelSpeculator.sample_draft",
-        "worker.heads:Proposals.sample_draft",
+        "worker.heads:HeadProposals.sample_draft",
         "A head draws the tokens of sessions with the judge's noise: more of them are right.",
         _PROPOSER, on="speculator", needs=("compute_draft_logits",),
     ),
     Patch(
         "v2 draft model", f"{_V2}.spec_decode.speculator:DraftModelSpeculator.picospec_ours",
-        "worker.heads:Proposals.ours",
+        "worker.heads:HeadProposals.ours",
         "The hooks of each step mark there which requests are sessions.",
         _PROPOSER, on="speculator", form="added",
     ),
