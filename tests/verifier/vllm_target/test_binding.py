@@ -128,6 +128,13 @@ def test_a_vllm_that_calls_otherwise_is_refused_by_the_name_of_the_row(
         conflicts.check_installation("v2")
 
 
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target)
+def test_a_row_names_a_function_or_class_of_ours(patch: Patch) -> None:
+    module, _, path = patch.by.partition(":")
+
+    assert binding._definition(binding._OURS, f"{module}:{path.partition('.')[0]}")
+
+
 def definitions() -> Iterator[tuple[str, ast.FunctionDef]]:
     """Yield ours that take arguments which they do not know, by the name of their row."""
     for patch in PATCHES:
