@@ -27,7 +27,8 @@ from tests.edge_agent.processes import (
     using,
 )
 
-NOTICED_S = 1.0
+GUARD_S = 10.0
+"""Long before anything but the beat notices a silent verifier; slow hosts take a while."""
 
 
 async def test_a_stopped_verifiers_answer_goes_on_and_its_session_is_left(
@@ -43,7 +44,7 @@ async def test_a_stopped_verifiers_answer_goes_on_and_its_session_is_left(
                 stopped[0].running.send_signal(signal.SIGSTOP)
 
             assert await answer.run(stop) == TEXT
-            assert answer.gap_s < NOTICED_S + 0.5
+            assert answer.gap_s < GUARD_S
             (left,) = [u for u in verifiers.all if u.url == stopped[0].url]
             assert not left.is_ready
             stopped[0].running.send_signal(signal.SIGCONT)
@@ -118,7 +119,7 @@ async def test_a_connection_that_is_open_and_dead_is_replaced(metrics: EdgeMetri
             assert await answer.run(link.half_open) == TEXT
             assert len(link.connections) == 2
 
-    assert answer.gap_s < NOTICED_S + 0.5
+    assert answer.gap_s < GUARD_S
     assert metrics.reopens._value.get() == 0
 
 

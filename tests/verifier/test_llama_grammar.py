@@ -119,7 +119,7 @@ async def test_a_constraint_that_cannot_be_compiled_is_a_400_and_others_go_on(
 async def test_a_grammar_that_reaches_a_limit_ends_its_own_session_only(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def mask(request: Open) -> Adjust | None:
+    def mask(request: Open, _: str | None) -> Adjust | None:
         def fail(logits: Logits, output: Sequence[int]) -> Logits:
             if len(output) == 3:
                 raise GrammarFailed("the grammar cannot go on: too large")
