@@ -3,6 +3,7 @@
 * ApiError
   - InvalidRequest      400  the request names something wrong or unsupported (`param`)
     - PromptTooLong     400  the prompt leaves no room in the context
+    - Unsupported       400  this service cannot do it; another server of the same API may
   - Unauthorized        401  no key, or a wrong one
   - Forbidden           403  the request's Host is not one of this service's names, or without
                              keys a page of another origin may have sent it
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 
 def renamed(field: str, names: Mapping[str, str]) -> str:
@@ -71,18 +72,14 @@ UNSUPPORTED: Final = "unsupported_parameter"
 class InvalidRequest(ApiError):
     status, type, code = 400, "invalid_request_error", "invalid_value"
 
-    def __init__(
-        self, message: str, *, param: str | None = None, code: str | None = None
-    ) -> None:
-        super().__init__(message, param=param, code=code)
-        self.may_be_served = code == UNSUPPORTED
-        """True if the request asks for more than this service can do; another server of the
-        same API may do it."""
-
     @classmethod
-    def of(cls, field: str, reason: object, code: str | None = None) -> InvalidRequest:
+    def of(cls, field: str, reason: object, code: str | None = None) -> Self:
         """Return the error of a request's field; its message begins with the field's name."""
-        return InvalidRequest(f"{field}: {reason}", param=field, code=code)
+        return cls(f"{field}: {reason}", param=field, code=code)
+
+
+class Unsupported(InvalidRequest):
+    code = UNSUPPORTED
 
 
 class PromptTooLong(InvalidRequest):

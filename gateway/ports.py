@@ -255,6 +255,12 @@ class Facts:
     """Maps the name of each LoRA adapter, which requests give in place of the model's, to the
     adapter's identity."""
 
+    served: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
+    """Maps paths of the verifier's own API to the fields that it serves there."""
+
+    parts: Mapping[str, Sequence[str]] = field(default_factory=lambda: MappingProxyType({}))
+    """Maps these paths to the types of the content parts that requests there may have."""
+
     @classmethod
     def of(cls, target: ModelFacts) -> Self:
         return cls(
@@ -267,6 +273,8 @@ class Facts:
             target.identity,
             target.vocabulary,
             MappingProxyType(dict(target.adapters)),
+            MappingProxyType(dict(target.served)),
+            MappingProxyType(dict(target.parts)),
         )
 
     def named(self, model: str | None) -> Self:

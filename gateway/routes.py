@@ -26,10 +26,11 @@ from gateway.endpoints import (
     ollama,
     responses_handlers,
 )
+from gateway.endpoints.bodies import checked, parse
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.completions import CompletionRequest, text_of
 from gateway.endpoints.endpoint import Body, Convert
-from gateway.endpoints.generation import checked, count_prompt, generate, parse
+from gateway.endpoints.generation import count_prompt, generate
 from gateway.endpoints.llama_server import InfillRequest, NativeCompletionRequest
 from gateway.endpoints.messages import MessagesRequest
 from gateway.endpoints.messages_schema import ChatMessage

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, Unsupported
 
 # Bounds how many values a JSON text has, before Python objects are made of them.
 #
@@ -246,9 +246,8 @@ def invalid(error: ValidationError, *, under: str | None = None) -> InvalidReque
     if first["type"] == "json_invalid":
         reason = "the body is not valid JSON"
     message = f"{param}: {reason}" if param else reason
-    invalid_request = InvalidRequest(message, param=param, code=_CODES.get(first["type"]))
-    invalid_request.may_be_served = first["type"] not in _WRONG
-    return invalid_request
+    kind = InvalidRequest if first["type"] in _WRONG else Unsupported
+    return kind(message, param=param, code=_CODES.get(first["type"], InvalidRequest.code))
 
 
 # Lists the fields by which OpenAI, vLLM and llama-server let a client change an answer.

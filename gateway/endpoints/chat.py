@@ -27,7 +27,7 @@ from gateway.endpoints.messages_schema import ChatMessage
 from gateway.endpoints.request import GenerationRequest, TokenIds
 from gateway.endpoints.services import Services
 from gateway.endpoints.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
-from gateway.errors import UNSUPPORTED, ClientGone, InvalidRequest
+from gateway.errors import UNSUPPORTED, ClientGone, InvalidRequest, Unsupported
 from gateway.grammars import in_lark
 from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from gateway.output.formats.base import AllowedOutput, Constraint
@@ -314,7 +314,7 @@ class ChatRequest(ThinkingFields, GenerationRequest):
         try:
             return {BUDGET: output_format.budget(prompt, tokens)}
         except ValueError as error:
-            raise InvalidRequest.of(name, error, UNSUPPORTED) from error
+            raise Unsupported.of(name, error) from error
 
     def check_served(self, facts: Facts) -> None:
         """Raise InvalidRequest for calls that need a grammar, or for a budget of reasoning, if
@@ -322,7 +322,7 @@ class ChatRequest(ThinkingFields, GenerationRequest):
         name, tokens = self.budget
         if tokens >= 0 and BUDGET not in facts.features:
             reason = "this target does not count tokens of reasoning"
-            raise InvalidRequest.of(name, reason, UNSUPPORTED)
+            raise Unsupported.of(name, reason)
         use = self.tool_use
         if grammars.NAME in facts.features or not use.needs_grammar:
             return
@@ -332,7 +332,7 @@ class ChatRequest(ThinkingFields, GenerationRequest):
             is_custom = self.tools[first].type == "custom"
             field = f"tools.{first}.{'custom.format' if is_custom else 'function.strict'}"
         reason = "this model cannot be made to call a function"
-        raise InvalidRequest.of(field, reason, UNSUPPORTED)
+        raise Unsupported.of(field, reason)
 
     def tokenise(self, tokenizer: GatewayTokenizer) -> tuple[TokenIds, ...]:
         messages = [message.shown() for message in self.messages]
@@ -340,18 +340,16 @@ class ChatRequest(ThinkingFields, GenerationRequest):
         tools = use.callable if tokenizer.hides_unused_tools else use.tools
         if use.callable and not tokenizer.takes_tools:
             reason = "the model's chat template has no place for them"
-            unseen = InvalidRequest.of("tools", reason, UNSUPPORTED)
-            unseen.may_be_served = False  # the model would not see them by any other way
-            raise unseen
+            # no other server's either: the model would not see them by any other way
+            raise InvalidRequest.of("tools", reason, UNSUPPORTED)
         options = self.template_variables
         if self.continue_final_message:
             options["continue_final_message"] = True
         try:
             return (tuple(tokenizer.chat(messages, tools=tools, options=options)),)
         except ValueError as error:
-            unrendered = InvalidRequest.of("messages", error)
-            unrendered.may_be_served = True  # vLLM renders chats of some models by code
-            raise unrendered from error
+            # vLLM renders chats of some models by code
+            raise Unsupported.of("messages", error, InvalidRequest.code) from error
 
 
 # Writes the answer of POST /v1/chat/completions.

@@ -26,7 +26,7 @@ from gateway.endpoints.endpoint import (
     sent_event,
 )
 from gateway.endpoints.request import GenerationRequest, TokenIds, minus_one_is_none
-from gateway.errors import UNSUPPORTED, InvalidRequest
+from gateway.errors import InvalidRequest, Unsupported
 from gateway.hosting.settings import MAX_CHOICES
 from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 from gateway.output.stream import ChoiceStream
@@ -412,7 +412,7 @@ class CompletionRequest(GenerationRequest):
             return
         if PROMPT_LOGPROBS not in facts.features:
             reason = "this model does not give log-probabilities of a prompt"
-            raise InvalidRequest.of(self.scored_by, reason, UNSUPPORTED)
+            raise Unsupported.of(self.scored_by, reason)
         if self.suffix:
             raise InvalidRequest.of("suffix", "no log-probabilities of its prompt are given")
         if self.stream and self.prompt_logprobs is not None:

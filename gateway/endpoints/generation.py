@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final
 
-from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import grammars
+from gateway.endpoints.answerer import Complete, Ready, ask, choose
+from gateway.endpoints.bodies import checked
 from gateway.endpoints.endpoint import (
     Body,
     Convert,
@@ -27,181 +26,40 @@ from gateway.endpoints.endpoint import (
     Heading,
     json_answer,
 )
-from gateway.endpoints.request import (
-    GenerationRequest,
-    Parameters,
-    TokenIds,
-    parameters_of,
-    shown_names,
-)
-from gateway.endpoints.services import Backend, Services
-from gateway.errors import (
-    UNSUPPORTED,
-    ApiError,
-    ClientGone,
-    InvalidRequest,
-    PromptTooLong,
-    renamed,
-)
-from gateway.http import json_response, read_body
+from gateway.endpoints.request import GenerationRequest, TokenIds
+from gateway.endpoints.services import Json, Services
+from gateway.errors import ClientGone, EngineFault, InvalidRequest, PromptTooLong, renamed
+from gateway.http import json_response
 from gateway.output.output_format import OutputFormat
 from gateway.output.stream import stream_choice
-from gateway.ports import SEEDS, Facts, GatewayTokenizer, Job
-from gateway.request_context import RequestContext, context_of
-from gateway.schema import SMALL_BYTES, Values, invalid
+from gateway.ports import SEEDS, Facts, Job
+from gateway.request_context import context_of
 from gateway.turns import BoundedTokenizer
 
-# Reads and checks the bodies of requests: large ones in a thread, one after the other.
 
-Parsed = TypeVar("Parsed", bound=BaseModel)
-T = TypeVar("T")
-
-MIN_LIMIT_BYTES: Final = 1 << 20
-"""Bodies have this limit if the context is short, or its length is unknown."""
-
-BYTES_PER_TOKEN: Final = 32
-"""The limit of bodies is this for each token of the context. In JSON a token has about 5 bytes,
-and as escapes of UTF-16 about 12; the rest is room for the structure around the texts."""
-
-
-def body_limit_bytes(context_tokens: int) -> int:
-    """Return the limit of a body's bytes for a context of this length."""
-    return max(MIN_LIMIT_BYTES, context_tokens * BYTES_PER_TOKEN)
-
-
-async def parse(
-    schema: type[Parsed], services: Services, request: Request, least_bytes: int = 0
-) -> Parsed:
-    """Return the JSON body of a request. Raises InvalidRequest, or what `read_body` and
-    `checked` raise. least_bytes: so large a body may be refused for what it says, as images
-    are; one that the schema takes is a text, and may be as large as the context holds."""
-    body = await read(services, request, least_bytes)
-    parsed = await checked(services, request, partial(_validated, schema, body))
-    if least_bytes:
-        await read(services, request)
-    return parsed
-
-
-async def read(services: Services, request: Request, least_bytes: int = 0) -> bytes:
-    """Return the body of a request, of at most as many bytes as the context holds, or
-    `least_bytes` if that is more. Raises what `read_body` raises."""
-    return await read_body(request, max(least_bytes, await _limit_bytes(services, request)))
-
-
-async def checked(services: Services, request: Request, check: Callable[[], T]) -> T:
-    """Return what `check` returns for a request whose body has been read. The check runs at
-    once if the body and its tenant's kept responses, which the body may refer to, are small;
-    otherwise in the one thread where large bodies take turns. Raises Overloaded, or what
-    `check` raises."""
-    context = context_of(request)
-    if len(await request.body()) + context.kept_bytes <= SMALL_BYTES:
-        return check()
-    return await services.checks.run(context.tenant, check)
-
-
-def _validated(schema: type[Parsed], body: bytes) -> Parsed:
-    values = Values()
-    values.add(body)
-    try:
-        return schema.model_validate_json(body, context=values)
-    except ValidationError as error:
-        raise invalid(error) from None
-
-
-async def _limit_bytes(services: Services, request: Request) -> int:
-    """Return the limit of a body's bytes, which grows with the longest context that is
-    known: a body's model is known once it has been read. No engine is asked about a body that
-    is short enough for any context."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) <= MIN_LIMIT_BYTES:
-        return MIN_LIMIT_BYTES
-    lengths = [0]
-    for backend in await services.models.reachable():
-        with suppress(ApiError):  # a fallback may answer; else the request fails later
-            lengths.append((await backend.engine.facts()).context_tokens)
-    return body_limit_bytes(max(lengths))
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Holds a request that its endpoint has read, and who answers it."""
-
-    endpoint: EndpointRequest
-    backend: Backend
-    facts: Facts
-    parameters: Parameters
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Holds a request whose answer can begin."""
-
-    question: Question
-    tokenizer: GatewayTokenizer
-    output_format: OutputFormat
-    name: str
-    jobs: Sequence[Job]
+def unchanged(fields: Json) -> Json:
+    """Return the fields of a request that no other one is needed for."""
+    return fields
 
 
 async def generate(
-    schema: type[Body], convert: Convert[Body], services: Services, request: Request
+    schema: type[Body],
+    convert: Convert[Body],
+    services: Services,
+    request: Request,
+    complete: Complete = unchanged,
 ) -> Response:
-    """Choose who answers a request, and return the answer. Raises ApiError."""
+    """Return the answer of whoever is to give it. complete: see `choose`. Raises ApiError."""
     services.drain.check()
-    context = context_of(request)
-    context.begin_answers(1)  # before reading the body, to bound the bodies on their way
-    proxy = services.proxy
-    if proxy and (response := await proxy.proxy_other_model(services, request)):
-        return response
-    try:
-        ready = await _ready(schema, convert, services, request)
-    except InvalidRequest as error:
-        if proxy and (response := await proxy.proxy_refused(schema, services, request, error)):
-            return response
-        raise
-    return await _answer(ready, services, request) if isinstance(ready, Ready) else ready
-
-
-async def _ready(
-    schema: type[Body], convert: Convert[Body], services: Services, request: Request
-) -> Ready | Response:
-    """Read and check a request; return its whole answer if nothing is to be generated here.
-    Raises ApiError."""
-    context, proxy = context_of(request), services.proxy
-    question = await _question(schema, convert, services, request)
-    body, facts = question.endpoint.body, question.facts
-    body.check_served(facts)
-    operation = "chat" if "messages" in type(body).model_fields else "text_completion"
-    context.serve(facts.model, body.model, operation)
-    if (proxy_refused := question.endpoint.replacement) is not None:
-        return proxy_refused(facts.model)
-    is_elsewhere = proxy and (proxy.is_without_drafts(facts.model) or body.scored_by)
-    if proxy and question.backend.fallback is None and is_elsewhere:
-        if question.endpoint.only_apart:
-            reason = "the verifier in use takes no drafts, and answers only while one waits"
-            raise InvalidRequest.of("background", reason, UNSUPPORTED)
-        context.proxied_for = body.scored_by
-        response = await proxy.proxy_without_drafts(services, request, facts.model)
-        context.begin_answers(body.n * body.prompt_count - 1)
-        return response
-    _check_choices(body, services.settings.max_choices)
-    tokenizer = await question.backend.tokenizer(facts.vocabulary)
-    output_format = await services.output_format_of(tokenizer, context)
-    name = f"{question.endpoint.id_prefix}{uuid.uuid4().hex}"
-    jobs = await _jobs(question, services, output_format, name, request)
-    return Ready(question, tokenizer, output_format, name, jobs)
-
-
-def _check_choices(body: GenerationRequest, most: int) -> None:
-    """Raise InvalidRequest for more choices than `most`, which a verifier may serve."""
-    if body.prompt_count * body.n <= most:
-        return
-    beyond = InvalidRequest(
-        f"{body.prompt_count} prompts times n = {body.n} exceeds {most} choices",
-        param="n" if body.prompt_count == 1 else "prompt",
-    )
-    beyond.may_be_served = True
-    raise beyond
+    context_of(request).begin_answers(1)  # before reading the body, to bound those on their way
+    answerer = await choose(schema, convert, services, request, complete)
+    if isinstance(answerer, Response):
+        return answerer
+    if isinstance(answerer, Ready):
+        return await _answer(answerer, services, request)
+    if services.proxy is None:
+        raise EngineFault("there is no proxy")
+    return await services.proxy.answer(answerer, services, request)
 
 
 async def count_prompt(
@@ -215,7 +73,7 @@ async def count_prompt(
     thread and memory as an answer does, and counts as one. more: further fields of the answer.
     Raises ApiError."""
     context_of(request).begin_answers(1)
-    question = await _question(schema, convert, services, request)
+    question = await ask(schema, convert, services, request)
     source = await question.backend.tokenizer(question.facts.vocabulary)
     tokenizer = BoundedTokenizer(source, question.facts, question.endpoint.body.prompt_field)
     tokenise = partial(question.endpoint.body.tokenise, tokenizer)
@@ -223,34 +81,19 @@ async def count_prompt(
     return json_response({**more, "input_tokens": sum(map(len, prompts))})
 
 
-async def _question(
-    schema: type[Body], convert: Convert[Body], services: Services, request: Request
-) -> Question:
-    """Read a request, and choose the engine or the fallback for it. Raises ApiError."""
-    context, proxy = context_of(request), services.proxy
-    parsed = await parse(schema, services, request, proxy.held_bytes if proxy else 0)
-    endpoint = await checked(services, request, partial(convert, parsed))
-    context.field_names = endpoint.names
-    backend, facts = await services.find(context, endpoint.body.model)
-    parameters = await checked(services, request, partial(parameters_of, endpoint.body, facts))
-    context.ignored = shown_names((*endpoint.ignored, *parameters.ignored))
-    return Question(endpoint, backend, facts, parameters)
-
-
 async def _answer(ready: Ready, services: Services, request: Request) -> Response:
     """Generate the choices that a request asks for. Raises ApiError."""
-    question, output_format, jobs = ready.question, ready.output_format, ready.jobs
+    question, output_format = ready.question, ready.output_format
     context, endpoint, facts = context_of(request), question.endpoint, question.facts
-    body = endpoint.body
+    body, name = endpoint.body, f"{endpoint.id_prefix}{uuid.uuid4().hex}"
+    jobs = await _jobs(ready, services, name, request)
     if isinstance(grammar := jobs[0].extras.get(grammars.NAME), Mapping):
         path = renamed(question.parameters.constrained_at or "tools", endpoint.names)
         context.field_names = {**endpoint.names, **grammars.names_of(path, grammar)}
     context.begin_answers(len(jobs) - 1)
     fingerprint = question.backend.begin(len(jobs), facts)
     answer = endpoint.answer(
-        Heading(
-            ready.name, int(time.time()), facts.model, len(jobs), context.usage, fingerprint
-        )
+        Heading(name, int(time.time()), facts.model, len(jobs), context.usage, fingerprint)
     )
     begin = question.backend.engine.generate
     streams = [
@@ -274,19 +117,12 @@ async def _answer(ready: Ready, services: Services, request: Request) -> Respons
         return await json_answer(answer, streams, context, request.receive)
 
 
-async def _jobs(
-    question: Question,
-    services: Services,
-    output_format: OutputFormat,
-    name: str,
-    request: Request,
-) -> list[Job]:
+async def _jobs(ready: Ready, services: Services, name: str, request: Request) -> list[Job]:
     """Return the jobs `name`-0, `name`-1, ...; the choices of a prompt get the seeds seed,
     seed + 1, ..."""
+    question, prompts, context = ready.question, ready.prompts, context_of(request)
     body, facts, extras = question.endpoint.body, question.facts, question.parameters.extras
-    context = context_of(request)
-    prompts = await _read(services, body, facts, output_format, context)
-    constrain = partial(_constrained, body, output_format, extras=extras)
+    constrain = partial(_constrained, body, ready.output_format, extras=extras)
     extras_of = await checked(services, request, lambda: [*map(constrain, prompts)])
     most = _most_tokens(question.endpoint)
     limits = [_max_tokens(body, prompt, facts, extras, most) for prompt in prompts]
@@ -309,24 +145,6 @@ async def _jobs(
         )
         for index in range(len(prompts) * body.n)
     ]
-
-
-async def _read(
-    services: Services,
-    body: GenerationRequest,
-    facts: Facts,
-    output_format: OutputFormat,
-    context: RequestContext,
-) -> tuple[TokenIds, ...]:
-    """Return the prompts as tokens and charge for them, also if a prompt is refused."""
-    tokenizer = BoundedTokenizer(output_format.tokenizer, facts, body.prompt_field)
-    try:
-        prompts = await services.reader.read(context.tenant, partial(body.tokenise, tokenizer))
-    except BaseException:
-        context.took_prompt(tokenizer.charged)
-        raise
-    context.took_prompt(sum(map(len, prompts)), choices=body.n)
-    return prompts
 
 
 def _constrained(

@@ -31,7 +31,7 @@ from gateway.endpoints.messages_schema import (
 from gateway.endpoints.request import Stops
 from gateway.endpoints.tools import MAX_TOOLS
 from gateway.endpoints.tools import Json as JsonView
-from gateway.errors import UNSUPPORTED, InvalidRequest
+from gateway.errors import UNSUPPORTED, InvalidRequest, Unsupported
 from gateway.grammars import SchemaField
 from gateway.schema import (
     FIRST_ERROR,
@@ -338,7 +338,7 @@ class MessagesRequest(RequestModel):
 
 
 def _unserved(name: str, code: str = UNSUPPORTED) -> InvalidRequest:
-    return InvalidRequest(f"{name} is not served here", param=name, code=code)
+    return Unsupported(f"{name} is not served here", param=name, code=code)
 
 
 REFUSED: Final = {

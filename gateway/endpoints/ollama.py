@@ -15,10 +15,10 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.endpoints.bodies import parse
 from gateway.endpoints.chat import ChatRequest, logprobs_of
 from gateway.endpoints.completions import CompletionRequest
 from gateway.endpoints.endpoint import Answer, EndpointRequest, Entries, Heading, Json
-from gateway.endpoints.generation import parse
 from gateway.endpoints.request import GenerationRequest
 from gateway.endpoints.services import Services
 from gateway.errors import ApiError, InvalidRequest, NotServed, Shape

@@ -25,7 +25,7 @@ from pydantic import (
 
 from gateway import grammars
 from gateway.endpoints.messages_schema import PredictedOutput, text_of
-from gateway.errors import UNSUPPORTED, InvalidRequest
+from gateway.errors import InvalidRequest, Unsupported
 from gateway.output.detokenise import Detokeniser, Piece
 from gateway.output.formats.base import Constraint
 from gateway.output.output_format import OutputFormat
@@ -201,7 +201,7 @@ def _check_window(fields: Mapping[str, object], extras: Mapping[str, object]) ->
     window = fields.get("repeat_last_n")
     if window not in (None, -1) and not extras.keys().isdisjoint(_PENALTIES):
         reason = "the penalties have no window; leave it out or give -1"
-        raise InvalidRequest.of("repeat_last_n", reason, UNSUPPORTED)
+        raise Unsupported.of("repeat_last_n", reason)
 
 
 def _add_defaults(body: Servable, extras: dict[str, Any], facts: Facts) -> None:
@@ -224,9 +224,7 @@ def _require(feature: str, facts: Facts, name: str) -> None:
 
 
 def _unsupported(name: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"{name} is not supported by this model", param=name, code=UNSUPPORTED
-    )
+    return Unsupported(f"{name} is not supported by this model", param=name)
 
 
 def _twice(name: str) -> InvalidRequest:

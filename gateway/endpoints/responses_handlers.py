@@ -17,8 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.endpoints.background import Dropped, Recording, Replay, RunningAnswer
+from gateway.endpoints.bodies import checked
 from gateway.endpoints.endpoint import EndpointRequest, EventStream
-from gateway.endpoints.generation import checked, count_prompt, generate
+from gateway.endpoints.generation import count_prompt, generate
 from gateway.endpoints.responses import ITEMS, Item, ResponsesRequest, names_of, offered
 from gateway.endpoints.responses_answer import (
     PREFIX,
@@ -38,8 +39,9 @@ Json = dict[str, Any]
 
 async def create(services: Services, request: Request) -> Response:
     """Answer with a response, or stream it."""
-    read = partial(convert, _store_of(services, request))
-    return await generate(ResponsesRequest, read, services, request)
+    read = partial(convert, store := _store_of(services, request))
+    history = partial(_with_history, store)
+    return await generate(ResponsesRequest, read, services, request, history)
 
 
 async def count(services: Services, request: Request) -> Response:
@@ -96,11 +98,11 @@ def _history(store: ResponseStore, id: str | None, values: Values) -> Sequence[I
     return (*ITEMS.validate_json(kept.items), *_output(kept))
 
 
-def with_history(services: Services, request: Request, fields: Json) -> Json:
+def _with_history(store: ResponseStore, fields: Json) -> Json:
     """Return the fields of a request for another service, which keeps no response: the input
     has the conversation that it continues, and the items that it names. Raises
     InvalidRequest."""
-    store, items, values = _store_of(services, request), fields.get("input"), Values()
+    items, values = fields.get("input"), Values()
     values.add(msgspec.json.encode(fields))
     others = {name: value for name, value in fields.items() if name != "previous_response_id"}
     if not isinstance(items, list):

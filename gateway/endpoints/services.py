@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry
@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from gateway.drain import Drain
 from gateway.endpoints.background import Recording, RunningAnswer
-from gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded
+from gateway.errors import ApiError, NotFound, Overloaded
 from gateway.hosting.settings import GatewaySettings
 from gateway.metrics import MetricsPage
 from gateway.output.output_format import OutputFormat, OutputFormats
@@ -166,8 +166,36 @@ About = Callable[[], Awaitable[dict[str, object]]]
 """Returns the fields of /status that only one service has."""
 
 
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """A request that another service answers: what it is asked for."""
+
+    path: str
+    fields: Json
+    """These go to the other service, with its own name of the model."""
+
+    model: str
+    answers: int = 1
+    served_field: str = ""
+    """The verifier is asked because it alone serves this field; "" for another reason."""
+
+    is_listed: bool = False
+    """The model is on the list of those that an upstream has; else it is a verifier's."""
+
+    ignored: Sequence[str] = ()
+    hides_usage: bool = False
+    """The edge asks for the stream's `usage`, and the client does not."""
+
+    most_charged_bytes: int | None = None
+    """An answer without token counts is charged for at most so much of its request."""
+
+
 class ProxyPort(Protocol):
-    """Asks another service, such as the verifier, to answer in place of this one."""
+    """Asks another service, such as the verifier, to answer in place of this one; what is
+    asked there, `gateway.endpoints.answerer` decides."""
 
     @property
     def models(self) -> Sequence[str]:
@@ -177,31 +205,24 @@ class ProxyPort(Protocol):
     def held_bytes(self) -> int:
         """The body of a request that its endpoint may refuse has at most this many bytes."""
 
-    async def proxy_other_model(self, services: Services, request: Request) -> Response | None:
-        """Answer a request before its endpoint reads it, if its body names a model elsewhere.
-        Returns None if an endpoint answers it. Raises ApiError."""
-
-    async def proxy_refused(
-        self,
-        schema: type[RequestModel],
-        services: Services,
-        request: Request,
-        error: InvalidRequest,
-    ) -> Response | None:
-        """Answer a request that its endpoint has refused with an error, if the verifier's own
-        API
-        serves what is refused; None if it does not. schema: of the endpoint. Raises
-        ApiError."""
-
     def is_without_drafts(self, model: str) -> bool:
-        """True if the engine cannot generate for a model, because the verifier in use opens no
-        sessions for it; then `proxy_without_drafts` answers, once an endpoint has read and
-        checked the request."""
+        """Return True if the verifier in use opens no sessions for a model."""
 
-    async def proxy_without_drafts(
-        self, services: Services, request: Request, model: str
-    ) -> Response:
-        """Answer a request for this model that its endpoint has read. Raises ApiError."""
+    def fields_of(self, body: bytes) -> Json:
+        """Return those fields of a body that another service may get. Raises
+        InvalidRequest."""
+
+    def listed(self, path: str, body: bytes) -> Forward | None:
+        """Return what a body asks another service for; None if it names none of its models."""
+
+    def own_api(
+        self, path: str, fields: Json, field: str, facts: Facts, schema: type[RequestModel]
+    ) -> Forward:
+        """Return what to ask the verifier's own API for, which serves `field`. schema: of the
+        endpoint that does not. Raises InvalidRequest for what it would ignore."""
+
+    async def answer(self, forward: Forward, services: Services, request: Request) -> Response:
+        """Return the other service's answer. Raises ApiError."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.forwarding import own_api
 from edge_agent.link import verifier as verifying
-from edge_agent.proxy import DIRECT, Json, for_verifier
+from edge_agent.proxy import DIRECT
 from gateway.endpoints.completions import CompletionRequest
-from gateway.endpoints.services import ResponseStore, StoredResponse
+from gateway.endpoints.services import Json, ResponseStore, StoredResponse
+from gateway.ports import Facts
 from gateway.schema import OPERATORS
 from picospec.link import Link
 from tests.edge_agent.proxying import (
@@ -354,7 +356,7 @@ async def test_a_body_may_be_larger_than_a_text_if_it_has_images() -> None:
 def test_no_form_of_prompts_counts_as_fewer_answers(prompts: Json, answers: int) -> None:
     asked = {**prompts, "n": 2, "stream": "yes", "stream_options": {"include_usage": "yes"}}
     facts = msgspec.structs.replace(FACTS, served={COMPLETIONS: [*asked]})
-    made = for_verifier(COMPLETIONS, asked, "n", facts, CompletionRequest)
+    made = own_api(COMPLETIONS, asked, "n", Facts.of(facts), CompletionRequest)
 
     assert (made.answers, made.hides_usage) == (answers, True)
     assert made.fields["stream_options"] == {"include_usage": True}

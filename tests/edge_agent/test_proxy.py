@@ -13,8 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
-from edge_agent import proxied
-from edge_agent.proxy import proxied_request
+from edge_agent.forwarding import MEDIA_BYTES, listed
 from gateway.drain import Drain, running_alongside
 from tests.edge_agent.proxying import (
     EMBEDDED,
@@ -215,8 +214,7 @@ async def test_its_body_has_a_limit_of_its_own() -> None:
 async def test_an_upstream_that_does_not_take_a_body_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("edge_agent.proxied.HEAD_S", 0.3)
-    monkeypatch.setattr(proxied, "HEAD_S", 0.3)
+    monkeypatch.setattr("edge_agent.proxy.HEAD_S", 0.3)
 
     async def never(request: Request) -> Response:
         while (await request.receive())["type"] != "http.disconnect":
@@ -316,9 +314,10 @@ def part(kind: str) -> dict[str, str]:
 def test_a_listed_model_is_seen_in_any_endpoints_body(
     body: dict[str, object], has_media: bool | None
 ) -> None:
-    found = proxied_request(json.dumps({"model": MODEL, **body}).encode(), [MODEL])
+    forward = listed(EMBEDDINGS, json.dumps({"model": MODEL, **body}).encode(), [MODEL])
 
-    assert (found and found.has_media) == has_media
+    most = forward and forward.most_charged_bytes
+    assert (forward and most == MEDIA_BYTES) == has_media
 
 
 NESTED = b'{"content": [' * 400 + b"]}" * 400
@@ -330,5 +329,5 @@ NESTED = b'{"content": [' * 400 + b"]}" * 400
 )
 def test_a_body_that_is_wrong_goes_to_its_endpoint(body: bytes) -> None:
     asked = b'{"model": "%b", %b' % (MODEL.encode(), body[1:])
-    assert proxied_request(asked, [MODEL]) is None
-    assert proxied_request(body, [MODEL]) is None
+    assert listed(EMBEDDINGS, asked, [MODEL]) is None
+    assert listed(EMBEDDINGS, body, [MODEL]) is None

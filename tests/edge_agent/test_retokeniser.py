@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from edge_agent.draft.cross_vocabulary import REREAD_TOKENS, DraftText
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.draft.retokeniser import Retokeniser, Translation, special_tokens
+from edge_agent.forwarding import fields_of
 from edge_agent.link.connection import VerifierResponse, from_answer
 from edge_agent.link.failover_policy import Event
 from edge_agent.link.verifier import Verifier, VerifierStatus
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.proxy import addressed
 from gateway.errors import InvalidRequest, Unavailable
 from local_models.tokenizer import Tokenizer
 from tests.edge_agent.cross_vocabulary import TEXTS, Name, WordEncoder, model, translation
@@ -375,4 +375,4 @@ async def test_a_load_and_a_status_in_it_are_left_out(metrics: EdgeMetrics) -> N
 
 def test_a_proxied_request_in_it_is_the_clients_error() -> None:
     with pytest.raises(InvalidRequest, match="the body is no JSON"):
-        addressed(b'{"prompt":%b}' % WORN_OUT, "model")
+        fields_of(b'{"prompt":%b}' % WORN_OUT)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from gateway.app import create_app
-from gateway.endpoints.services import one_model
+from gateway.endpoints.services import Forward, Json, one_model
 from gateway.errors import Unavailable
 from gateway.hosting.settings import GatewaySettings
 from gateway.ports import Facts, GatewayTokenizer
@@ -139,10 +139,16 @@ class Undrafted:
 
     models, held_bytes = (), 0
 
-    async def proxy_other_model(self, *_: object) -> None:
+    def fields_of(self, _: bytes) -> Json:
+        return {}
+
+    def listed(self, *_: object) -> None:
         return None
 
-    async def proxy_without_drafts(self, *_: object) -> Response:
+    def own_api(self, *_: object) -> Forward:
+        raise Unavailable("no verifier answers")
+
+    async def answer(self, *_: object) -> Response:
         raise Unavailable("no verifier answers")
 
 

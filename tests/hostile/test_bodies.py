@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.endpoints.generation import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
+from gateway.endpoints.bodies import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
 from gateway.errors import ApiError, Unavailable
 from gateway.schema import (
     MAX_CONTAINERS,

@@ -23,7 +23,7 @@ import pytest
 from edge_agent import app as edge
 from edge_agent.settings import load as load_edge
 from gateway.drain import Drain
-from gateway.endpoints.generation import MIN_LIMIT_BYTES
+from gateway.endpoints.bodies import MIN_LIMIT_BYTES
 from gateway.hosting.server import serve, settle
 from gateway.ports import Delta, Job
 from local_models.store import open_store

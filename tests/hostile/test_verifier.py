@@ -12,7 +12,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from edge_agent import proxied as proxying
+from edge_agent import proxy as proxying
 from edge_agent.app import build
 from edge_agent.link import connection, failover_policy, session, verifier
 from edge_agent.link.connection import Connection

@@ -53,7 +53,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from gateway.app import HANDLERS, with_request_contexts
 from gateway.documents import VERSION
 from gateway.drain import Drain
-from gateway.endpoints.generation import body_limit_bytes
+from gateway.endpoints.bodies import body_limit_bytes
 from gateway.errors import ApiError, NotFound
 from gateway.hosting import logs
 from gateway.hosting.server import check_free, served_alongside
