@@ -9,13 +9,11 @@ not take is refused by name.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Annotated, Any, Final
-
-import msgspec
-from msgspec import Meta
+from typing import Final
 
 from gateway.endpoints.services import Forward, Json
 from gateway.errors import UNSUPPORTED, ApiError, InvalidRequest
+from gateway.hosting.settings import MAX_CHOICES
 from gateway.ports import Facts
 from gateway.schema import NEUTRAL, OPERATORS, RequestModel, check_structure, is_neutral
 from gateway.tenants import salted
@@ -34,32 +32,23 @@ MEDIA_BYTES: Final = 1 << 15
 """A request with media is charged for at most this much if its answer has no token counts."""
 
 
-class _Fields(msgspec.Struct):
-    model: str | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    messages: Any = None
-    input: Any = None
-
-
 def listed(path: str, body: bytes, models: Collection[str]) -> Forward | None:
     """Return what a request for one of these models asks another service for; None if an
     endpoint here answers it."""
     try:
         check_structure(body)
-        fields = decode_json(body, _Fields)
-        if (model := fields.model) is None or model not in models:
+        fields = fields_of(body)
+        model, answers = fields.get("model"), fields.get("n")
+        if not isinstance(model, str) or model not in models:
             return None
-        has_media = _has_media(fields.messages) or _has_media(fields.input)
-    except (ApiError, Malformed, RecursionError):  # `_has_media` goes as deep as the body
+        has_media = _has_media(fields.get("messages")) or _has_media(fields.get("input"))
+    except (ApiError, RecursionError):  # `_has_media` goes as deep as the body
         return None
-    return Forward(
-        path,
-        fields_of(body),
-        model,
-        fields.n or 1,
-        is_listed=True,
-        most_charged_bytes=MEDIA_BYTES if has_media else None,
-    )
+    answers = 1 if answers is None else answers
+    if type(answers) is not int or not 1 <= answers <= MAX_CHOICES:
+        return None
+    most = MEDIA_BYTES if has_media else None
+    return Forward(path, fields, model, answers, is_listed=True, most_charged_bytes=most)
 
 
 def _has_media(items: object) -> bool:

@@ -284,10 +284,8 @@ class Proxied(Response):
         self._kind = type_of(answer.headers.get("content-type", ""), self._peer)
         self._meter = Meter(self._kind)
         await send_to_client(send, _start(self._kind))
-        taken, shown = (
-            0,
-            WithoutUsageEvent() if self._hides_usage and self._kind == EVENTS else None,
-        )
+        hides_usage = self._hides_usage and self._kind == EVENTS
+        taken, shown = 0, WithoutUsageEvent() if hides_usage else None
         while (piece := await self._next(answer.content)) is not None:
             taken += len(piece)
             if taken > MAX_BYTES:
