@@ -239,11 +239,11 @@ class Proxied(Response):
                     await self._proxy(send)
                 await send_to_client(send, _piece(b"", more=False))
         except ClientGone as gone:
-            self._context.status, self._context.error = gone.status, gone.code
+            self._context.outcome.cut(gone)
         except Exception as raised:
-            if isinstance(raised, Unavailable) and (field := self._context.proxied_for):
+            if isinstance(raised, Unavailable) and (field := self._context.outcome.proxied_for):
                 raised.message += f"; it alone serves {field}, so no other one goes on"
-            if not self._context.status:
+            if not self._context.outcome.status:
                 self._is_charged = False  # the other service has not taken the request
                 raise
             await self._fail(self._context.failed(raised), send)
@@ -265,7 +265,7 @@ class Proxied(Response):
 
     @property
     def _peer(self) -> str:
-        return self._context.proxied or "verifier"
+        return self._context.outcome.proxied or "verifier"
 
     def _unavailable(self, how: str) -> Unavailable:
         return Unavailable(f"the {self._peer} {how}", code=f"{self._peer}_unavailable")
@@ -406,7 +406,7 @@ class Proxy:
         if context.tenant.models:
             raise NotFound(f"this key opens single models, and {target} may name any")
         upload, way = ProxiedUpload(request), await self._way(None)
-        context.proxied = way.peer.name
+        context.outcome.proxied = way.peer.name
         ask = partial(way.post_to, target, headers, upload.pieces())
         return Proxied(ask, context, services.drain, upload)
 
@@ -420,9 +420,9 @@ class Proxy:
         context, model = context_of(request), forward.model
         context.begin_answers(forward.answers - 1)
         way = await self._way(None if forward.is_listed else model)
-        context.proxied = way.peer.name
+        context.outcome.proxied = way.peer.name
         if field := forward.served_field:
-            (context.proxied_for,) = shown_names((field,))
+            (context.outcome.proxied_for,) = shown_names((field,))
         parted = services.settings.separates_prefixes and way is not self._upstream
         identity = context.tenant.identity if parted else None
         write = partial(forwarding.addressed, forward.fields, model, identity)
@@ -446,7 +446,7 @@ class Proxy:
             raise InvalidRequest("seed: set one, or the two answers will differ", param="seed")
         _, facts = await services.own(context, body.model)
         parameters = await checked(services, request, partial(parameters_of, body, facts))
-        context.ignored = shown_names(parameters.ignored)
+        context.outcome.ignored = shown_names(parameters.ignored)
         context.begin_answers(1)
         context.serve(facts.model, body.model, "chat")
         make = partial(forwarding.fields_of, await request.body())

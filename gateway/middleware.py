@@ -14,7 +14,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from http import HTTPStatus
 from random import Random
@@ -137,19 +137,19 @@ class RequestContexts:
             return await self.app(scope, receive, send)
         anonymous, headers = self.tenants.anonymous, Headers(scope=scope)
         usage = Usage(self.metrics, self._clock, self._clock())
-        context = RequestContext(self._request_id(headers), usage, anonymous)
-        context.shape = self.shape_of(scope["path"], headers)
-        scope.setdefault("state", {})["context"] = context
+        shape = self.shape_of(scope["path"], headers)
+        request_id = self._request_id(headers)
+        context = _give(scope, RequestContext(request_id, usage, anonymous, shape))
         if self.access.is_message(scope["path"]):
             await self._serve(context, scope, receive, send)
-            return self._close_message(context, scope)
+            return self._close_message(scope)
         try:
             await self._serve(context, scope, receive, send)
         finally:
-            if context.goes_on is None:
-                self._close(context, scope)
+            if (goes_on := context.claim.goes_on) is None:
+                self._close(scope)
             else:
-                context.goes_on.add_done_callback(lambda _: self._close(context, scope))
+                goes_on.add_done_callback(lambda _: self._close(scope))
 
     def _request_id(self, headers: Headers) -> str:
         header = headers.get("x-request-id", "")
@@ -165,7 +165,7 @@ class RequestContexts:
         try:
             await self._run(context, scope, receive, partial(_send_with_id, context, send))
         except Exception as fault:
-            context.fault = fault
+            context.outcome.fault = fault
 
     async def _run(
         self, context: RequestContext, scope: Scope, receive: Receive, send: Send
@@ -173,28 +173,30 @@ class RequestContexts:
         limit_bytes = self.access.body_limit_bytes(scope) or self.settings.body_limit_bytes
         body = RequestBody(scope, receive, limit_bytes or MAX_BODY_BYTES)
         try:
-            self._admit(context, scope)
+            self._admit(scope)
             if scope["method"] == "POST" and not self.access.is_message(scope["path"]):
-                path = self.access.shown(scope["path"])  # others take no time worth tracing
-                context.span = self.access.tracing.begin(
-                    "request", Headers(scope=scope), method="POST", path=path
-                )
-            with self._place(context, scope):
+                self._begin_span(scope)  # others take no time worth tracing
+            with self._place(scope):
                 await self.app(scope, body.admitted(), send)
         except Exception as raised:
-            if context.status:
+            if context.outcome.status:
                 raise
             response = error_response(context.failed(raised), context.shape)
             await body.refuse(response, send, briefly=isinstance(raised, RateLimited))
 
-    def _place(self, context: RequestContext, scope: Scope) -> AbstractContextManager[None]:
+    def _begin_span(self, scope: Scope) -> None:
+        path, headers = self.access.shown(scope["path"]), Headers(scope=scope)
+        span = self.access.tracing.begin("request", headers, method="POST", path=path)
+        _give(scope, replace(_context(scope), span=span))
+
+    def _place(self, scope: Scope) -> AbstractContextManager[None]:
         """Return the context in which a request takes one of its tenant's places. Whatever a
         tenant holds open, others find connections. Raises RateLimited."""
         if is_open(scope["path"]):
             return nullcontext()
-        return context.tenant.running(self.tenants.share(allowed_connections()))
+        return _context(scope).tenant.running(self.tenants.share(allowed_connections()))
 
-    def _admit(self, context: RequestContext, scope: Scope) -> None:
+    def _admit(self, scope: Scope) -> None:
         """Find the tenant of a request, and count the request. Raises ApiError."""
         headers = Headers(scope=scope)
         check_head(headers, scope.get("http_version", ""), self.access.hosts)
@@ -202,32 +204,40 @@ class RequestContexts:
         if is_open(path):
             return
         key = _key_in(headers)
-        context.tenant = self.tenants.of(key, now)
-        context.check_key = lambda: self.tenants.of(key, self._clock())
+        tenant, check_key = (
+            self.tenants.of(key, now),
+            lambda: self.tenants.of(key, self._clock()),
+        )
+        context = _give(scope, replace(_context(scope), tenant=tenant, check_key=check_key))
         paths = self.access.session_paths
-        context.has_unknown_session = paths is not None and path.startswith(paths)
-        if not context.has_unknown_session:
+        names_session = paths is not None and path.startswith(paths)
+        context.outcome.has_unknown_session = names_session
+        if not names_session:
             if not self.tenants.need_key:
                 check_page(headers, scope["method"], self.settings.cors_origins)
             context.tenant.admit(now)
 
-    def _close_message(self, context: RequestContext, scope: Scope) -> None:
-        if context.status < HTTPStatus.BAD_REQUEST:
+    def _close_message(self, scope: Scope) -> None:
+        context = _context(scope)
+        status = context.outcome.status
+        if status < HTTPStatus.BAD_REQUEST:
             return
-        self.metrics.failed_messages.labels(str(context.status)).inc()
+        self.metrics.failed_messages.labels(str(status)).inc()
         if self._exceeds_unknown_sessions(context):
             self._log_rate_limit(context)
-        elif context.status != HTTPStatus.NOT_FOUND:  # otherwise its request has just ended
-            self._write(context, scope, context.status)
+        elif status != HTTPStatus.NOT_FOUND:  # otherwise its request has just ended
+            self._write(context, scope, status)
 
-    def _close(self, context: RequestContext, scope: Scope) -> None:
-        status = context.status or ClientGone.status  # cancelled before any answer
+    def _close(self, scope: Scope) -> None:
+        context = _context(scope)
+        outcome = context.outcome
+        status = outcome.status or ClientGone.status  # cancelled before any answer
         route = route_of(scope["method"], scope["path"])
         self.metrics.requests.labels(str(status), route).inc()
         context.close()
-        if context.error == RateLimited.code or self._exceeds_unknown_sessions(context):
+        if outcome.error == RateLimited.code or self._exceeds_unknown_sessions(context):
             self._log_rate_limit(context)
-        elif context.fault or self._is_logged(scope, status):
+        elif outcome.fault or self._is_logged(scope, status):
             self._write(context, scope, status)
         context.end_span(status)
 
@@ -246,7 +256,7 @@ class RequestContexts:
         the cut stream has shown it a loss. After a 429 it would try again.
         """
         try:
-            if context.has_unknown_session:
+            if context.outcome.has_unknown_session:
                 context.tenant.admit(self._clock())
         except RateLimited:
             return True
@@ -257,16 +267,17 @@ class RequestContexts:
         refused = self._refused[status].count(self._clock()) if is_refusal else 0
         if is_refusal and not refused:
             return
-        write, usage = self._log.error if context.fault else self._log.info, context.usage
+        usage, outcome = context.usage, context.outcome
+        write = self._log.error if outcome.fault else self._log.info
         rare: dict[str, object] = {
-            "error": context.error,
+            "error": outcome.error,
             "refused": refused,
-            "ignored": context.ignored,
-            "fallback": context.fallback,
-            "proxied": context.proxied,
-            "proxied_for": context.proxied_for,
+            "ignored": outcome.ignored,
+            "fallback": outcome.fallback,
+            "proxied": outcome.proxied,
+            "proxied_for": outcome.proxied_for,
             "first_token_s": usage.first_token_s and round(usage.first_token_s, 3),
-            "traceback": _traceback(context.fault),
+            "traceback": _traceback(outcome.fault),
         }
         write(
             "request",
@@ -283,7 +294,7 @@ class RequestContexts:
 
     def _is_refusal(self, context: RequestContext, status: int) -> bool:
         """Return True if any client could cause such a line, and as often as it likes."""
-        if context.fault or context.tenant is not self.tenants.anonymous:
+        if context.outcome.fault or context.tenant is not self.tenants.anonymous:
             return False
         return self.tenants.need_key or status in _REFUSALS
 
@@ -295,15 +306,27 @@ class RequestContexts:
             )
 
 
+def _context(scope: Scope) -> RequestContext:
+    context: RequestContext = scope["state"]["context"]
+    return context
+
+
+def _give(scope: Scope, context: RequestContext) -> RequestContext:
+    """Give a request's handler this context from now on, and return it."""
+    scope.setdefault("state", {})["context"] = context
+    return context
+
+
 async def _send_with_id(context: RequestContext, send: Send, message: Message) -> None:
     if message["type"] == "http.response.start":
-        context.status = message["status"]
+        outcome = context.outcome
+        outcome.status = message["status"]
         message = {**message}  # a stream's message is a constant; MutableHeaders changes it
         headers = MutableHeaders(scope=message)
         headers["x-request-id"] = context.request_id
         headers.update(NOSNIFF)
-        facts = {"ignored": ", ".join(context.ignored), "fallback": context.fallback}
-        facts |= {"relayed": context.proxied, "relayed-for": context.proxied_for}
+        facts = {"ignored": ", ".join(outcome.ignored), "fallback": outcome.fallback}
+        facts |= {"relayed": outcome.proxied, "relayed-for": outcome.proxied_for}
         headers.update({f"x-picospec-{name}": text for name, text in facts.items() if text})
     await send(message)
 

@@ -1,6 +1,7 @@
 """Counts one request's tokens and times in a Usage, for its log line, metrics and answer.
 
-The request's Account says besides whose it is, what the client is told, and how it ended.
+A RequestContext says besides whose the request is, what it takes of the tenant's limits, and
+what became of it.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Usage:
     """Maps the index of each choice to the choice's latest statistics."""
 
     _last_s: dict[int, float] = field(default_factory=dict)
+    _runs: bool = False  # True while the gauge of running requests counts this one
 
     @property
     def elapsed_s(self) -> float:
@@ -67,6 +69,17 @@ class Usage:
         """Count for this model from now on; "" for one of an unknown name."""
         self.series = series = self.metrics.of(model)
         return series
+
+    def run(self, model: str) -> None:
+        """Count the request as one that runs, for this model."""
+        self.stop_running()
+        self.serve(model).running.inc()
+        self._runs = True
+
+    def stop_running(self) -> None:
+        if self._runs and self.series is not None:
+            self.series.running.dec()
+            self._runs = False
 
     def count(self, index: int, delta: TextDelta) -> None:
         """Count what choice `index` generated."""
@@ -118,37 +131,9 @@ have more. Each is held from its first byte to the end of the answer."""
 
 
 @dataclass(slots=True)
-class RequestContext:
-    request_id: str
-    usage: Usage
-    tenant: Tenant
-    """The request is this tenant's; the anonymous tenant's until a key was found."""
-
-    shape: Shape = OPENAI
-    """An error of this request that becomes a response gets this shape."""
-
-    is_session: bool = False
-    """The request opens a session."""
-
-    has_unknown_session: bool = False
-    """True while the session that the path names is not known to be the tenant's."""
-
-    check_key: Callable[[], object] = lambda: None
-    """A request of a long duration calls this now and then. Raises Unauthorized if the key of
-    the request was revoked meanwhile."""
-
-    goes_on: asyncio.Task[None] | None = None
-    """The answer of this task outlives the request, and the context ends with it; None: the
-    account ends with the request."""
-
-    answers: int = 0
-    """The tenant began this many answers for this request; they end with the request."""
-
-    held_bytes: int = 0
-    """So many bytes of the request's body are held until its end."""
-
-    kept_bytes: int = 0
-    """The tenant's kept responses, which the request may continue, have this many bytes."""
+class Outcome:
+    """What became of a request, for its client, the log and the metrics. Whoever answers it
+    says so here."""
 
     status: int = 0
     """This HTTP status is logged and counted: 499 if the client left, even after a 200."""
@@ -175,13 +160,11 @@ class RequestContext:
     """Maps the engine's name of a field to the client's, where they differ; errors use the
     client's name."""
 
-    span: Span = NO_SPAN
-    _runs: bool = False  # True while the gauge of running requests counts this one
-    _spent: int = 0  # completion tokens that the tenant was charged for
+    is_session: bool = False
+    """The request has opened a session, which counts its own ending."""
 
-    @property
-    def clock(self) -> Clock:
-        return self.usage.clock
+    has_unknown_session: bool = False
+    """True while the session that the path names is not known to be the tenant's."""
 
     def failed(self, raised: Exception) -> ApiError:
         """Record what was raised, and return the error that the client gets."""
@@ -192,15 +175,75 @@ class RequestContext:
         self.error = raised.error_code
         return raised
 
+    def cut(self, error: ApiError) -> None:
+        """Record the error that ended an answer after its status was sent."""
+        self.status, self.error = error.status, error.error_code
+
+    @property
+    def is_early(self) -> bool:
+        """True if the client left, or got an error; a session counts its own ending."""
+        ended = self.error is not None or self.status in (0, ClientGone.status)
+        return ended and not self.is_session
+
+
+@dataclass(slots=True)
+class Claim:
+    """What a request takes of its tenant's limits until it ends."""
+
+    answers: int = 0
+    """The tenant began this many answers for this request; they end with the request."""
+
+    held_bytes: int = 0
+    """So many bytes of the request's body are held until its end."""
+
+    kept_bytes: int = 0
+    """The tenant's kept responses, which the request may continue, have this many bytes."""
+
+    completion_tokens: int = 0
+    """The tenant was charged for so many generated tokens."""
+
+    goes_on: asyncio.Task[None] | None = None
+    """The answer of this task outlives the request, and the claim ends with it; None: the claim
+    ends with the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """Whose request it is, and where its counts and its outcome are written."""
+
+    request_id: str
+    usage: Usage
+    tenant: Tenant
+    """The request is this tenant's; the anonymous tenant's until a key was found."""
+
+    shape: Shape = OPENAI
+    """An error of this request that becomes a response gets this shape."""
+
+    check_key: Callable[[], object] = lambda: None
+    """A request of a long duration calls this now and then. Raises Unauthorized if the key of
+    the request was revoked meanwhile."""
+
+    span: Span = NO_SPAN
+    outcome: Outcome = field(default_factory=Outcome)
+    claim: Claim = field(default_factory=Claim)
+
+    @property
+    def clock(self) -> Clock:
+        return self.usage.clock
+
+    def failed(self, raised: Exception) -> ApiError:
+        """Record what was raised, and return the error that the client gets."""
+        return self.outcome.failed(raised)
+
     def begin_answers(self, answers: int) -> None:
         """Begin this many more answers. Raises RateLimited."""
         self.tenant.begin(self.clock(), answers)
-        self.answers += answers
+        self.claim.answers += answers
 
     def hold(self, body_bytes: int) -> None:
         """Note that so many bytes of the body are held. Raises Overloaded."""
-        others_bytes = self.tenant.held_bytes - self.held_bytes
-        self.tenant.held_bytes, self.held_bytes = others_bytes + body_bytes, body_bytes
+        others_bytes = self.tenant.held_bytes - self.claim.held_bytes
+        self.tenant.held_bytes, self.claim.held_bytes = others_bytes + body_bytes, body_bytes
         if others_bytes and self.tenant.held_bytes > MAX_HELD_BYTES:
             reason = f"the bodies of running requests exceed {MAX_HELD_BYTES} bytes together"
             raise Overloaded(reason)
@@ -208,46 +251,33 @@ class RequestContext:
     def serve(self, model: str, name: str | None, operation: str) -> None:
         """Note which model answers, by the engine's name for it, and which one the client asked
         for. operation: "chat" or "text_completion", as OpenTelemetry names them."""
-        self._stop_running()
-        self.usage.serve(model).running.inc()
-        self._runs = True
+        self.usage.run(model)
         if self.span is not NO_SPAN:
             self.span.note(
                 operation=operation, model=shown(name or model), response_model=model
             )
 
-    @property
-    def _ended_early(self) -> bool:
-        """True if the client left, or got an error; a session counts its own ending."""
-        ended = self.error is not None or self.status in (0, ClientGone.status)
-        return ended and not self.is_session
-
-    def _stop_running(self) -> None:
-        if self._runs and self.usage.series is not None:
-            self.usage.series.running.dec()
-            self._runs = False
-
     def close(self) -> None:
         """End the answers, and charge the tenant for their tokens."""
-        self._stop_running()
-        usage = self.usage
+        usage, outcome = self.usage, self.outcome
+        usage.stop_running()
         if usage.series is not None:
             usage.series.speculated(usage.total())
             if usage.first_token_s is not None:
                 usage.series.request_s.observe(usage.elapsed_s)
-            if self._ended_early and not usage.endings:
-                is_abort = self.error in (None, ClientGone.code)
+            if outcome.is_early and not usage.endings:
+                is_abort = outcome.error in (None, ClientGone.code)
                 usage.series.success["abort" if is_abort else "error"].inc()
-        self.tenant.held_bytes -= self.held_bytes
-        self.tenant.end(self.answers)
+        self.tenant.held_bytes -= self.claim.held_bytes
+        self.tenant.end(self.claim.answers)
         self._spend()
 
     def _spend(self) -> None:
         """Charge the tenant for the tokens since the last call. With a charge only at the end,
         answers could still begin after running ones have used up a minute's tokens."""
-        usage = self.usage
-        self.tenant.spend(usage.completion_tokens - self._spent, usage.clock())
-        self._spent = usage.completion_tokens
+        usage, claim = self.usage, self.claim
+        self.tenant.spend(usage.completion_tokens - claim.completion_tokens, usage.clock())
+        claim.completion_tokens = usage.completion_tokens
 
     def took_prompt(self, tokens: int, *, choices: int = 1) -> None:
         """Count the tokens of all prompts. choices: number of choices of each prompt."""
@@ -277,7 +307,7 @@ class RequestContext:
                 "accepted_tokens": counted.accepted_tokens,
                 "acceptance": counted.acceptance,
             }
-        self.span.end(self.error, **facts)
+        self.span.end(self.outcome.error, **facts)
 
 
 def context_of(request: HTTPConnection) -> RequestContext:

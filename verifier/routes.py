@@ -237,7 +237,7 @@ class Routes:
         decode = partial(_opening, body)  # a long prompt takes a while
         opening = await self.decoding.run(context.tenant, decode)
         check_open(opening, facts)
-        context.is_session = True
+        context.outcome.is_session = True
         context.serve(opening.model, None, "text_completion")
         session = await self.sessions.open(opening, context.tenant, context.span)
         context.took_prompt(len(opening.prompt))
@@ -255,7 +255,7 @@ class Routes:
     async def drafts(self, request: Request) -> Response:
         context = context_of(request)
         session = self.sessions.find(request.path_params["session"], context.tenant)
-        context.has_unknown_session = False
+        context.outcome.has_unknown_session = False
         if session.ending:
             raise UnknownSession("the session has ended")
         body = await read_body(request, DRAFTS_BYTES)
@@ -267,7 +267,7 @@ class Routes:
 
     async def uploads(self, request: Request) -> Response:
         context = context_of(request)
-        context.has_unknown_session = False
+        context.outcome.has_unknown_session = False
         context.tenant.admit(context.clock())
         return Upstream(self.sessions, context, request.state.body, self.host.drain.over)
 

@@ -102,10 +102,10 @@ async def ask(
     context, proxy = context_of(request), services.proxy
     parsed = await parse(schema, services, request, proxy.held_bytes if proxy else 0)
     endpoint = await checked(services, request, partial(convert, parsed))
-    context.field_names = endpoint.names
+    context.outcome.field_names = endpoint.names
     backend, facts = await services.find(context, endpoint.body.model)
     parameters = await checked(services, request, partial(parameters_of, endpoint.body, facts))
-    context.ignored = shown_names((*endpoint.ignored, *parameters.ignored))
+    context.outcome.ignored = shown_names((*endpoint.ignored, *parameters.ignored))
     return Question(endpoint, backend, facts, parameters)
 
 
@@ -185,7 +185,7 @@ async def _undrafted(
     fields = await checked(services, request, partial(proxy.fields_of, await request.body()))
     path = request.scope["path"]
     if proxy.is_without_drafts(model):
-        context_of(request).fallback = WITHOUT_DRAFTS
+        context_of(request).outcome.fallback = WITHOUT_DRAFTS
     answers = body.n * body.prompt_count
     return Forward(_PATHS.get(path, path), fields, model, answers, body.scored_by)
 
@@ -201,9 +201,9 @@ async def _own_api(
     does not serve what was refused. Raises ApiError."""
     context, path = context_of(request), _PATHS.get(request.scope["path"], "")
     proxy = services.proxy
-    if proxy is None or context.fallback or context.usage.prompt_tokens:
+    if proxy is None or context.outcome.fallback or context.usage.prompt_tokens:
         return None  # a prompt is charged once
-    field = renamed(refusal.param or "", context.field_names).partition(".")[0]
+    field = renamed(refusal.param or "", context.outcome.field_names).partition(".")[0]
     try:
         body = await request.body()
         fields = await checked(services, request, partial(proxy.fields_of, body))
@@ -218,7 +218,7 @@ async def _own_api(
     forward = await checked(services, request, make)
     if forward.answers > MAX_CHOICES:
         return None
-    context.ignored = shown_names(forward.ignored)
+    context.outcome.ignored = shown_names(forward.ignored)
     context.serve(facts.model, None, "chat")
     return forward
 

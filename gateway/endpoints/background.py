@@ -177,8 +177,8 @@ class Replay(Response):
                 await self._send_events(send)
             await send_to_client(send, stream_piece(b"", more=False))
         except ClientGone as gone:
-            if self.context.goes_on is None:
-                self.context.status, self.context.error = gone.status, gone.code
+            if self.context.claim.goes_on is None:
+                self.context.outcome.cut(gone)
 
     async def _send_events(self, send: Send) -> None:
         number, recording = self.number, self.recording
@@ -272,7 +272,7 @@ class RunningAnswer:
         self._record(self.answer.opening())
         task = self._task = start(self._run())
         task.add_done_callback(partial(self._end, ended))
-        self.stream.context.goes_on = task
+        self.stream.context.claim.goes_on = task
 
     async def cancel(self) -> None:
         """End the answer, and wait until it has ended, for CANCEL_S at most."""
@@ -304,7 +304,7 @@ class RunningAnswer:
     def _end(self, ended: Callable[[RunningAnswer], None], task: asyncio.Task[None]) -> None:
         context, drain = self.stream.context, self.stream.drain
         if task.cancelled():
-            context.status, context.error = ClientGone.status, ClientGone.code
+            context.outcome.cut(ClientGone("the answer was cancelled"))
         if self.events is not None:
             self.events.end()
         ended(self)

@@ -57,7 +57,7 @@ async def checked(services: Services, request: Request, check: Callable[[], T]) 
     otherwise in the one thread where large bodies take turns. Raises Overloaded, or what
     `check` raises."""
     context = context_of(request)
-    if len(await request.body()) + context.kept_bytes <= SMALL_BYTES:
+    if len(await request.body()) + context.claim.kept_bytes <= SMALL_BYTES:
         return check()
     return await services.checks.run(context.tenant, check)
 

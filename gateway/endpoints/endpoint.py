@@ -184,7 +184,7 @@ class EventStream(Response):
                     await send_to_client(send, stream_piece(piece))
                 await send_to_client(send, stream_piece(last, more=False))
         except ClientGone as gone:
-            self.context.status, self.context.error = gone.status, gone.code
+            self.context.outcome.cut(gone)
         except Exception as raised:
             if not self._has_status:
                 raise

@@ -89,7 +89,7 @@ async def _answer(ready: Ready, services: Services, request: Request) -> Respons
     jobs = await _jobs(ready, services, name, request)
     if isinstance(grammar := jobs[0].extras.get(grammars.NAME), Mapping):
         path = renamed(question.parameters.constrained_at or "tools", endpoint.names)
-        context.field_names = {**endpoint.names, **grammars.names_of(path, grammar)}
+        context.outcome.field_names = {**endpoint.names, **grammars.names_of(path, grammar)}
     context.begin_answers(len(jobs) - 1)
     fingerprint = question.backend.begin(len(jobs), facts)
     answer = endpoint.answer(

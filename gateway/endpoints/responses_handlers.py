@@ -55,7 +55,7 @@ def _store_of(services: Services, request: Request) -> ResponseStore:
     """Return the tenant's store, and record its size, because it takes time to read."""
     context = context_of(request)
     store = services.store_of(context)
-    context.kept_bytes = store.size_bytes
+    context.claim.kept_bytes = store.size_bytes
     return store
 
 
@@ -161,7 +161,7 @@ def _run(
     """Run a response in the background; return its state, or stream it. Its conversation counts
     as its request's body while it runs. Raises Overloaded."""
     context, answer = stream.context, cast(ResponseAnswer, stream.answer)  # as `convert` has it
-    context.hold(context.held_bytes + len(items))
+    context.hold(context.claim.held_bytes + len(items))
     events = Recording(repeated=answer.repeated) if is_streamed else None
     store.begin(running := RunningAnswer(answer, stream, items, events))
     if events is None:

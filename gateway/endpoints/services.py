@@ -323,7 +323,7 @@ async def _answering(own: Backend, context: RequestContext) -> Backend:
     """Return who answers in place of a backend that cannot; the same one if it can."""
     if (spare := own.spare) is None or not await spare.is_needed():
         return own
-    context.fallback = spare.name
+    context.outcome.fallback = spare.name
     return Backend(spare.engine, spare.tokenizer, own.name, fallback=spare)
 
 

@@ -335,7 +335,7 @@ async def test_who_reads_too_slowly_or_has_lost_the_key_is_told_so(
     async def send(message: Message) -> None:
         sent.append(message.get("body", b""))
 
-    context: Any = SimpleNamespace(check_key=check_key, goes_on=None)
+    context: Any = SimpleNamespace(check_key=check_key)
     await Replay(recording, number, 60, context)({}, asyncio.Event().wait, send)  # type: ignore[arg-type]
 
     (error,) = (EVENTS.validate_python(event) for event in events_of(b"".join(sent).decode()))

@@ -227,7 +227,7 @@ async def test_what_is_generated_while_a_session_moves_is_not_lost() -> None:
         session = await sessions.open(opening(), tenant())
         session.multiplexed = multiplexed = MultiplexedStream(wire.ASK)
         carrying = asyncio.create_task(multiplexed.run(carry))
-        context = SimpleNamespace(status=200, error=None)
+        context = SimpleNamespace()
         await Downstream(session, context)({}, connected, send)  # type: ignore[arg-type]
         await multiplexed.emptied()
         carrying.cancel()

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from gateway.drain import Drain
 from gateway.errors import Unavailable
 from gateway.metrics import Metrics
+from gateway.request_context import Outcome
 from gateway.tenants import KeyLimits, Tenant, TenantMetrics
 from gateway.tracing import NO_SPAN
 from speculation import wire
@@ -88,12 +89,12 @@ async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
 
     async with running() as (sessions, _, _m):
         session = await sessions.open(opening(prompt=(STALLS,)), tenant())
-        ended = SimpleNamespace(status=200, error=None)
+        ended = SimpleNamespace(outcome=Outcome(200))
         await Downstream(session, ended)({}, never, never)  # type: ignore[arg-type]
 
         async with asyncio.timeout(2):
             await session.task
-        assert ended.status == 499
+        assert ended.outcome.status == 499
         assert session.ending == Fault("cancelled", "nobody reads the session's stream")
 
 
@@ -114,12 +115,12 @@ async def test_a_stream_heartbeats_in_each_silence_until_its_edge_reads_no_more(
 
     async with running() as (sessions, _, _m):
         session = await sessions.open(opening(prompt=(STALLS,)), tenant())
-        ended = SimpleNamespace(status=200, error=None)
+        ended = SimpleNamespace(outcome=Outcome(200))
         async with asyncio.timeout(10):
             await Downstream(session, ended)({}, connected, send)  # type: ignore[arg-type]
 
     assert bodies[1:] == [wire.encode(Heartbeat())] * 2
-    assert ended.status == 499
+    assert ended.outcome.status == 499
 
 
 async def test_a_session_that_has_begun_to_answer_waits_no_longer_for_drafts_than_it_may() -> (

@@ -81,7 +81,7 @@ class Downstream(Response):
                 await self._stream(send)
             await _send(send, b"", more=False)  # a server reports our own end as a disconnect
         except ClientGone as gone:
-            self._context.status, self._context.error = gone.status, gone.code
+            self._context.outcome.cut(gone)
         finally:
             self._session.cancel(_GONE)
 
@@ -266,7 +266,7 @@ class Upstream(Response):
         except ClientGone:
             return
         except ApiError as error:  # the answer has begun
-            self._context.status, self._context.error = error.status, error.error_code
+            self._context.outcome.cut(error)
         finally:
             multiplexed.close()
         await _send(send, b"", more=False)
