@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
@@ -45,7 +45,6 @@ from speculation.messages import (
     Finish,
     InvalidSetting,
     ModelFacts,
-    TokenId,
     Totals,
 )
 from speculation.prediction import Prediction
@@ -75,7 +74,7 @@ class EdgeAnswer:
         self._driver = Driver(machine, sessions, model, metrics, late)
         self._counts = machine.counts
         self._metrics = metrics
-        self._statistics = Statistics()
+        self._accepted_per_position: list[int] = []
         self._pace = Pace(time.monotonic)
         predicted = proposals.predicted
         self._prediction = Prediction(predicted) if predicted else None
@@ -95,21 +94,33 @@ class EdgeAnswer:
             self._machine.close()
             self._proposals.keep(self.session.committed)
         self._count(finish)
-        self._statistics = _with_totals(self._statistics, finish.totals)
         logprobs = None if self._job.top_logprobs is None else ()
-        await emit(Delta((), logprobs, finish.reason, self._statistics))
+        await emit(Delta((), logprobs, finish.reason, self._statistics(finish.totals)))
 
     def _delta(self, commit: Commit) -> Delta:
         """Return the Delta of newly committed tokens."""
         self._pace.committed(commit, self._machine.slowed)
-        self._statistics = _with_commit(self._statistics, commit, self._counts.cached_tokens)
+        counts, accepted = self._accepted_per_position, commit.drafts
+        counts += [0] * (accepted - len(counts))
+        for position in range(accepted):
+            counts[position] += 1
         if self._prediction is not None:
-            text = self.session.committed
-            self._statistics = _with_prediction(self._statistics, self._prediction, text)
-        delta = Delta(commit.tokens, commit.logprobs, statistics=self._statistics)
+            self._prediction.follow(self.session.committed)
+        statistics = self._statistics(self._machine.tally.totals)
+        delta = Delta(commit.tokens, commit.logprobs, statistics=statistics)
         if (observer := self._observer) is None:
             return delta
         return replace(delta, origins=observer.origins(commit), events=observer.take())
+
+    def _statistics(self, totals: Totals) -> Statistics:
+        prediction = self._prediction
+        return Statistics(
+            totals,
+            tuple(self._accepted_per_position),
+            prediction.accepted_tokens if prediction else 0,
+            prediction.rejected_tokens if prediction else 0,
+            self._counts.cached_tokens,
+        )
 
     async def _watched(self, emit: Emit, answer: Awaitable[Finish]) -> Finish:
         """Await the answer. If its client watches it, emit events meanwhile."""
@@ -122,7 +133,8 @@ class EdgeAnswer:
         while True:
             await asyncio.sleep(REPORT_INTERVAL_S)
             if events := observer.take_all(time.monotonic()):
-                await emit(Delta((), events=events, statistics=self._statistics))
+                statistics = self._statistics(self._machine.tally.totals)
+                await emit(Delta((), events=events, statistics=statistics))
 
     def _count(self, finish: Finish) -> None:
         counts, totals, metrics = self._counts, finish.totals, self._metrics
@@ -175,53 +187,6 @@ class Pace:
     def alone_s(self) -> float:
         """The time that the target alone takes for as many tokens; 0 if no pass was timed."""
         return self._tokens * min(self._pass_s.values(), default=0.0)
-
-
-def _with_commit(before: Statistics, commit: Commit, cached_tokens: int) -> Statistics:
-    """Count one more Commit, which does not say how many draft tokens its pass judged.
-    cached_tokens: see DraftCounts.
-
-    Until the Finish, only passes with an accepted draft token count as having had any, and only
-    accepted draft tokens count as judged.
-    """
-    counts, accepted = before.accepted_per_position, commit.drafts
-    if accepted:
-        more = [count + 1 for count in counts[:accepted]] + [1] * (accepted - len(counts))
-        counts = (*more, *counts[accepted:])
-    total = before.accepted_tokens + accepted
-    return Statistics(
-        target_passes=before.target_passes + 1,
-        drafts=counts[0] if counts else 0,
-        draft_tokens=total,
-        accepted_tokens=total,
-        accepted_per_position=counts,
-        accepted_prediction_tokens=before.accepted_prediction_tokens,
-        rejected_prediction_tokens=before.rejected_prediction_tokens,
-        cached_tokens=cached_tokens,
-    )
-
-
-def _with_prediction(
-    counted: Statistics, prediction: Prediction, committed: Sequence[TokenId]
-) -> Statistics:
-    """Add the accepted and rejected tokens of the client's prediction so far."""
-    prediction.follow(committed)
-    return replace(
-        counted,
-        accepted_prediction_tokens=prediction.accepted_tokens,
-        rejected_prediction_tokens=prediction.rejected_tokens,
-    )
-
-
-def _with_totals(counted: Statistics, totals: Totals) -> Statistics:
-    """Return the statistics of a finished job, whose totals the verifier has sent."""
-    return replace(
-        counted,
-        target_passes=totals.passes,
-        drafts=totals.passes - totals.filled,
-        draft_tokens=totals.judged,
-        accepted_tokens=totals.accepted,
-    )
 
 
 T = TypeVar("T")

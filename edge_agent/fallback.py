@@ -46,6 +46,7 @@ from speculation.messages import (
     Open,
     TokenId,
     TokenLogprob,
+    Totals,
 )
 from speculation.noise import noise_index
 
@@ -150,13 +151,14 @@ async def _deltas(slot: DraftSlot, sampler: _Sampler) -> AsyncGenerator[Delta]:
         if sampler.failure is not None:
             raise Unavailable(str(sampler.failure), code=FAILED) from sampler.failure
         tokens.append(drawn.token)
-        counted = Statistics(len(tokens))
+        counted = Statistics(Totals(len(tokens), filled=len(tokens)))
         yield Delta(
             (drawn.token,), sampler.taken(), statistics=counted, origins=(drawn.origin,)
         )
         if drawn.token in request.stop_tokens:
             reason = "stop"
-    yield Delta((), sampler.taken(), reason, Statistics(len(tokens)))
+    counted = Statistics(Totals(len(tokens), filled=len(tokens)))
+    yield Delta((), sampler.taken(), reason, counted)
 
 
 class DraftFallback:

@@ -138,8 +138,8 @@ def _changes_answers(name: str, value: object, schema: type[RequestModel]) -> bo
         return not is_neutral(value, NEUTRAL[name])
     if name in _WITHOUT_EFFECT:
         return False
-    fields = schema.model_fields
-    known = fields.keys() & schema.model_construct(**{name: value}).model_fields_set
+    fields, own = schema.model_fields, Json({name: value})
+    known = fields.keys() & schema.model_construct(**own).model_fields_set
     usual = (fields[field].get_default(call_default_factory=True) for field in known)
     return not all(is_neutral(value, (default,)) for default in usual)
 

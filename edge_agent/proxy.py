@@ -26,6 +26,7 @@ from starlette.types import Message, Receive, Scope, Send
 from edge_agent import forwarding
 from edge_agent.link.connection import Connection, Peer
 from edge_agent.link.connection import Response as Answering
+from edge_agent.link.verifier import ANSWER_TIMEOUT_S
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metering import EVENTS, Meter, WithoutUsageEvent
 from edge_agent.settings import EdgeSettings, ProxySettings
@@ -184,10 +185,6 @@ class ProxiedUpload:
         self._taken_bytes += len(piece)
         return piece
 
-
-ANSWER_TIMEOUT_S: Final = 600.0
-"""The next piece of an answer must come within this time; one that is not streamed begins at
-its end."""
 
 MAX_BYTES: Final = 256 << 20
 """A longer answer is not passed on; this is hours of audio."""

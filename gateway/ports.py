@@ -29,6 +29,7 @@ from speculation.messages import (
     Stopping,
     TokenId,
     TokenLogprob,
+    Totals,
 )
 
 # Declares the tokenizer of a target, as far as the OpenAI API needs it.
@@ -175,14 +176,12 @@ UNLIKELY: Final = -9999.0
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Counts speculation for one job; without drafts, only `target_passes` is not 0."""
+    """Counts speculation for one job."""
 
-    target_passes: int = 0
-    drafts: int = 0
-    """This many passes verified at least one draft token."""
+    totals: Totals = field(default_factory=Totals)
+    """Until a job has finished, only accepted draft tokens may count as judged, and only passes
+    that accepted any as having had some."""
 
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
     accepted_per_position: tuple[int, ...] = ()
     """Entry i is the number of passes whose i-th draft token was accepted, counted from 0."""
 
@@ -194,6 +193,23 @@ class Statistics:
 
     cached_tokens: int = 0
     """The target did not have to read this many tokens of the prompt."""
+
+    @property
+    def target_passes(self) -> int:
+        return self.totals.passes
+
+    @property
+    def drafts(self) -> int:
+        """Return how many passes verified at least one draft token."""
+        return self.totals.passes - self.totals.filled
+
+    @property
+    def draft_tokens(self) -> int:
+        return self.totals.judged
+
+    @property
+    def accepted_tokens(self) -> int:
+        return self.totals.accepted
 
     @property
     def acceptance(self) -> float:

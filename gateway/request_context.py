@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import zip_longest
 from typing import Final
 
@@ -27,6 +28,7 @@ from gateway.output.detokenise import TextDelta
 from gateway.ports import Statistics
 from gateway.tenants import Tenant
 from gateway.tracing import NO_SPAN, Fact, Span, shown
+from speculation.messages import Totals
 
 Clock = Callable[[], float]
 """Returns the time of a monotonic clock, in seconds."""
@@ -102,10 +104,7 @@ class Usage:
         firsts = (part for i, part in self.statistics.items() if i % each == 0)
         positions = (part.accepted_per_position for part in parts)
         return Statistics(
-            target_passes=sum(part.target_passes for part in parts),
-            drafts=sum(part.drafts for part in parts),
-            draft_tokens=sum(part.draft_tokens for part in parts),
-            accepted_tokens=sum(part.accepted_tokens for part in parts),
+            totals=reduce(Totals.plus, (part.totals for part in parts), Totals()),
             accepted_per_position=tuple(map(sum, zip_longest(*positions, fillvalue=0))),
             accepted_prediction_tokens=sum(part.accepted_prediction_tokens for part in parts),
             rejected_prediction_tokens=sum(part.rejected_prediction_tokens for part in parts),

@@ -164,7 +164,7 @@ class DraftMachine:
         here = speedups() if speedups else None
         self._draft_speedup = AnswerSpeedup(here.draft) if here and drafts else None
         self._lookup_speedup = AnswerSpeedup(here.lookup) if here and lookup else None
-        self._tally = Tally()
+        self.tally = Tally()
         self.observer = Observer()
 
     @property
@@ -304,7 +304,7 @@ class DraftMachine:
             case Reject():
                 return self._rejected(message)
             case Finish():
-                return Outcome(finish=self._tally.finished(message))
+                return Outcome(finish=self.tally.finished(message))
         return Outcome()
 
     def _commit(self, message: Commit) -> Commit | None:
@@ -314,7 +314,7 @@ class DraftMachine:
             self._pass_s = running_mean(self._pass_s or None, message.pass_s)
             self._weigh(message)
         fresh = message.after(known)
-        self._tally.add(fresh)
+        self.tally.add(fresh)
         return fresh if fresh.tokens else None
 
     def _weigh(self, commit: Commit) -> None:
@@ -350,9 +350,9 @@ class DraftMachine:
 
     def lost(self) -> Finish | None:
         """Note that the session is lost; return a Finish if the text is complete."""
-        self._tally.lost()
+        self.tally.lost()
         finished = self.session.finished
-        return Finish(finished, self._tally.totals) if finished else None
+        return Finish(finished, self.tally.totals) if finished else None
 
     def opening(self) -> Open:
         """Return the Open of a session that generates the rest of the answer. Its verifier has

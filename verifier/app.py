@@ -34,7 +34,14 @@ from local_models.errors import NotPulled
 from local_models.gguf import is_exact
 from local_models.hub import progress_bar
 from local_models.store import Store, StoredModel, obtain, open_store
-from speculation.messages import CachedPromptTokens, Commit, Finish, FinishReason, Reject
+from speculation.messages import (
+    CachedPromptTokens,
+    Commit,
+    Finish,
+    FinishReason,
+    Reject,
+    Totals,
+)
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import VerifierMetrics
 from verifier.routes import SESSION_PATHS, Routes, takes_drafts
@@ -79,7 +86,8 @@ class PlainEngine:
                         counted = replace(counted, cached_tokens=tokens)
                         yield Delta((), statistics=counted)
                     case Commit(tokens=tokens, logprobs=logprobs):
-                        counted = replace(counted, target_passes=counted.target_passes + 1)
+                        passes = counted.target_passes + 1
+                        counted = replace(counted, totals=Totals(passes, filled=passes))
                         yield Delta(tokens, logprobs, statistics=counted)
                     case Finish(reason=reason):
                         yield Delta((), finish=reason, statistics=counted)

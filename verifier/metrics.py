@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from gateway.metrics import Metrics, ModelMetrics
 from gateway.ports import Statistics
+from speculation.messages import Totals
 
 _PASS_S: Final = (
     0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05,
@@ -79,4 +80,4 @@ class VerifierMetrics:
         """Record that a pass judged `drafted` draft tokens of one session."""
         if drafted:
             target = self._target or self.gateway.of("")
-            target.speculated(Statistics(0, 1, drafted, accepted, (1,) * accepted))
+            target.speculated(Statistics(Totals(1, drafted, accepted), (1,) * accepted))

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from http import HTTPStatus
 from typing import Annotated, Final
 from urllib.parse import urlencode
@@ -21,6 +21,7 @@ from edge_agent.link.connection import (
     REQUEST_TIMEOUT_S,
     Connection,
     LinkDown,
+    Response,
     VerifierResponse,
     from_answer,
 )
@@ -65,6 +66,11 @@ WAKE_S: Final = 0.3
 
 LABEL_DIGITS: Final = 8
 """The label of a verifier has this many hexadecimal digits."""
+
+ANSWER_TIMEOUT_S: Final = 600.0
+"""A proxied answer must begin within this time, and so must each next piece of it. One that is
+not streamed begins at its end."""
+
 
 _CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", None)
 """Linux's; the monotonic clock of macOS counts a suspension itself."""
@@ -328,6 +334,11 @@ class Verifier(KnownVerifier):
             return decode_json(response.content, VerifierStatus)
         except (ApiError, Malformed):
             return VerifierStatus()
+
+    def ask(self, path: str, body: bytes) -> AbstractAsyncContextManager[Response]:
+        """Send a request to the verifier's own API; see Connection.post_to."""
+        headers = {"content-type": "application/json"}
+        return self.connection.post_to(path, headers, body, within_s=ANSWER_TIMEOUT_S)
 
     async def forget_answers(self, salt: str | None) -> None:
         """Let the verifier forget the answers that it keeps for this edge, or for one of its

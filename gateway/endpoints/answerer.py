@@ -183,7 +183,7 @@ async def _undrafted(
         reason = "the verifier in use takes no drafts, and answers only while one waits"
         raise Unsupported.of("background", reason)
     fields = await checked(services, request, partial(proxy.fields_of, await request.body()))
-    path = request.scope["path"]
+    path: str = request.scope["path"]
     if proxy.is_without_drafts(model):
         context_of(request).outcome.fallback = WITHOUT_DRAFTS
     answers = body.n * body.prompt_count

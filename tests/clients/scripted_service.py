@@ -19,6 +19,7 @@ from gateway.ports import Delta, Facts, Job, Statistics
 from local_models.store import open_store
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import tokenizer_file
+from speculation.messages import Totals
 
 MODEL = "scripted"
 EDIT = '<tool_call>\n{"name": "%s", "arguments": {"%s": "%s"}}\n</tool_call>'
@@ -65,8 +66,8 @@ class Scripted:
         prompt = b"".join(pieces[token] for token in job.prompt).decode()
         reply = next((text for key, text in SCRIPT if key in prompt), "I have no script.")
         for passes, token in enumerate(self._tokenizer.encode(reply), start=1):
-            yield Delta((token,), statistics=Statistics(passes))
-        yield Delta((), finish="stop", statistics=Statistics(0))
+            yield Delta((token,), statistics=Statistics(Totals(passes, filled=passes)))
+        yield Delta((), finish="stop", statistics=Statistics())
 
 
 def main(port: int) -> None:

@@ -88,9 +88,9 @@ async def test_statistics_grow_and_the_finish_sets_them_right() -> None:
     received = await deltas(engine(FakeVerifiers(script)).generate(JOB))
 
     assert [delta.tokens for delta in received] == [(3, 4, 90), (91,), ()]
-    assert received[1].statistics == Statistics(2, 1, 2, 2, (1, 1))
+    assert received[1].statistics == Statistics(Totals(2, 2, 2, 1), (1, 1))
     assert received[2].finish == "length"
-    assert received[2].statistics == Statistics(3, 2, 6, 2, (1, 1))
+    assert received[2].statistics == Statistics(Totals(3, 6, 2, 1), (1, 1))
 
 
 async def test_log_probabilities_are_passed_on() -> None:

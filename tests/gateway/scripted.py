@@ -46,7 +46,7 @@ from gateway.ports import (
 from gateway.request_context import Clock
 from gateway.tracing import NO_TRACING, Tracing
 from gateway.watching import ChainEvent, LinkUse, PassEvent
-from speculation.messages import TokenLogprob
+from speculation.messages import TokenLogprob, Totals
 
 END = 256
 """The stop token of the byte model; tokens 0 to 255 are bytes."""
@@ -56,7 +56,7 @@ SEND_BUFFER_BYTES = 1 << 16
 """What the system holds for a client that does not read; by itself it would hold megabytes."""
 
 MODEL = "bytes-1"
-COUNTED = Statistics(4, 3, 12, 7, accepted_per_position=(3, 3, 1))
+COUNTED = Statistics(Totals(4, 12, 7, filled=1), (3, 3, 1))
 
 
 Body = dict[str, Any]

@@ -18,6 +18,7 @@ changes."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,7 @@ from gateway.endpoints.request import SERVABLE, GenerationRequest
 from gateway.endpoints.responses import ResponsesRequest
 from gateway.endpoints.services import ResponseStore
 from gateway.endpoints.tools import ToolUse
-from gateway.ports import Sampling, Statistics
+from gateway.ports import Sampling
 from gateway.routes import ROUTES
 from speculation.messages import PROMPT_LOGPROBS
 from tests.gateway.scripted import (
@@ -126,7 +127,7 @@ class Case:
             self.of("context"),
             self.of("defaults"),
             self.of("adapters"),
-            COUNTED if counted is None else Statistics(**counted),
+            dataclasses.replace(COUNTED, **(counted or {})),
             finish=self.of("finish"),
         )
 

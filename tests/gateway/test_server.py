@@ -27,6 +27,7 @@ from gateway.metrics import MAX_MODELS, OTHERS, Metrics
 from gateway.middleware import ANSWERS, route_of
 from gateway.ports import Job, Statistics
 from gateway.routes import ROUTES
+from speculation.messages import Totals
 from tests.gateway.scripted import MODEL, Body, ScriptedEngine, ask, client_of, make_app, served
 from verifier.routes import OPEN
 
@@ -227,7 +228,9 @@ async def test_times_are_measured_from_the_start_of_the_request() -> None:
 
 
 async def test_rates_without_drafts_or_without_time_are_zero() -> None:
-    answer = await ask(CHAT, ScriptedEngine(statistics=Statistics(3)), clock=lambda: 0.0)
+    answer = await ask(
+        CHAT, ScriptedEngine(statistics=Statistics(Totals(3, filled=3))), clock=lambda: 0.0
+    )
 
     found = answer.json()["metrics"]["speculative_decoding"]
     assert (found["mean_acceptance_length"], found["draft_acceptance_rate"]) == (1, 0)

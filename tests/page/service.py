@@ -38,7 +38,7 @@ from gateway.ports import (
     Statistics,
 )
 from gateway.watching import ChainEvent, Event, LinkUse, PassEvent
-from speculation.messages import TokenLogprob
+from speculation.messages import TokenLogprob, Totals
 from tests.page.answers import FAULT, text_of
 
 MODEL = "words-1"
@@ -157,7 +157,7 @@ class PageEngine:
             if self.down and number > 3:
                 raise Unavailable("the verifier cannot be reached: connection refused")
             accepted += len(part) - 1
-            counted = Statistics(number, number, accepted + number, accepted)
+            counted = Statistics(Totals(number, accepted + number, accepted))
             watched = job.watched and not self.alone
             events = self._events(number, position, part) if watched else ()
             origins = _origins(number, part)
@@ -165,7 +165,7 @@ class PageEngine:
             yield Delta(tuple(part), logprobs, None, counted, origins, events)
             position += len(part)
             await asyncio.sleep(self.pass_s)
-        counted = Statistics(number, number, accepted + number, accepted)
+        counted = Statistics(Totals(number, accepted + number, accepted))
         if finish == "length":
             yield Delta((), (), finish, counted, ())
             return

@@ -26,7 +26,7 @@ from gateway.output.output_format import (
 )
 from gateway.output.reading import Incoming, Steps, is_opened, read_reasoning, tags_of
 from gateway.ports import Delta, Statistics
-from speculation.messages import TokenLogprob
+from speculation.messages import TokenLogprob, Totals
 from tests.gateway.output.reading import CUTS, TOOLS, Read, Tools, run, split
 from tests.gateway.scripted import END, ByteTokenizer
 
@@ -206,7 +206,7 @@ def grouped(data: bytes, cuts: Sequence[int] = (), *, logprobs: bool = False) ->
             tuple(tokens[at] for at in group),
             tuple(TokenLogprob(-1.0, ()) for _ in group) if logprobs else None,
             finish="stop" if group.stop == len(tokens) else None,
-            statistics=Statistics(target_passes=group.stop),
+            statistics=Statistics(Totals(group.stop)),
         )
         for group in split(range(len(tokens)), cuts)
     ]
@@ -255,7 +255,7 @@ def test_reasoning_content_and_calls_are_told_apart() -> None:
     read = whole([delta])
     assert (read.reasoning, read.content) == ("why", "Hi.")
     assert read.decoded == [("weather", {"city": "Oslo"})]
-    assert (delta.finish, delta.statistics) == ("tool_calls", Statistics(target_passes=100))
+    assert (delta.finish, delta.statistics) == ("tool_calls", Statistics(Totals(100)))
     assert (thoughts([delta]), delta.tokens) == (len("<think>\nwhy\n</think>") - 6, 100)
 
 
@@ -267,12 +267,15 @@ def test_a_call_inside_reasoning_is_reasoning() -> None:
 
 
 def test_the_choice_ends_with_its_first_call_if_calls_must_not_be_parallel() -> None:
-    deltas = [Delta(tuple(CALL + CALL), statistics=Statistics(3)), Delta((), finish="length")]
+    deltas = [
+        Delta(tuple(CALL + CALL), statistics=Statistics(Totals(3))),
+        Delta((), finish="length"),
+    ]
 
     [delta] = parse(deltas, parallel=False)
 
     assert len(whole([delta]).calls) == 1
-    assert (delta.finish, delta.statistics) == ("tool_calls", Statistics(3))
+    assert (delta.finish, delta.statistics) == ("tool_calls", Statistics(Totals(3)))
     assert delta.tokens < len(CALL)
 
 
