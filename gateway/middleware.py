@@ -29,7 +29,7 @@ from gateway.hosting.limits import allowed_connections
 from gateway.hosting.settings import GatewaySettings, check_head, check_page
 from gateway.http import MAX_BODY_BYTES, NOSNIFF, RequestBody, error_response
 from gateway.metrics import Metrics
-from gateway.request_context import Clock, RequestContext, Usage
+from gateway.request_context import Clock, RequestContext, TokenTimes, Usage
 from gateway.tenants import Tenants
 from gateway.tracing import NO_TRACING, LogLimit, Tracing, shown
 
@@ -136,7 +136,7 @@ class RequestContexts:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         anonymous, headers = self.tenants.anonymous, Headers(scope=scope)
-        usage = Usage(self.metrics, self._clock, self._clock())
+        usage = Usage(self.metrics, TokenTimes(self._clock, self._clock()))
         shape = self.shape_of(scope["path"], headers)
         request_id = self._request_id(headers)
         context = _give(scope, RequestContext(request_id, usage, anonymous, shape))
@@ -268,6 +268,7 @@ class RequestContexts:
         if is_refusal and not refused:
             return
         usage, outcome = context.usage, context.outcome
+        first_s = usage.times.first_s
         write = self._log.error if outcome.fault else self._log.info
         rare: dict[str, object] = {
             "error": outcome.error,
@@ -276,7 +277,7 @@ class RequestContexts:
             "fallback": outcome.fallback,
             "proxied": outcome.proxied,
             "proxied_for": outcome.proxied_for,
-            "first_token_s": usage.first_token_s and round(usage.first_token_s, 3),
+            "first_token_s": first_s and round(first_s, 3),
             "traceback": _traceback(outcome.fault),
         }
         write(
@@ -288,7 +289,7 @@ class RequestContexts:
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             **{name: fact for name, fact in rare.items() if fact},
-            duration_s=round(usage.elapsed_s, 3),
+            duration_s=round(usage.times.elapsed_s, 3),
             request_id=context.request_id,
         )
 

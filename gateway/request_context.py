@@ -35,22 +35,46 @@ Clock = Callable[[], float]
 
 
 @dataclass(slots=True)
-class Usage:
-    """Counts the tokens of one request and when they came. Each endpoint writes its own
-    view."""
+class TokenTimes:
+    """Says when the tokens of a request came, which started at `started_s` of its clock."""
 
-    metrics: Metrics
     clock: Clock
     started_s: float
+    first_s: float | None = None
+    """The first token was generated this many seconds after the start of the request."""
+
+    _last_s: dict[int, float] = field(default_factory=dict)  # by the index of the choice
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.clock() - self.started_s
+
+    def observe(self, series: ModelMetrics, index: int, tokens: int) -> None:
+        """Note that choice `index` has generated so many tokens now."""
+        now_s = self.elapsed_s
+        if self.first_s is None:
+            self.first_s = now_s
+            series.first_token_s.observe(now_s)
+        last_s = self._last_s.get(index)
+        self._last_s[index] = now_s
+        if last_s is not None:
+            gap_s = (now_s - last_s) / tokens
+            for _ in range(tokens):
+                series.token_gap_s.observe(gap_s)
+
+
+@dataclass(slots=True)
+class Usage:
+    """Counts the tokens of one request. Each endpoint writes its own view."""
+
+    metrics: Metrics
+    times: TokenTimes
     prompt_tokens: int = 0
     choices_of_prompt: int = 1
     """This many consecutive choices have the same prompt."""
 
     completion_tokens: int = 0
     reasoning_tokens: int = 0
-    first_token_s: float | None = None
-    """The first token was generated this many seconds after the start of the request."""
-
     series: ModelMetrics | None = None
     """The metrics of the model that answers; None until one is known to."""
 
@@ -60,12 +84,7 @@ class Usage:
     statistics: dict[int, Statistics] = field(default_factory=dict)
     """Maps the index of each choice to the choice's latest statistics."""
 
-    _last_s: dict[int, float] = field(default_factory=dict)
     _runs: bool = False  # True while the gauge of running requests counts this one
-
-    @property
-    def elapsed_s(self) -> float:
-        return self.clock() - self.started_s
 
     def serve(self, model: str) -> ModelMetrics:
         """Count for this model from now on; "" for one of an unknown name."""
@@ -93,7 +112,7 @@ class Usage:
         if delta.tokens:
             self.completion_tokens += delta.tokens
             series.generation_tokens.inc(delta.tokens)
-            self._observe_latency(series, index, delta.tokens)
+            self.times.observe(series, index, delta.tokens)
         if delta.finish is not None:
             self.endings.append(delta.finish)
             series.ended(delta.finish)
@@ -110,18 +129,6 @@ class Usage:
             rejected_prediction_tokens=sum(part.rejected_prediction_tokens for part in parts),
             cached_tokens=sum(part.cached_tokens for part in firsts),
         )
-
-    def _observe_latency(self, series: ModelMetrics, index: int, tokens: int) -> None:
-        now_s = self.clock() - self.started_s
-        if self.first_token_s is None:
-            self.first_token_s = now_s
-            series.first_token_s.observe(now_s)
-        last_s = self._last_s.get(index)
-        self._last_s[index] = now_s
-        if last_s is not None:
-            gap_s = (now_s - last_s) / tokens
-            for _ in range(tokens):
-                series.token_gap_s.observe(gap_s)
 
 
 MAX_HELD_BYTES: Final = 64 << 20
@@ -228,7 +235,7 @@ class RequestContext:
 
     @property
     def clock(self) -> Clock:
-        return self.usage.clock
+        return self.usage.times.clock
 
     def failed(self, raised: Exception) -> ApiError:
         """Record what was raised, and return the error that the client gets."""
@@ -262,8 +269,8 @@ class RequestContext:
         usage.stop_running()
         if usage.series is not None:
             usage.series.speculated(usage.total())
-            if usage.first_token_s is not None:
-                usage.series.request_s.observe(usage.elapsed_s)
+            if usage.times.first_s is not None:
+                usage.series.request_s.observe(usage.times.elapsed_s)
             if outcome.is_early and not usage.endings:
                 is_abort = outcome.error in (None, ClientGone.code)
                 usage.series.success["abort" if is_abort else "error"].inc()
@@ -275,7 +282,7 @@ class RequestContext:
         """Charge the tenant for the tokens since the last call. With a charge only at the end,
         answers could still begin after running ones have used up a minute's tokens."""
         usage, claim = self.usage, self.claim
-        self.tenant.spend(usage.completion_tokens - claim.completion_tokens, usage.clock())
+        self.tenant.spend(usage.completion_tokens - claim.completion_tokens, self.clock())
         claim.completion_tokens = usage.completion_tokens
 
     def took_prompt(self, tokens: int, *, choices: int = 1) -> None:
@@ -297,11 +304,11 @@ class RequestContext:
         facts: dict[str, Fact] = {"status": status, "prompt_tokens": self.usage.prompt_tokens}
         if self.usage.endings:
             facts["finish_reasons"] = tuple(self.usage.endings)
-        if self.usage.first_token_s is not None:  # a verifier counts in the session's span
+        if self.usage.times.first_s is not None:  # a verifier counts in the session's span
             counted = self.usage.total()
             facts |= {
                 "completion_tokens": self.usage.completion_tokens,
-                "first_token_s": self.usage.first_token_s,
+                "first_token_s": self.usage.times.first_s,
                 "draft_tokens": counted.draft_tokens,
                 "accepted_tokens": counted.accepted_tokens,
                 "acceptance": counted.acceptance,

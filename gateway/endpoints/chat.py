@@ -393,7 +393,7 @@ class ChatAnswer(ChunkAnswer, LastingAnswer):
 
     def mark(self) -> bytes:
         """Return a comment that says when the events came, in milliseconds."""
-        return b": %d\n" % (1000 * self._answer_usage.elapsed_s)
+        return b": %d\n" % (1000 * self._answer_usage.times.elapsed_s)
 
     def cancelled(self) -> bytes:
         return self.failure(ClientGone("the answer was cancelled"))

@@ -78,8 +78,8 @@ def _speculation(usage: Usage) -> Json:
 
 def _timings(usage: Usage) -> Json:
     """Return `timings`; "prompt" covers the time to the first token and the tokens read."""
-    prompt_s = usage.first_token_s or 0.0
-    predicted_s = usage.elapsed_s - prompt_s
+    prompt_s = usage.times.first_s or 0.0
+    predicted_s = usage.times.elapsed_s - prompt_s
     counted = usage.total()
     read = usage.prompt_tokens - counted.cached_tokens
     return {

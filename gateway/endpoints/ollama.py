@@ -304,7 +304,8 @@ class OllamaAnswer(Answer):
 
     def _counted(self, delta: TextDelta) -> Json:
         usage = self._heading.usage
-        total, first = int(usage.elapsed_s * _NS), int((usage.first_token_s or 0) * _NS)
+        times = usage.times
+        total, first = int(times.elapsed_s * _NS), int((times.first_s or 0) * _NS)
         return {
             "done": True,
             "done_reason": "length" if delta.finish == "length" else "stop",

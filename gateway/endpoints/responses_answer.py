@@ -277,7 +277,7 @@ class ResponseAnswer(LastingAnswer):
         self._response = response = {
             **self._response,
             "status": "incomplete" if cut else "completed",
-            "completed_at": None if cut else self._created + int(self._usage.elapsed_s),
+            "completed_at": None if cut else self._created + int(self._usage.times.elapsed_s),
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "output": self._output.items,
             "usage": _usage(self._usage),

@@ -20,7 +20,7 @@ from edge_agent.settings import load
 from gateway.errors import RateLimited, Unauthorized
 from gateway.metrics import Metrics
 from gateway.output.detokenise import TextDelta
-from gateway.request_context import RequestContext, Usage
+from gateway.request_context import RequestContext, TokenTimes, Usage
 from gateway.tenants import (
     FORGET_S,
     MAX_FILE_BYTES,
@@ -327,7 +327,8 @@ def test_an_answer_begins_while_tokens_are_left_and_the_next_waits_for_what_it_t
 
 def test_tokens_are_charged_once_and_while_the_answer_that_takes_them_runs() -> None:
     ann = tenant(tokens_a_minute=60)
-    running = RequestContext("r", Usage(Metrics(CollectorRegistry()), lambda: 0.0, 0.0), ann)
+    times = TokenTimes(lambda: 0.0, 0.0)
+    running = RequestContext("r", Usage(Metrics(CollectorRegistry()), times), ann)
     running.begin_answers(1)
 
     running.count(0, TextDelta("", 90))

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from gateway.drain import Drain
 from gateway.http import RequestBody
 from gateway.metrics import Metrics
-from gateway.request_context import RequestContext, Usage
+from gateway.request_context import RequestContext, TokenTimes, Usage
 from gateway.schema import SMALL_BYTES
 from gateway.tenants import KeyLimits, Tenant, TenantMetrics
 
@@ -37,9 +37,8 @@ def of(module: str) -> Any:
 def context(**limits: int) -> RequestContext:
     registry = CollectorRegistry()
     tenant = Tenant("ann", KeyLimits(**limits), TenantMetrics(registry))
-    return RequestContext(
-        "r", Usage(Metrics(registry), time.monotonic, time.monotonic()), tenant
-    )
+    times = TokenTimes(time.monotonic, time.monotonic())
+    return RequestContext("r", Usage(Metrics(registry), times), tenant)
 
 
 def scope(path: str = "/v1/completions", **more: object) -> dict[str, Any]:
