@@ -137,7 +137,7 @@ have more. Each is held from its first byte to the end of the answer."""
 
 
 @dataclass(slots=True)
-class Outcome:
+class RequestOutcome:
     """What became of a request, for its client, the log and the metrics. Whoever answers it
     says so here."""
 
@@ -230,7 +230,7 @@ class RequestContext:
     the request was revoked meanwhile."""
 
     span: Span = NO_SPAN
-    outcome: Outcome = field(default_factory=Outcome)
+    outcome: RequestOutcome = field(default_factory=RequestOutcome)
     claim: Claim = field(default_factory=Claim)
 
     @property

@@ -13,6 +13,8 @@ from unittest.mock import patch
 import httpx
 import msgspec
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from edge_agent.draft.loading import TargetTokenizer
@@ -282,6 +284,21 @@ async def test_nothing_is_proxied_over_an_idle_connection_that_carries_nothing(
                 after = await client.post(path, json=body)
 
     assert before.content == after.content == SAID
+
+
+async def test_no_answer_of_the_verifier_alone_takes_the_connection_of_sessions() -> None:
+    versions = set[str]()
+
+    async def answer(request: Request) -> Response:
+        versions.add(request.scope["http_version"])  # sessions have HTTP/2
+        return await saying(SAID)(request)
+
+    async with before(OwnApi({**API, RENDER: []}, answer)) as client:
+        await client.post(DIRECT, json={**ASK, "seed": 1})
+        await client.post(RENDER, json={"prompt": "Hi"})
+        await client.post(CHATS, json={**ASK, "bad_words": ["Ho"]})
+
+    assert versions == {"1.1"}
 
 
 async def test_what_changes_no_answer_is_left_out_and_named() -> None:

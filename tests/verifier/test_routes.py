@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.drain import Drain
 from gateway.http import RequestBody
-from gateway.request_context import Outcome
+from gateway.request_context import RequestOutcome
 from gateway.tenants import Tenant
 from gateway.tracing import NO_SPAN
 from speculation import wire
@@ -285,7 +285,7 @@ async def _of_tenant(
     owner: Tenant, app: ASGIApp, scope: Scope, receive: Receive, send: Send
 ) -> None:
     state = {
-        "context": SimpleNamespace(tenant=owner, outcome=Outcome()),
+        "context": SimpleNamespace(tenant=owner, outcome=RequestOutcome()),
         "body": RequestBody(scope, receive, 1000),
     }
     await app({**scope, "state": state}, receive, send)

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from gateway.drain import Drain
 from gateway.errors import Unavailable
 from gateway.metrics import Metrics
-from gateway.request_context import Outcome
+from gateway.request_context import RequestOutcome
 from gateway.tenants import KeyLimits, Tenant, TenantMetrics
 from gateway.tracing import NO_SPAN
 from speculation import wire
@@ -89,7 +89,7 @@ async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
 
     async with running() as (sessions, _, _m):
         session = await sessions.open(opening(prompt=(STALLS,)), tenant())
-        ended = SimpleNamespace(outcome=Outcome(200))
+        ended = SimpleNamespace(outcome=RequestOutcome(200))
         await Downstream(session, ended)({}, never, never)  # type: ignore[arg-type]
 
         async with asyncio.timeout(2):
@@ -115,7 +115,7 @@ async def test_a_stream_heartbeats_in_each_silence_until_its_edge_reads_no_more(
 
     async with running() as (sessions, _, _m):
         session = await sessions.open(opening(prompt=(STALLS,)), tenant())
-        ended = SimpleNamespace(outcome=Outcome(200))
+        ended = SimpleNamespace(outcome=RequestOutcome(200))
         async with asyncio.timeout(10):
             await Downstream(session, ended)({}, connected, send)  # type: ignore[arg-type]
 
