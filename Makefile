@@ -69,10 +69,16 @@ test-quick: .venv/.ready-dev
 mutants: .venv/.ready-dev
 	@$(BIN)/python scripts/mutants.py $(ARGS)
 
+# What runs on three systems; vLLM's plugin and the bench are for Linux.
+ROOMS := $(addprefix -p ,edge_agent gateway local_models picospec speculation verifier) \
+	--exclude '^verifier/vllm_target/'
+
 check: .venv/.ready-dev
 	@$(STEP) "lint" $(BIN)/ruff check .
 	@$(STEP) "format" $(BIN)/ruff format --check .
 	@$(STEP) "types" $(BIN)/mypy
+	@$(STEP) "types on macOS" $(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin $(ROOMS)
+	@$(STEP) "types on Windows" $(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 $(ROOMS)
 	@$(STEP) "imports" $(BIN)/lint-imports
 
 BENCH_OUT ?= build/bench-smoke

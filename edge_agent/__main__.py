@@ -33,6 +33,7 @@ from gateway.hosting.server import DrainingServer, cut_silent, protocol, settle
 from gateway.hosting.settings import TlsSettings, check_listening, wrong
 from gateway.http import error_response, json_response
 from gateway.middleware import HEALTH_PATHS
+from gateway.system import pin
 from gateway.turns import in_own_thread
 from local_models.errors import ModelError
 from local_models.store import open_store
@@ -175,8 +176,7 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit with a message if it cannot start."""
     logs.configure(settings.log_format)
-    if settings.cores and sys.platform == "linux":
-        os.sched_setaffinity(0, settings.cores)
+    pin(settings.cores)
     drain = Drain()
 
     def make() -> FastAPI:

@@ -21,6 +21,7 @@ from typing import Final, TypeVar
 import structlog
 
 from gateway.errors import ApiError, Draining, Unavailable, first_error
+from gateway.system import handled_signals
 
 Result = TypeVar("Result")
 
@@ -186,13 +187,10 @@ async def stopped_by_signals(
         drain.begin(drain_timeout_s)
 
     stopping = start(stop())
-    loop.add_signal_handler(signal.SIGTERM, terminate)
-    loop.add_signal_handler(at_once, drain.hurry)
     try:
-        yield
+        with handled_signals(loop, {signal.SIGTERM: terminate, at_once: drain.hurry}):
+            yield
     finally:
-        for number in (signal.SIGTERM, at_once):
-            loop.remove_signal_handler(number)
         if not drain.over.is_set():
             stopping.cancel()
         await asyncio.wait([stopping])

@@ -7,7 +7,6 @@ every named file is complete.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import IO, Final
 import msgspec
 import structlog
 
+from gateway.system import lock
 from local_models.catalogue import ModelFile
 from local_models.digests import is_sha256
 from local_models.errors import DiskFull, PullError, SourceFailed, WrongHash
@@ -176,7 +176,7 @@ def _lock(file: IO[str]) -> None:
     """Lock a file. Raises SourceFailed."""
     for _ in range(round(LOCK_S / POLL_S)):
         with suppress(BlockingIOError):
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock(file)
         time.sleep(POLL_S)
     raise SourceFailed(f"another process has been pulling models for {LOCK_S:g} s")
 

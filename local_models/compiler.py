@@ -7,11 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property, partial
-from signal import SIGPROF
 from typing import Final, TypeVar
 
 import msgspec
 
+from gateway.system import CPU_LIMIT_STATUS
 from local_models.confined import Worker
 from local_models.errors import CannotCheck, InvalidGrammar
 from local_models.grammars import Constraint, Grammar, MatcherTokens, make_tokenizer
@@ -67,7 +67,7 @@ class Checker:
                 raise CannotCheck(str(error)) from error
             except (OSError, EOFError):
                 self.close()
-                if worker.process.returncode == -SIGPROF:  # the limit of processor time
+                if worker.process.returncode == CPU_LIMIT_STATUS:
                     return TrialOutcome(where=constraint.kind, reason=reason)
             except asyncio.CancelledError:
                 self.close()  # or the next attempt would read this one's answer

@@ -8,21 +8,19 @@ wherever it is started, never a `models.py` in the working directory.
 from __future__ import annotations
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-INHERITED: Final = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TZ")
+INHERITED: Final = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "TZ")
 """A process needs these variables to find programs and libraries, to write files, and to know
-the time zone."""
+the time zone. Python does not start on Windows without SYSTEMROOT."""
 
 
 def command(module: str) -> list[str]:
@@ -36,22 +34,6 @@ def environment() -> dict[str, str]:
     paths = [str(Path(__file__).parents[1]), *filter(os.path.isabs, folders)]
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     return {**inherited, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def limit_memory(max_bytes: int) -> None:
-    """Limit the address space of this process, if the system supports that."""
-    with suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
-
-
-@contextmanager
-def limited_cpu(max_s: float) -> Iterator[None]:
-    """Make the system end this process if the body takes more processor time."""
-    signal.setitimer(signal.ITIMER_PROF, max_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
 
 
 class Worker:

@@ -14,7 +14,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from local_models.confined import Worker, limit_memory, limited_cpu, serve
+from gateway.system import limit_memory, limited_cpu
+from local_models.confined import Worker, serve
 
 # Converts the messages of a chat to the form that its template takes, as vLLM does.
 #

@@ -19,7 +19,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
 
-from local_models.confined import command, environment, limit_memory
+from gateway.system import limit_memory
+from local_models.confined import command, environment
 from local_models.digests import tokenizer_name
 from local_models.errors import CannotOpen
 from local_models.gguf import check_metadata, metadata_of
@@ -152,10 +153,10 @@ def _file_of(data: bytes) -> Iterator[Path]:
             file.flush()
             yield Path(f"/proc/self/fd/{file.fileno()}")
     else:
-        with tempfile.NamedTemporaryFile(suffix=".gguf") as named:
-            named.write(data)
-            named.flush()
-            yield Path(named.name)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            path = Path(folder, "tokenizer.gguf")
+            path.write_bytes(data)
+            yield path
 
 
 def tokenizer_file(model: Path, template: str | None = None) -> TokenizerFile:

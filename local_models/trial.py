@@ -21,7 +21,8 @@ from typing import Any, Final
 
 import msgspec
 
-from local_models.confined import limit_memory, limited_cpu, serve
+from gateway.system import limit_memory, limited_cpu
+from local_models.confined import serve
 from local_models.errors import InvalidGrammar
 from local_models.grammars import grammar_text, make_matcher, make_tokenizer, reason_of
 from local_models.vocabulary import Vocabulary

@@ -58,11 +58,11 @@ _BOLD_CYAN: Final = "\001\x1b[1;36m\002{}\001\x1b[0m\002"
 
 def message_reader(history: Path) -> Callable[[], str]:
     """Return a function that reads a message from standard input, or raises EOFError."""
-    if not sys.stdin.isatty():
+    if sys.platform == "win32" or not sys.stdin.isatty():
         return lambda: read_message(input)
     try:
         import readline
-    except ImportError:  # Windows
+    except ImportError:
         return lambda: read_message(input)
     with suppress(OSError):
         readline.read_history_file(history)

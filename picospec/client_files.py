@@ -289,7 +289,7 @@ def _mode(path: Path | None) -> int:
 def _replace(path: Path, content: bytes, mode: int) -> None:
     partial = path.with_name(f".{path.name}.picospec")
     with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        os.fchmod(file.fileno(), mode)
+        partial.chmod(mode)
         file.write(content)
     partial.replace(path)
 

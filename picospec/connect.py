@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer import Argument, Option
 
+from gateway.system import INTERRUPTS
 from local_models.catalogue import user_file
 from picospec.chat_client import ChatError, chosen, client_of, distinct, models_of
 from picospec.client_files import (
@@ -270,7 +271,7 @@ def run_client(
 
 def _run(command: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run a command in the foreground; it handles the terminal's signals itself."""
-    before = {n: signal.signal(n, lambda *_: None) for n in (signal.SIGINT, signal.SIGQUIT)}
+    before = {n: signal.signal(n, lambda *_: None) for n in INTERRUPTS}
     try:
         process = subprocess.Popen(command, env=environ)
         before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: process.terminate())

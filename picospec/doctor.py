@@ -30,6 +30,7 @@ from edge_agent.settings import EdgeSettings, load
 from gateway.errors import ApiError, EngineFault
 from gateway.hosting import logs
 from gateway.hosting.limits import compute_threads
+from gateway.system import LACKS
 from local_models.choosing import Consent, DraftModelChoice, HubPolicy, choose_draft
 from local_models.errors import ModelError, NoLlama, NotPulled
 from local_models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
@@ -118,6 +119,13 @@ def check_gpu(gpu: tuple[str, str] | None, supported: bool) -> Finding:
         return Finding("GPU", True, f"{kind}; the draft model runs on it (gpu_layers)")
     finding = f"{kind}, which this build of llama.cpp does not use"
     return Finding("GPU", False, finding, f'CMAKE_ARGS="{option}" make clean setup')
+
+
+def check_system(name: str = sys.platform) -> Finding:
+    """Name the operating system, and what PicoSpec does without on it."""
+    lacks = "; ".join(LACKS.get(name, ()))
+    finding = f"{platform.system()} {platform.machine()}"
+    return Finding("system", True, f"{finding}; {lacks}" if lacks else finding)
 
 
 def check_cores() -> Finding:
@@ -425,6 +433,7 @@ def examine(
     settings, store = load(config, os.environ, named), open_store(os.environ)
     named_models = store.catalogue.files(DEFAULT_PAIR) if model is None else [model]
     here = [
+        check_system(),
         check_engine(needed="none" not in (settings.drafter, settings.draft_model)),
         *([check_gpu(gpu_here(), can_use_gpu())] if has_llama() else []),
         check_cores(),

@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 from typer import Argument, Option
 
-from gateway.hosting.limits import Pins, cores_of, parse_pins, share, usable
+from gateway.hosting.limits import Pins, cores_of, parse_pins, share
 from gateway.hosting.parent_death import program
 from gateway.hosting.processes import ServiceError
 from gateway.hosting.settings import WrongSettings
+from gateway.system import become, usable_cpus
 from gateway.tenants import InvalidKeys, KeyLimits, add_key
 from local_models.errors import ModelError
 from local_models.llama_cpp.library import can_use_gpu, has_llama
@@ -144,14 +145,14 @@ def _add(name: str, module: str, help: str) -> None:
     """Add a command that becomes a module, which gets the signals and sets the status."""
 
     @app.command(name, help=help, context_settings=FORWARD)
-    def become(context: typer.Context) -> None:
+    def run(context: typer.Context) -> None:
         sys.stdout.flush()
         arguments = context.args
         if name == "edge" and (change := _SERVICE_OPTIONS & {*arguments}):
             return _change_service(change, [each for each in arguments if each not in change])
         if name in SERVICES:
             arguments = with_default_file(name, arguments, os.environ)
-        os.execv(sys.executable, [sys.executable, *program(module, *arguments)])
+        become([sys.executable, *program(module, *arguments)])
 
 
 _add("edge", "edge_agent", help="Run the edge alone, or as a service; --help.")
@@ -240,7 +241,7 @@ def doctor(
 def _pins(text: str | None) -> Pins:
     if sys.platform != "linux":
         return Pins()
-    available = usable()
+    available = usable_cpus()
     try:
         return share(cores_of(available)) if text is None else parse_pins(text, available)
     except ValueError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import time
 import tomllib
@@ -23,6 +22,7 @@ from gateway.hosting.limits import Pins
 from gateway.hosting.parent_death import program
 from gateway.hosting.processes import Service, ServiceError, keep_up, until_ready
 from gateway.hosting.settings import WrongSettings, as_environment
+from gateway.system import STOPS, handled_signals
 from picospec.chat_client import ChatError, client_of, first_model
 from picospec.configuration import HOST, SERVICES, visible
 from picospec.doctor import Finding, bind_error, check_edge
@@ -182,9 +182,10 @@ async def up(plan: Plan, services: Sequence[Service], console: Console) -> None:
         for line in await _expectation(plan):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    await keep_up(services, on_line=show, meanwhile=announce, stopped=stopped, restarts=ready)
+    with handled_signals(asyncio.get_running_loop(), dict.fromkeys(STOPS, stopped.set)):
+        await keep_up(
+            services, on_line=show, meanwhile=announce, stopped=stopped, restarts=ready
+        )
 
 
 async def _expectation(plan: Plan) -> list[str]:

@@ -24,10 +24,10 @@ from gateway.app import create_app
 from gateway.drain import Drain, end_within, stopped_by_signals
 from gateway.endpoints.services import one_model
 from gateway.errors import EngineFault
-from gateway.hosting.server import STOP_AT_ONCE
 from gateway.hosting.settings import hosts_of
 from gateway.middleware import Access
 from gateway.ports import Delta, Facts, Job, Statistics, opening
+from gateway.system import STOP_AT_ONCE
 from gateway.tracing import Tracing, open_tracing
 from local_models.blobs import FileHashes
 from local_models.errors import NotPulled

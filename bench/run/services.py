@@ -18,9 +18,10 @@ from typing import Final, Self
 import httpx
 
 from bench.run.rivals import Rival
-from gateway.hosting.limits import Pins, cores_of, parse_pins, share, usable
+from gateway.hosting.limits import Pins, cores_of, parse_pins, share
 from gateway.hosting.processes import Child, OnLine, Service, until_ready, while_alive
 from gateway.hosting.settings import as_environment
+from gateway.system import usable_cpus
 from picospec.link import HOST, Conditions, Link
 
 LINKED = Conditions()
@@ -74,7 +75,7 @@ def pins(text: str = "") -> Pins:
     """Return the cores that `text` names; by default each end gets half of them."""
     if sys.platform != "linux":
         return Pins()
-    available = usable()
+    available = usable_cpus()
     return parse_pins(text, available) if text else share(cores_of(available))
 
 

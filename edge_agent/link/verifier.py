@@ -30,6 +30,7 @@ from edge_agent.link.uploads import Uploads
 from edge_agent.metrics import EdgeMetrics
 from gateway.drain import start
 from gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
+from gateway.system import now_with_sleep
 from gateway.tenants import identity_of_key
 from local_models.tokenizer_file import MAX_PACKED_BYTES
 from speculation.judges import JUDGES
@@ -70,15 +71,6 @@ LABEL_DIGITS: Final = 8
 ANSWER_TIMEOUT_S: Final = 600.0
 """A proxied answer must begin within this time, and so must each next piece of it. One that is
 not streamed begins at its end."""
-
-
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", None)
-"""Linux's; the monotonic clock of macOS counts a suspension itself."""
-
-
-def now_with_sleep() -> float:
-    """Return the seconds of a clock that goes on while the machine is suspended."""
-    return time.monotonic() if _CLOCK is None else time.clock_gettime(_CLOCK)
 
 
 class _ReadyBody(msgspec.Struct):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 
+from gateway.system import descriptors, raise_descriptors, usable_cpus
 from gateway.tracing import LogLimit
 
 # Raises the limit of file descriptors, and reserves some that clients never get.
@@ -46,13 +46,12 @@ _NONE_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 
 def raise_limit() -> int:
     """Raise this process's limit, which its children inherit, and return it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    soft, hard = descriptors(MAX_DESCRIPTORS)
     with suppress(OSError, ValueError):  # macOS has a second limit
-        if soft != resource.RLIM_INFINITY and soft < most:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-            return most
-    return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+        if soft < hard:
+            raise_descriptors(hard)
+            return hard
+    return soft
 
 
 def max_connections(limit: int) -> int:
@@ -62,8 +61,8 @@ def max_connections(limit: int) -> int:
 
 def allowed_connections() -> int:
     """Return how many connections this process is allowed, by its present limit."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max_connections(MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft)
+    soft, _ = descriptors(MAX_DESCRIPTORS)
+    return max_connections(soft)
 
 
 def max_accepted(limit: int) -> int:
@@ -110,13 +109,6 @@ class Pins:
     edge: frozenset[int] = frozenset()
 
 
-def usable() -> frozenset[int]:
-    """Return the CPUs that this process may use."""
-    if sys.platform == "linux":
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
-
-
 def cores_of(cpus: Collection[int], topology: Path = _TOPOLOGY) -> list[Core]:
     """Return CPUs grouped by core, in the order of each core's first CPU."""
     cores = {_siblings(cpu, topology) & frozenset(cpus) for cpu in cpus}
@@ -131,7 +123,7 @@ def compute_threads() -> int:
     """
     if sys.platform == "darwin":
         return _fast_cores_of_macos()
-    return max(1, min(len(cores_of(usable())), _quota_cpus(_QUOTA)))
+    return max(1, min(len(cores_of(usable_cpus())), _quota_cpus(_QUOTA)))
 
 
 def share(cores: Sequence[Core]) -> Pins:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import (
@@ -35,6 +34,7 @@ import httpx
 
 from gateway.drain import running_alongside
 from gateway.hosting.parent_death import bound_to_parent
+from gateway.system import kill_group
 
 # Waits until services that were just started are ready.
 
@@ -208,8 +208,7 @@ class Child:
         self._relay.cancel()
 
     def _kill_group(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        kill_group(self._process.pid)
 
     async def _relay_lines(self, read_end: int) -> None:
         """Pass on lines until the last process that holds the pipe has ended.

@@ -14,8 +14,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import struct
-import sys
 import threading
 import time
 from collections import Counter
@@ -46,6 +44,7 @@ from gateway.hosting.limits import (
 from gateway.hosting.parent_death import end_with_parent
 from gateway.hosting.settings import ServerSettings
 from gateway.http import UNREAD_S
+from gateway.system import KNOWS_CONNECTIONS, STOP_AT_ONCE, connections
 
 # Cuts connections on which no request comes, for a server that waits without a limit.
 #
@@ -68,12 +67,6 @@ FIRST_BYTES: Final = 24
 CHECK_INTERVAL_S: Final = 1.0
 """This many seconds are between two checks of the connections. A check takes a millisecond, and
 30 ms with 2,048 connections."""
-
-_INFO: Final = struct.Struct("@B51xI72xQ")
-"""Reads tcp_info of linux/tcp.h: tcpi_state, tcpi_last_data_recv (ms), tcpi_bytes_received."""
-
-_ESTABLISHED: Final = 1
-
 
 Peer = tuple[str, int]
 """The address and the port of a client's end of a connection."""
@@ -131,7 +124,7 @@ def cut_silent(port: int, most: int, asking: Asking | None = None) -> None:
                 max_idle_s = FIRST_CROWDED_S if is_crowded else math.inf
                 max_idle_s = CHECK_INTERVAL_S if count >= most else max_idle_s
 
-    if sys.platform == "linux":
+    if KNOWS_CONNECTIONS:
         threading.Thread(target=watch, name="silent connections", daemon=True).start()
 
 
@@ -141,11 +134,9 @@ def cut_if_silent(
     """Return the number of connections to `port`, and cut those silent for `max_silence_s`, or
     without a request for `max_idle_s`."""
     peers = list[Peer]()
-    for descriptor in os.listdir("/proc/self/fd"):
-        with suppress(OSError), _duplicate(int(descriptor)) as connection:
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
-            state, silent_ms, received_bytes = _INFO.unpack(info)
-            if state != _ESTABLISHED or connection.getsockname()[1] != port:
+    for connection, silent_ms, received_bytes in connections():
+        with suppress(OSError):  # it is closed meanwhile
+            if connection.getsockname()[1] != port:
                 continue
             address, remote, *_ = connection.getpeername()
             peer = address.partition("%")[0], remote
@@ -157,17 +148,6 @@ def cut_if_silent(
     if asking:
         asking.keep(peers)
     return len(peers)
-
-
-def _duplicate(descriptor: int) -> socket.socket:
-    """Return a socket with a descriptor of its own, because the server may close its descriptor
-    meanwhile and the number be reused. Raises OSError if the descriptor is not a socket."""
-    duplicate = os.dup(descriptor)
-    try:
-        return socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, duplicate)
-    except OSError:
-        os.close(duplicate)
-        raise
 
 
 # Runs the HTTP/1.1 server of one process: uvicorn, with deadlines and a bound on connections.
@@ -332,9 +312,6 @@ def protocol(max_connections: int) -> type[asyncio.Protocol]:
 
     return Bounded
 
-
-STOP_AT_ONCE: Final = signal.SIGUSR1
-"""This signal makes a worker stop without waiting for its running work."""
 
 CLOSE_S: Final = 2.0
 """A port that is served beside another may take this many seconds to close."""

@@ -12,7 +12,6 @@ A Context decodes rows of several sequences in one pass, which is one call of ll
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.system import physical_memory_bytes
 from local_models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
 from local_models.llama_cpp.library import lib, on_stack
 from local_models.vocabulary import Markers, Vocabulary
@@ -455,8 +455,7 @@ def kv_bytes_per_token(facts: Mapping[str, str], cache: str) -> float:
 
 def memory_bytes() -> int:
     """Return how much memory this process may take at most."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([physical, *_limits(Path("/proc/self/cgroup"), _CGROUPS)])
+    return min([physical_memory_bytes(), *_limits(Path("/proc/self/cgroup"), _CGROUPS)])
 
 
 def room_bytes() -> float:

@@ -72,7 +72,7 @@ def test_threads_are_as_many_as_the_cores_that_the_process_may_use(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     topology = with_siblings(tmp_path, "0,2", "1,3", "0,2", "1,3")
-    monkeypatch.setattr(limits, "usable", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(limits, "usable_cpus", lambda: {0, 1, 2, 3})
     monkeypatch.setattr(limits, "cores_of", lambda cpus: cores_of(cpus, topology))
     monkeypatch.setattr(limits, "_QUOTA", tmp_path / "cpu.max")
     assert compute_threads() == 2
@@ -96,7 +96,7 @@ def test_a_system_without_linuxs_calls_still_has_threads(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
 
     assert compute_threads() == 6
-    assert limits.usable()
+    assert limits.usable_cpus()
 
 
 @pytest.mark.parametrize(
