@@ -29,7 +29,7 @@ from gateway.drain import Drain, start
 from gateway.errors import Unavailable
 from gateway.hosting import logs
 from gateway.hosting.limits import max_accepted, max_connections, raise_limit
-from gateway.hosting.server import DrainingServer, cut_silent, protocol, settle
+from gateway.hosting.server import DrainingServer, check_free, cut_silent, protocol, settle
 from gateway.hosting.settings import TlsSettings, check_listening, wrong
 from gateway.http import error_response, json_response
 from gateway.middleware import HEALTH_PATHS
@@ -186,13 +186,18 @@ def serve(
         built = build(settings, store, drain, policy, make_drafter, first)
         settle()
         scheme = "http" if settings.tls is None else "https"
-        url = f"{scheme}://{settings.host}:{settings.port}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        url = f"{scheme}://{host}:{settings.port}"
         structlog.get_logger("edge_agent").info("serving", url=url)
         return built
 
     limit = raise_limit()
     if settings.tls is not None:  # uvicorn does not see handshakes
         cut_silent(settings.port, max_connections(limit))
+    try:
+        check_free("edge", settings.host, settings.port)
+    except OSError as error:
+        sys.exit(f"the edge cannot start: {error}")
     starting = Starting(make, drain.hurry)
     config = uvicorn.Config(
         starting,

@@ -175,7 +175,7 @@ class _Edge:
         """Return the part of /status that describes the edge. `draft` is the first model's."""
         settings, first = self.settings, self.models.first
         vocabularies, slots = first.tokenizer.relation, settings.slots
-        draft = first.drafter.name if isinstance(first.drafter, LateDrafter) else None
+        draft = first.drafter.model if isinstance(first.drafter, LateDrafter) else None
         known = {"model": draft, "vocabularies": vocabularies, "slots": slots}
         return {
             "service": "edge",

@@ -9,6 +9,7 @@ PICOSPEC_PROXY_KEY the one for the upstream of `proxy`.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar
 
@@ -16,6 +17,7 @@ from pydantic import (
     AfterValidator,
     AnyHttpUrl,
     AnyUrl,
+    BeforeValidator,
     Field,
     SecretStr,
     UrlConstraints,
@@ -50,12 +52,26 @@ VerifierUrl = Annotated[AnyHttpUrl, AfterValidator(_address)]
 DNS: Final = "dns+"
 """An address with this prefix stands for all verifiers behind its name."""
 
+
+_HOST_PORT: Final = re.compile(r"[^/]+:[0-9]+(/.*)?")
+
+
+def _completed(value: object) -> object:
+    """Return an address as people type it, in full: of `host:port`, without the `/v1` of the
+    OpenAI API, or a slash at its end."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().rstrip("/").removesuffix("/v1")
+    return f"http://{text}" if _HOST_PORT.fullmatch(text) else text
+
+
 VerifierAddress = Annotated[
     AnyUrl,
     UrlConstraints(
         allowed_schemes=["http", "https", f"{DNS}http", f"{DNS}https"], host_required=True
     ),
     AfterValidator(_address),
+    BeforeValidator(_completed),
 ]
 
 

@@ -69,13 +69,14 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 def become(command: Sequence[str]) -> NoReturn:
     """Run a command in place of this process. Windows starts another process, for which this
     one waits, because a shell there waits for the first one alone."""
-    if sys.platform != "win32":
-        os.execvp(command[0], command)
-    import subprocess
+    if sys.platform == "win32":
+        import subprocess
 
-    for number in INTERRUPTS:
-        signal.signal(number, signal.SIG_IGN)  # the other process gets them too
-    sys.exit(subprocess.call(command))
+        for number in INTERRUPTS:
+            signal.signal(number, signal.SIG_IGN)  # the other process gets them too
+        sys.exit(subprocess.call(command))
+    else:
+        os.execvp(command[0], list(command))
 
 
 def end_with_parent_thread(number: signal.Signals) -> None:
@@ -156,11 +157,12 @@ def descriptors(most: int) -> tuple[int, int]:
     """Return how many descriptors this process has, and how many it may ask for; each at most
     `most`."""
     if sys.platform == "win32":  # handles of sockets have no limit
-        return most, most
-    soft, hard = (
-        most if limit == resource.RLIM_INFINITY else min(limit, most)
-        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
-    )
+        soft, hard = most, most
+    else:
+        soft, hard = (
+            most if limit == resource.RLIM_INFINITY else min(limit, most)
+            for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+        )
     return soft, hard
 
 
@@ -231,12 +233,13 @@ def now_with_sleep() -> float:
 def lock(file: IO[str]) -> None:
     """Lock a file until it is closed, or its process ends. Raises BlockingIOError if another
     process has locked it."""
-    if sys.platform != "win32":
-        return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    try:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    except PermissionError as error:
-        raise BlockingIOError(*error.args) from error
+    if sys.platform == "win32":
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(*error.args) from error
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # Connections: what the kernel knows about them.
@@ -256,13 +259,14 @@ def connections() -> Iterator[tuple[socket.socket, int, int]]:
 
     Raises OSError if there is no descriptor left.
     """
-    if sys.platform == "linux":
-        for descriptor in os.listdir("/proc/self/fd"):
-            with suppress(OSError), _duplicate(int(descriptor)) as connection:
-                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
-                state, silent_ms, received_bytes = _INFO.unpack(info)
-                if state == _ESTABLISHED:
-                    yield connection, silent_ms, received_bytes
+    if sys.platform != "linux":
+        return
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError), _duplicate(int(descriptor)) as connection:
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+            state, silent_ms, received_bytes = _INFO.unpack(info)
+            if state == _ESTABLISHED:
+                yield connection, silent_ms, received_bytes
 
 
 def _duplicate(descriptor: int) -> socket.socket:

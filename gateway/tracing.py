@@ -171,4 +171,7 @@ def check_installed() -> None:
     with suppress(ModuleNotFoundError):  # a package that contains one of them is missing
         if all(map(find_spec, _NEEDED)):
             return
-    raise ValueError("tracing needs OpenTelemetry: pip install 'picospec[otel]'")
+    raise ValueError(
+        "tracing needs OpenTelemetry: pip install opentelemetry-sdk"
+        " opentelemetry-exporter-otlp-proto-http"
+    )

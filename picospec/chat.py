@@ -353,6 +353,10 @@ async def prove(client: httpx.AsyncClient, exchange: Exchange) -> str:
 
 app = typer.Typer()
 
+_MODEL: Final = re.compile(r"[a-z][\w.-]*\d[\w.-]*(:[\w.-]+)?|[\w.-]+/[\w.-]+(:[\w.-]+)?", re.I)
+"""A prompt of this form is the name of a model, as of `ollama run`: it has a digit or a slash,
+and no space."""
+
 
 @app.command()
 def chat(
@@ -378,6 +382,7 @@ def chat(
 @app.command()
 def run(
     prompt: Annotated[str, Argument(help="What is asked; what is piped in follows it.")] = "",
+    asked: Annotated[str, Argument(help="The same, if a model's name is first.")] = "",
     system: Annotated[str, Option(help="What the model is told first.")] = "",
     seed: Annotated[int | None, Option(help="The same seed gives the same answer.")] = None,
     model: Annotated[str | None, Option(help="Of several, the one to ask.")] = None,
@@ -389,8 +394,18 @@ def run(
     edge_port: EdgePort = 8000,
     api_keys: Keys = "",
 ) -> None:
-    """Ask once, and print the answer: picospec run "Explain this." < file"""
-    prompt_text = question(prompt, "" if sys.stdin.isatty() else sys.stdin.read())
+    """Ask once, and print the answer: picospec run "Explain this." < file
+
+    A model's name may be first; if it is alone, a chat begins: picospec run qwen2.5-coder
+    """
+    piped = "" if sys.stdin.isatty() else sys.stdin.read()
+    if asked or (model is None and _MODEL.fullmatch(prompt)):
+        if model is not None:
+            raise typer.BadParameter(f"--model names {model} already", param_hint="PROMPT")
+        model, prompt = prompt, asked
+        if not (prompt or piped):
+            return chat(url, edge_port, api_keys, model)
+    prompt_text = question(prompt, piped)
     if not prompt_text:
         raise typer.BadParameter("there is nothing to ask", param_hint="PROMPT")
 

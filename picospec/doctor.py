@@ -96,8 +96,9 @@ def check_engine(check: Callable[[], None] = check_llama, *, needed: bool = True
     try:
         check()
     except NoLlama as error:
-        remedy = f"{INSTALL}, or in PicoSpec's folder: make setup"
-        return Finding("llama.cpp", not needed, str(error), remedy)
+        return Finding(
+            "llama.cpp", not needed, str(error), f"{INSTALL}; it needs a C++ compiler"
+        )
     return Finding("llama.cpp", True, "can be loaded")
 
 
@@ -118,7 +119,8 @@ def check_gpu(gpu: tuple[str, str] | None, supported: bool) -> Finding:
     if supported:
         return Finding("GPU", True, f"{kind}; the draft model runs on it (gpu_layers)")
     finding = f"{kind}, which this build of llama.cpp does not use"
-    return Finding("GPU", False, finding, f'CMAKE_ARGS="{option}" make clean setup')
+    remedy = f'CMAKE_ARGS="{option}" {INSTALL} --force-reinstall --no-binary llama-cpp-python'
+    return Finding("GPU", True, finding, remedy, warns=True)
 
 
 def check_system(name: str = sys.platform) -> Finding:
@@ -199,12 +201,13 @@ ROUND_TRIPS: Final = 5
 AGENT_TOKENS: Final = 32_768
 
 
-async def check_edge(settings: EdgeSettings) -> list[Finding]:
-    """Check each verifier of an edge with these settings, and the drafting for it."""
+async def check_edge(settings: EdgeSettings, *, named: bool = True) -> list[Finding]:
+    """Check each verifier of an edge with these settings, and the drafting for it. named: see
+    `not_reached`."""
     store, findings = open_store(os.environ), list[Finding]()
     for alone in each_alone(settings):
         (verifier,) = open_verifiers(alone, EdgeMetrics(CollectorRegistry())).all
-        findings += await check_verifier(alone, store, verifier)
+        findings += await check_verifier(alone, store, verifier, named=named)
     return findings
 
 
@@ -221,26 +224,26 @@ def each_alone(settings: EdgeSettings) -> Iterator[EdgeSettings]:
 
 
 async def check_verifier(
-    settings: EdgeSettings, store: Store, verifier: Verifier
+    settings: EdgeSettings, store: Store, verifier: Verifier, *, named: bool = True
 ) -> list[Finding]:
     """Check the verifier and the drafting. Checks that depend on a failed one are left out.
 
-    settings: they name this verifier alone.
+    settings: they name this verifier alone. named: see `not_reached`.
     """
-    facts, findings = await _reach(verifier)
+    facts, findings = await _reach(verifier, named=named)
     if facts is not None:
         findings += await check_drafting(settings, store, verifier, facts)
     return findings
 
 
-async def _reach(verifier: Verifier) -> tuple[ModelFacts | None, list[Finding]]:
+async def _reach(verifier: Verifier, *, named: bool) -> tuple[ModelFacts | None, list[Finding]]:
     """Return the target's facts, if the verifier can be reached, and the findings so far."""
     try:
         facts = await verifier.facts()
         for _ in range(ROUND_TRIPS):
             await verifier.check()
     except ApiError as error:
-        return None, not_reached(error, verifier.url)
+        return None, not_reached(error, verifier.url, named=named)
     rtt = milliseconds(verifier.rtt_s)
     reached = f"{verifier.url} serves {facts.model}; the round trip takes {rtt}"
     return facts, [
@@ -280,8 +283,10 @@ def check_context(facts: ModelFacts) -> Finding:
     return Finding("context", True, f"{facts.context_tokens} tokens", remedy, warns=short)
 
 
-def not_reached(error: ApiError, url: str) -> list[Finding]:
-    """Return findings that show how far the edge came, and what stopped it."""
+def not_reached(error: ApiError, url: str, *, named: bool = True) -> list[Finding]:
+    """Return findings that show how far the edge came, and what stopped it.
+
+    named: False if nobody has named this verifier, so that none need run yet."""
     reached = Finding("verifier", True, f"{url} answers")
     if error.error_code == "verifier_unauthorized":
         remedy = "set PICOSPEC_VERIFIER_KEY to one of the keys that the verifier accepts"
@@ -293,7 +298,10 @@ def not_reached(error: ApiError, url: str) -> list[Finding]:
         finding = f"{url} answers, but speaks no PicoSpec that an edge can use"
         return [Finding("verifier", False, finding, f"its operator runs: {START_PLUGIN}")]
     if urlsplit(url).hostname in LOOPBACK and "refused" in error.message:
-        return [Finding("verifier", True, "not running here; picospec up starts it")]
+        if not named:
+            return [Finding("verifier", True, "not running here; picospec up starts it")]
+        remedy = "start what forwards this port, such as ssh -L; picospec up starts both ends"
+        return [Finding("verifier", False, f"nothing listens at {url}", remedy)]
     remedy = (
         "check the address (https:// if the server has a certificate), the firewall, and the"
         " verifier's own log"
@@ -419,18 +427,20 @@ def examine(
     model: str | None,
     edge_port: int,
     verifier_port: int,
+    *,
+    named: bool = True,
 ) -> list[Finding]:
     """Check this machine and the verifier, with the settings that an edge would have.
 
     url, draft: the verifier and the draft model; None: those of the settings. model: a model or
     pair that must be here; None: the default pair may be missing, because an edge has no
-    target. Raises ValueError for settings, OSError, models.errors.ModelError.
+    target. named: see `not_reached`. Raises ValueError for settings, OSError, ModelError.
     """
     logs.configure("console")
-    named: dict[str, object] = {} if draft is None else {"draft_model": draft}
+    fields: dict[str, object] = {} if draft is None else {"draft_model": draft}
     if url is not None:
-        named |= {"verifier_urls": [url], "verifier_url": None}
-    settings, store = load(config, os.environ, named), open_store(os.environ)
+        fields |= {"verifier_urls": [url], "verifier_url": None}
+    settings, store = load(config, os.environ, fields), open_store(os.environ)
     named_models = store.catalogue.files(DEFAULT_PAIR) if model is None else [model]
     here = [
         check_system(),
@@ -442,4 +452,4 @@ def examine(
         check_port("edge", edge_port, "EDGE_PORT"),
         check_port("verifier", verifier_port, "VERIFIER_PORT"),
     ]
-    return here + asyncio.run(check_edge(settings))
+    return here + asyncio.run(check_edge(settings, named=named))

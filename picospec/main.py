@@ -41,7 +41,7 @@ from picospec.configuration import (
 from picospec.connect import app as connecting_app
 from picospec.doctor import check_gpu, gpu_here, report
 from picospec.measure import app as measuring_app
-from picospec.model_commands import models_app
+from picospec.model_commands import models_app, pull, show
 from picospec.service import COMMANDS, NoService, call, install, remove, state
 from picospec.up import (
     Plan,
@@ -125,7 +125,7 @@ def up(
             ModelChoice.of(settings, os.environ, target=each, draft=draft) for each in targets
         ]
         check_settings(settings, os.environ, choices[0].draft)
-        if has_llama() and not (gpu := check_gpu(gpu_here(), can_use_gpu())).ok:
+        if has_llama() and (gpu := check_gpu(gpu_here(), can_use_gpu())).warns:
             console.print(f"This machine has {gpu.found}. A faster build: {gpu.remedy}")
         store = open_store(os.environ)
         first, *more = [prepare(choice, store, console) for choice in choices]
@@ -181,7 +181,19 @@ def _add_systemd(name: str, help: str, command: Sequence[str]) -> None:
 for each, (says, runs) in COMMANDS.items():
     _add_systemd(each, says, runs)
 
+# The words of Ollama's users, for the same things here.
+app.command("pull", hidden=True)(pull)
+app.command("list", hidden=True)(show)
+app.command("serve", hidden=True)(up)
 
+
+@app.command("version", hidden=True)
+def show_version() -> None:
+    """Print the version."""
+    _print_version(True)
+
+
+@app.command("ps", hidden=True)
 @app.command()
 def status(
     edge_port: Annotated[int | None, Option(help="Port of the edge, if not as set.")] = None,
@@ -190,7 +202,8 @@ def status(
 ) -> None:
     """Show what runs on this machine: models, drafts, answers, and the verifiers in use."""
     from picospec.status import as_json as written
-    from picospec.status import look, places, show
+    from picospec.status import look, places
+    from picospec.status import show as show_status
 
     try:
         addresses = places({"edge": edge_port, "verifier": verifier_port})
@@ -200,7 +213,7 @@ def status(
     if as_json:
         typer.echo(written(statuses))
     else:
-        show(statuses, Console())
+        show_status(statuses, Console())
         if (unit := state(os.environ)) is not None:
             typer.echo(f"the service picospec-edge of this user is {unit}")
     if not any(each.runs for each in statuses):
@@ -227,7 +240,10 @@ def doctor(
     local = config is None and not VERIFIERS & os.environ.keys()
     url = verifier_url or (f"http://{HOST}:{verifier_port}" if local else None)
     try:
-        findings = examine(config, url, draft, model, edge_port, verifier_port)
+        findings = examine(
+            config, url, draft, model, edge_port, verifier_port,
+            named=verifier_url is not None or not local,
+        )  # fmt: skip
     except (ModelError, ValueError, OSError) as error:
         fail(error)
     if as_json:

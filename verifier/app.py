@@ -30,7 +30,7 @@ from gateway.ports import Delta, Facts, Job, Statistics, opening
 from gateway.system import STOP_AT_ONCE
 from gateway.tracing import Tracing, open_tracing
 from local_models.blobs import FileHashes
-from local_models.errors import NotPulled
+from local_models.errors import CannotOpen, NotPulled
 from local_models.gguf import is_exact
 from local_models.hub import progress_bar
 from local_models.store import Store, StoredModel, obtain, open_store
@@ -197,7 +197,8 @@ def make_target(settings: VerifierSettings, metrics: VerifierMetrics) -> Target:
     file = settings.chat_template
     template = None if file is None else file.read_text("utf-8")
     with suppress(NotPulled):  # fetching may take long, so it waits until the target starts
-        store.find(settings.model, "target")
+        if not (path := store.find(settings.model, "target").path).exists():
+            raise CannotOpen(f"there is no model {path}")
     find = partial(_weights, settings, store)
     return LlamaTarget(
         find, settings.llama, settings.limits, metrics,

@@ -87,6 +87,11 @@ class Drafts:
         """Return the draft model of this name, if it is loaded."""
         return self._loaded.get(self._store.find(name, "draft").path)
 
+    def model_of(self, name: str | None) -> str | None:
+        """Return the name of the draft model that a name means, which may be a pair's."""
+        pair = self._store.catalogue.pairs.get(name or "")
+        return pair.draft if pair else name
+
     def use(self, draft: LoadedDraftModel) -> None:
         """Note that an answer uses a draft model that is loaded."""
         self._loaded.move_to_end(draft.stored.path)
@@ -212,6 +217,11 @@ class LateDrafter:
         self.name: str | None = None
         """The name of the draft model, once it is known."""
 
+    @property
+    def model(self) -> str | None:
+        """The draft model's own name, once it is known; `name` may be that of its pair."""
+        return self.draft.stored.name if self.draft else self._drafts.model_of(self.name)
+
     def begin(self, name: str, draft: LoadedDraftModel) -> None:
         """Draft with a model that is loaded and that the tokenizer knows already."""
         self.name, self.draft = name, draft
@@ -226,7 +236,7 @@ class LateDrafter:
         if self._has_none:
             return None
         size_bytes = self.draft.size_bytes if self.draft else 0
-        return {"model": self.name, "state": self.state, "bytes": size_bytes}
+        return {"model": self.model, "state": self.state, "bytes": size_bytes}
 
     @property
     def state(self) -> State:

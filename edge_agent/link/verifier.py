@@ -219,7 +219,11 @@ class Verifier(KnownVerifier):
         ApiError: another verifier may serve. Why it cannot be used is logged once."""
         try:
             return await self._fetch()
-        except (Unavailable, Overloaded):
+        except (Unavailable, Overloaded) as error:
+            if self.latest is None and error.message != self._complaint:
+                self._complaint = error.message
+                log = structlog.get_logger("edge_agent")
+                log.warning("verifier unreachable", url=self.url, reason=error.message)
             raise
         except Exception as error:
             complaint = str(error)

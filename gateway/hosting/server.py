@@ -373,15 +373,22 @@ def of_port(settings: ServerSettings, connections: int) -> dict[str, Any]:
     }
 
 
-def check_free(settings: ServerSettings, *, shared: bool) -> None:
-    """Raise OSError if a service's port is taken, which granian does not notice.
+def check_free(service: str, host: str, port: int, *, shared: bool = False) -> None:
+    """Raise OSError if a service cannot have its port: granian does not notice, and uvicorn
+    does not say which it is. service: its name, such as "edge".
 
     shared: True if several processes of this service share the port; the kernel then spreads
     connections over them.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    address = (settings.host, settings.port)
-    socket.create_server(address, family=family, reuse_port=shared).close()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family, reuse_port=shared).close()
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]  # what follows repeats the address
+        raise OSError(
+            f"port {port} of {host} cannot be had: {reason}; choose another with"
+            f" PICOSPEC_{service.upper()}__PORT"
+        ) from error
 
 
 @asynccontextmanager

@@ -49,7 +49,9 @@ from gateway.tracing import check_installed
 # Any page can send requests to this machine. The page cannot read the answers, but they cost as
 # much as others. A browser names the page's origin in `Origin`, and the origin's relation to
 # the service in `Sec-Fetch-Site`. It sends a preflight before a page of another origin may send
-# a content type that no form has (Fetch Standard, 2.2.2, 4.8).
+# a content type that no form has (Fetch Standard, 2.2.2, 4.8). A POST with neither header is of
+# a program, such as `curl -d`, and may have any type (Fetch Standard, 3.1: each POST of a page
+# has an Origin).
 
 _HOST: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
 _SINGLE: Final = ("host", "authorization", "x-api-key")
@@ -129,7 +131,8 @@ def check_page(headers: Headers, method: str, origins: Collection[str]) -> None:
             code="origin_not_allowed",
         )
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if method == "POST" and kind in _UNASKED:
+    by_page = origin is not None or "sec-fetch-site" in headers
+    if method == "POST" and by_page and kind in _UNASKED:
         raise UnsupportedMediaType(
             "a service without keys needs the header content-type: application/json, because"
             f" any web page can send {kind or 'a body without a type'}"

@@ -31,7 +31,8 @@ T = TypeVar("T")
 _setting: Final = threading.Lock()
 """Guards the stack size of new threads, which is a setting of the whole process."""
 
-INSTALL: Final = "pip install 'picospec[llama]'"
+INSTALL: Final = "pip install llama-cpp-python==0.3.36"
+"""Installs the extra `llama`: PicoSpec itself is on no package index."""
 
 
 class Library:

@@ -192,6 +192,13 @@ def test_a_setting_that_is_misspelt_or_out_of_range_is_named(
         load(written(tmp_path, text), {}, {})
 
 
+@pytest.mark.parametrize("text", ["gpu:9000", "http://gpu:9000/", "http://gpu:9000/v1/"])
+def test_a_verifiers_address_is_read_as_people_type_it(text: str) -> None:
+    settings = load(None, {}, {"verifier_urls": [text]})
+
+    assert str(settings.verifiers[0]).rstrip("/") == "http://gpu:9000"
+
+
 def test_one_mistake_is_one_line() -> None:
     with pytest.raises(WrongSettings, match=r"\Aedge\.verifier_urls\.0: it should be a .*\Z"):
         load(None, {}, {"verifier_urls": ["nonsense"]})

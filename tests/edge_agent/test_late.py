@@ -6,6 +6,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from structlog.testing import capture_logs
 from edge_agent.draft import loading
 from edge_agent.draft.drafter import CannotDraft
 from edge_agent.draft.late import AGAIN_S, Drafts, LateDrafter
-from edge_agent.settings import load
+from edge_agent.settings import EdgeSettings, load
 from local_models.errors import NoRoom
 from local_models.store import open_store
 from speculation.messages import Commit, Finish
@@ -176,3 +177,12 @@ async def test_the_model_that_was_not_used_for_longest_goes_but_none_that_is_use
 
 ROOM = 200 << 20
 """Room for either of both, and not for both."""
+
+
+def test_a_draft_model_that_a_pair_names_is_shown_by_its_own_name(tmp_path: Path) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+    drafter = late(Drafts(EdgeSettings(), store))  # type: ignore[arg-type]
+
+    drafter.name = "smollm2"
+
+    assert (drafter.about() or {})["model"] == "smollm2-135m-q4_0"

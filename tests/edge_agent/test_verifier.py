@@ -12,6 +12,7 @@ from threading import get_ident
 from types import MappingProxyType
 
 import pytest
+from structlog.testing import capture_logs
 
 from edge_agent.link import verifier as verifying
 from edge_agent.link.connection import (
@@ -115,6 +116,20 @@ async def test_no_proxy_of_the_environment_is_asked_for_what_it_cannot_pass_on(
             await asking
 
     assert head == b"CONNECT"
+
+
+@pytest.mark.system
+async def test_a_verifier_that_nobody_reaches_is_logged_once(metrics: EdgeMetrics) -> None:
+    verifier = verifier_at("http://127.0.0.1:1", metrics)
+
+    with capture_logs() as logs:
+        for _ in range(2):
+            with pytest.raises(ApiError):
+                await verifier.facts()
+
+    assert [(each["event"], each["url"]) for each in logs] == [
+        ("verifier unreachable", "http://127.0.0.1:1")
+    ]
 
 
 @pytest.mark.system

@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from gateway.hosting.probe import trouble
+from gateway.hosting.server import check_free
 from gateway.metrics import MAX_MODELS, OTHERS, Metrics
 from gateway.middleware import ANSWERS, route_of
 from gateway.ports import Job, Statistics
@@ -347,3 +348,11 @@ def test_the_probe_is_a_command() -> None:
         dead = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert dead.returncode == 1
     assert "refused" in dead.stderr
+
+
+def test_a_port_in_use_is_named_with_what_chooses_another() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+
+        with pytest.raises(OSError, match=rf"\Aport {port} of .* PICOSPEC_EDGE__PORT\Z"):
+            check_free("edge", "127.0.0.1", port)

@@ -33,10 +33,17 @@ HEADS = {
     "a page of another port": (JSON | {"sec-fetch-site": "same-site"}, 403),
     "a page of another port, by its origin": (JSON | {"origin": "http://gateway:81"}, 403),
     "a page that hides its origin": (JSON | {"origin": "null"}, 403),
-    "a form": ({"content-type": "application/x-www-form-urlencoded"}, 415),
-    "a form with files": ({"content-type": "multipart/form-data; boundary=a"}, 415),
-    "a text": ({"content-type": "Text/Plain;charset=UTF-8"}, 415),
-    "a body of no type": ({"content-type": ""}, 415),
+    "curl -d": ({"content-type": "application/x-www-form-urlencoded"}, 200),
+    "a program that names no type": ({"content-type": ""}, 200),
+    "a form": ({"content-type": "application/x-www-form-urlencoded"} | OWN, 415),
+    "a form with files": ({"content-type": "multipart/form-data; boundary=a"} | OWN, 415),
+    "a text": ({"content-type": "Text/Plain;charset=UTF-8"} | OWN, 415),
+    "a body of no type": ({"content-type": ""} | OWN, 415),
+    "a text, without its origin": (
+        {"content-type": "text/plain", "sec-fetch-site": "same-origin"},
+        415,
+    ),
+    "a form of another page": ({"content-type": "multipart/form-data"} | EVIL, 403),
     "JSON of another kind": ({"content-type": "application/problem+json"}, 200),
 }
 

@@ -21,7 +21,7 @@ from tests.local_models.test_gguf import Q6_K, gguf
 from tests.verifier.conftest import KEY, serving
 
 ROOMS = ("edge_agent", "gateway", "local_models", "speculation", "verifier")
-INSTALL = "llama.cpp is not installed: pip install 'picospec[llama]'"
+INSTALL = "llama.cpp is not installed: pip install llama-cpp-python==0.3.36"
 ENGINES = {"torch", "vllm"}
 IMPORT_ALL = """
 import pkgutil, picospec

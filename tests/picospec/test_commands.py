@@ -147,6 +147,8 @@ def test_run_takes_what_an_answer_depends_on(url: str) -> None:
 
     assert len(short.split()) < len(whole.split())
     assert "nosuch" in said(*asked, "--model", "nosuch", status=1)
+    assert said("run", "words-1", "Say it", *asked[2:])[:700] == whole[:700]
+    assert "no model llama3:8b" in said("run", "llama3:8b", "--url", url, status=1)
 
 
 def test_run_prints_the_answer_and_nothing_else(url: str) -> None:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, replace
+from importlib.metadata import requires
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Final, cast
@@ -28,7 +29,7 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
 from gateway.errors import ApiError, EngineFault, Unavailable
 from local_models.errors import CannotOpen
-from local_models.llama_cpp.library import Library
+from local_models.llama_cpp.library import INSTALL, Library
 from local_models.llama_cpp.model import Context, Model, Segment
 from local_models.store import open_store
 from local_models.vocabulary import Vocabulary
@@ -65,8 +66,14 @@ def test_an_engine_that_cannot_be_imported_fails_with_its_reason() -> None:
 
     assert not finding.ok
     assert "not installed" in finding.found
-    assert "pip install 'picospec[llama]'" in finding.remedy
+    assert "pip install llama-cpp-python==" in finding.remedy
     assert check_engine(lambda: broken.llama_decode, needed=False).ok
+
+
+def test_what_the_error_tells_to_install_is_what_the_package_asks_for() -> None:
+    wanted = f'{INSTALL.removeprefix("pip install ")}; extra == "llama"'
+
+    assert wanted in (requires("picospec") or ())
 
 
 def test_a_cache_that_is_a_file_fails(tmp_path: Path) -> None:
@@ -120,20 +127,20 @@ def test_a_port_held_by_a_stranger_fails_and_names_the_way_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpu", "supported", "ok"),
+    ("gpu", "supported", "warns"),
     [
-        (None, False, True),
-        (("CUDA", "-DGGML_CUDA=on"), True, True),
-        (("CUDA", "-DGGML_CUDA=on"), False, False),
+        (None, False, False),
+        (("CUDA", "-DGGML_CUDA=on"), True, False),
+        (("CUDA", "-DGGML_CUDA=on"), False, True),
     ],
 )
-def test_a_gpu_that_the_build_does_not_use_fails_and_names_the_build(
-    gpu: tuple[str, str] | None, supported: bool, ok: bool
+def test_a_gpu_that_the_build_does_not_use_is_warned_of_and_names_the_build(
+    gpu: tuple[str, str] | None, supported: bool, warns: bool
 ) -> None:
     finding = check_gpu(gpu, supported)
 
-    assert finding.ok is ok
-    assert ok or "-DGGML_CUDA=on" in finding.remedy
+    assert (finding.ok, finding.warns) == (True, warns)
+    assert not warns or "-DGGML_CUDA=on" in finding.remedy
 
 
 def test_a_report_is_well_only_when_every_finding_is() -> None:
@@ -279,16 +286,17 @@ async def test_a_server_without_the_plugin_is_told_from_none_with_its_operators_
 
 @pytest.mark.system
 def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet(tmp_path: Path) -> None:
-    async def verdict(host: str) -> bool:
+    async def verdict(host: str, *, named: bool = False) -> bool:
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             chosen = settings(f"http://{host}:{closed.getsockname()[1]}")
             (verifier,) = open_verifiers(chosen, EdgeMetrics(CollectorRegistry())).all
             store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
-            findings = await check_verifier(chosen, store, verifier)
+            findings = await check_verifier(chosen, store, verifier, named=named)
             return all(finding.ok for finding in findings)
 
     assert asyncio.run(verdict("localhost"))
+    assert not asyncio.run(verdict("localhost", named=True))
     assert not asyncio.run(verdict("127.0.0.2"))
 
 

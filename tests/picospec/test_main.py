@@ -40,7 +40,7 @@ def test_a_service_gets_its_arguments_as_they_are(
     command: list[str], becomes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     executed: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda _, arguments: executed.append(arguments))
+    monkeypatch.setattr(os, "execvp", lambda _, arguments: executed.append(arguments))
 
     result = runner.invoke(app, command)
 
@@ -51,6 +51,12 @@ def test_a_service_gets_its_arguments_as_they_are(
 @pytest.mark.parametrize("option", ["--version", "-V"])
 def test_the_version_is_that_of_the_package(option: str) -> None:
     assert runner.invoke(app, [option]).output == f"picospec {version('picospec')}\n"
+
+
+def test_the_words_of_ollamas_users_are_known() -> None:
+    assert runner.invoke(app, ["version"]).output == f"picospec {version('picospec')}\n"
+    for command in ("pull", "list", "ps", "serve"):
+        assert runner.invoke(app, [command, "--help"]).exit_code == 0, command
 
 
 def commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -119,11 +125,16 @@ def test_the_doctor_goes_to_the_verifiers_of_the_environment(
     variable: str, verifier: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr(examination, "examine", lambda *given: asked.append(given) or [])
+
+    def examine(*given: object, named: bool) -> list[examination.Finding]:
+        asked.append((*given, named))
+        return []
+
+    monkeypatch.setattr(examination, "examine", examine)
 
     runner.invoke(app, ["doctor"], env={variable: "http://gpu.example"})
 
-    assert asked == [(None, verifier, None, None, 8000, 9000)]
+    assert asked == [(None, verifier, None, None, 8000, 9000, verifier is None)]
 
 
 def test_what_a_doctor_finds_is_there_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +142,7 @@ def test_what_a_doctor_finds_is_there_for_programs(monkeypatch: pytest.MonkeyPat
         examination.Finding("a", True, "fine"),
         examination.Finding("b", False, "no", "do"),
     ]
-    monkeypatch.setattr(examination, "examine", lambda *_: found)
+    monkeypatch.setattr(examination, "examine", lambda *_, **__: found)
 
     result = runner.invoke(app, ["doctor", "--json"])
 

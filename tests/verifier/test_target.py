@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 from gateway.drain import Drain
 from gateway.errors import Unavailable
 from local_models.blobs import FileHashes
-from local_models.errors import UnknownModel
+from local_models.errors import CannotOpen, UnknownModel
 from local_models.llama_cpp.model import Context, Model, Segment
 from local_models.store import StoredModel, open_store
 from local_models.vocabulary import relate
@@ -243,6 +243,11 @@ def target(**settings: object) -> LlamaTarget:
     made = make_target(load(None, {}, settings), VerifierMetrics(CollectorRegistry()))
     assert isinstance(made, LlamaTarget)
     return made
+
+
+def test_a_file_that_is_not_there_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(CannotOpen, match=r"there is no model .*/missing\.gguf"):
+        target(model=str(tmp_path / "missing.gguf"))
 
 
 def test_a_missing_model_is_fetched_at_the_start_and_the_log_shows_how_far_it_is(

@@ -40,7 +40,7 @@ def launch(
 ) -> NoReturn:
     """Become vLLM's server. config, overrides: what `settings` were loaded from."""
     if find_spec("vllm") is None:
-        sys.exit("verifier: vLLM is not installed here: pip install 'picospec[cloud]'")
+        sys.exit("verifier: vLLM is not installed here: pip install 'vllm>=0.32,<0.34'")
     for group in PLUGINS:
         if NAME not in entry_points(group=group).names:
             sys.exit(f"verifier: picospec has no {group} here: install it again")

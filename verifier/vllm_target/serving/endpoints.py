@@ -444,7 +444,8 @@ class Endpoints:
         """Open the engine to sessions. Raises SystemExit, which ends vLLM."""
         try:
             settings = read_settings()
-            check_free(settings, shared=(args.api_server_count or 1) > 1)
+            shared = (args.api_server_count or 1) > 1
+            check_free("verifier", settings.host, settings.port, shared=shared)
             logs.configure(settings.log_format)
             self.service = VllmService(settings, engine_client, self._app, args, self._drain)
         except (OSError, ValueError) as error:
