@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -42,7 +42,8 @@ from picospec.connect import app as connecting_app
 from picospec.doctor import check_gpu, gpu_here, report
 from picospec.measure import app as measuring_app
 from picospec.model_commands import models_app, pull, show
-from picospec.service import COMMANDS, NoService, call, install, remove, state
+from picospec.service import NoService, call, install, kept_variables, remove, state
+from picospec.service_managers import manager_of
 from picospec.up import (
     Plan,
     check_plain,
@@ -150,6 +151,9 @@ def _add(name: str, module: str, help: str) -> None:
         arguments = context.args
         if name == "edge" and (change := _SERVICE_OPTIONS & {*arguments}):
             return _change_service(change, [each for each in arguments if each not in change])
+        if name == "edge" and arguments[:1] == ["--variables"]:  # of a service
+            os.environ.update(kept_variables(Path(arguments[1])))
+            arguments = arguments[2:]
         if name in SERVICES:
             arguments = with_default_file(name, arguments, os.environ)
         become([sys.executable, *program(module, *arguments)])
@@ -168,18 +172,24 @@ def _change_service(change: frozenset[str], arguments: list[str]) -> None:
         fail(error)
 
 
-def _add_systemd(name: str, help: str, command: Sequence[str]) -> None:
-    @app.command(name, help=help)
-    def run() -> None:
-        try:
-            status = call(command)
-        except NoService as error:
-            fail(error)
-        raise typer.Exit(status)
+def _ask_manager(command: Sequence[str]) -> NoReturn:
+    try:
+        raise typer.Exit(call(command))
+    except NoService as error:
+        fail(error)
 
 
-for each, (says, runs) in COMMANDS.items():
-    _add_systemd(each, says, runs)
+@app.command()
+def stop() -> None:
+    """Stop the edge's service."""
+    _ask_manager(manager_of(os.environ).stop)
+
+
+@app.command()
+def logs() -> None:
+    """Follow the log of the edge's service."""
+    _ask_manager(manager_of(os.environ).logs)
+
 
 # The words of Ollama's users, for the same things here.
 app.command("pull", hidden=True)(pull)
@@ -215,7 +225,7 @@ def status(
     else:
         show_status(statuses, Console())
         if (unit := state(os.environ)) is not None:
-            typer.echo(f"the service picospec-edge of this user is {unit}")
+            typer.echo(f"the service of this user is {unit}")
     if not any(each.runs for each in statuses):
         raise typer.Exit(1)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import plistlib
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +17,8 @@ from typer.testing import CliRunner
 from edge_agent.settings import EdgeSettings
 from picospec.configuration import origin_of, with_default_file
 from picospec.main import app
-from picospec.service import NoService, install, remove, unit_path
+from picospec.service import NoService, install, kept_variables, remove
+from picospec.service_managers import launchd, systemd, task_scheduler
 
 FILE = 'slots = 2\ndraft_model = "[m]"\n[drafting]\nflush_tokens = 5\n'
 
@@ -90,7 +93,7 @@ def test_a_unit_is_written_started_and_removed(tmp_path: Path) -> None:
         return 0
 
     said = install(ARGUMENTS, environ, run)
-    unit = unit_path(environ)
+    unit = systemd(environ).file
     text = unit.read_text()
     remove(environ, run)
 
@@ -126,7 +129,42 @@ def test_a_service_keeps_what_it_was_installed_with_where_only_its_user_reads_it
     ]
     assert file.read_text().splitlines() == kept
     assert file.stat().st_mode & 0o777 == 0o600
-    assert f"WorkingDirectory={Path.cwd()}" in unit_path(environ).read_text()
+    assert f"WorkingDirectory={Path.cwd()}" in systemd(environ).file.read_text()
+
+
+def test_a_service_keeps_proxies_certificates_and_tokens(tmp_path: Path) -> None:
+    ours = {"HTTPS_PROXY": "p", "no_proxy": "n", "SSL_CERT_FILE": "c", "HF_TOKEN": 'a"\\"b'}
+    environ = {"XDG_CONFIG_HOME": str(tmp_path), "LANG": "C", **ours}
+
+    printed = install([], environ, lambda _: 0)
+
+    assert kept_variables(tmp_path / "picospec" / "edge.env") == ours
+    assert "HF_TOKEN, HTTPS_PROXY, SSL_CERT_FILE, no_proxy" in printed
+
+
+def test_launchd_and_the_task_scheduler_get_files_that_they_read(tmp_path: Path) -> None:
+    environ = {name: str(tmp_path) for name in ("HOME", "LOCALAPPDATA", "PICOSPEC_CONFIG_DIR")}
+    variables = str(tmp_path / "edge.env")
+    commands = list[str]()
+
+    for manager in (agent := launchd(environ), task := task_scheduler(environ)):
+        install(ARGUMENTS, environ, lambda words: commands.append(words[0]) or 0, manager)
+
+    plist = plistlib.loads(agent.file.read_bytes())
+    words = [sys.executable, "-P", "-m", "picospec", "edge", "--variables", variables]
+    assert plist["ProgramArguments"] == [*words, *ARGUMENTS]
+    assert (plist["Label"], plist["RunAtLoad"]) == ("dev.picospec.edge", True)
+    assert plist["KeepAlive"] == {"SuccessfulExit": False}
+    xml = ElementTree.fromstring(task.file.read_text("utf-16"))
+    texts = {each.tag.partition("}")[2]: each.text or "" for each in xml.iter()}
+    assert (texts["Command"], texts["WorkingDirectory"]) == ("cmd.exe", str(Path.cwd()))
+    assert texts["Arguments"].startswith(f'/c "{sys.executable} -P -m picospec edge --var')
+    assert "https://gpu:9000" in texts["Arguments"]
+    assert {*commands} == {"launchctl", "schtasks"}
+    for manager in (agent, task):
+        remove(environ, lambda _: 0, manager)
+        with pytest.raises(NoService, match="no service of PicoSpec is installed"):
+            remove(environ, lambda _: 0, manager)
 
 
 @pytest.mark.system
@@ -136,7 +174,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     environ = {"XDG_CONFIG_HOME": str(tmp_path)}
     install(ARGUMENTS, environ, lambda _: 0)
 
-    command = ["systemd-analyze", "verify", str(unit_path(environ))]
+    command = ["systemd-analyze", "verify", str(systemd(environ).file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert "picospec-edge" not in done.stderr
