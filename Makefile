@@ -27,6 +27,7 @@
 # make sbom                             writes build/sbom.json: what this package runs on
 # make reference                        writes docs/settings.md and docs/metrics.md from the classes
 # make wheel                            builds dist/picospec-VERSION-py3-none-any.whl
+# make wheels                           tells for which systems each dependency has a wheel
 EDGE_PORT ?= 8000
 VERIFIER_PORT ?= 9000
 export EDGE_PORT VERIFIER_PORT
@@ -95,12 +96,19 @@ bench-smoke: setup
 build/%/.ready: .venv/.ready-run
 	@$(STEP) "$* installed" scripts/setup-tools.sh $*
 
-.PHONY: audit docs lock pin release sbom wheel
+.PHONY: audit docs lock pin release sbom wheel wheels
 docs: build/docs/.ready
 	@$(STEP) "site built in build/site" scripts/docs.sh
 
-wheel: setup
-	@$(STEP) "wheel built" scripts/build-wheel.sh $(BIN)/python dist
+# It needs Python and pip alone: nothing is compiled.
+build/build/.ready: requirements/build.lock
+	@$(STEP) "pip and setuptools installed" scripts/setup-tools.sh build
+
+wheel: build/build/.ready
+	@$(STEP) "wheel built" scripts/build-wheel.sh build/build/bin/python dist
+
+wheels: setup
+	@$(BIN)/python scripts/wheels.py
 
 release: .venv/.ready-dev build/release/.ready build/tools/.ready
 	@$(STEP) "release built and tried" scripts/release.sh
