@@ -48,8 +48,9 @@ def visible(text: str) -> str:
 
 
 def edge_url(url: str | None, edge_port: int) -> str:
-    """Return the address of an edge, without `/v1`."""
-    return (url or f"http://{HOST}:{edge_port}").rstrip("/").removesuffix("/v1")
+    """Return the address of an edge, with its scheme and without `/v1`."""
+    address = (url or f"{HOST}:{edge_port}").rstrip("/").removesuffix("/v1")
+    return address if "://" in address else f"http://{address}"
 
 
 def fail(error: Exception) -> NoReturn:
