@@ -329,7 +329,7 @@ def save(path: Path, messages: Sequence[Turn]) -> None:
         text = json.dumps(msgspec.to_builtins(messages), indent=2, ensure_ascii=False)
     else:
         text = "\n\n".join(f"## {turn.role}\n\n{turn.content}" for turn in messages)
-    with path.open("x") as file:
+    with path.open("x", encoding="utf-8") as file:
         file.write(f"{text}\n")
 
 

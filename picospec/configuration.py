@@ -153,7 +153,7 @@ def origin_of(
         rest = parts[count:]
         if variable and (not rest or _within(json.loads(environ[variable]), rest)):
             return variable
-    read: object = tomllib.loads(file.read_text()) if file else {}
+    read: object = tomllib.loads(file.read_text("utf-8")) if file else {}
     return str(file) if _within(read, parts) else "default"
 
 

@@ -257,7 +257,7 @@ def run_client(
             if of.text is not None:
                 return edge.fill(part).strip()
             file = Path(folder) / Path(part.files[0]).name
-            file.write_text(edge.fill(part))
+            file.write_text(edge.fill(part), "utf-8")
             return str(file)
 
         own = [

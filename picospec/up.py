@@ -113,7 +113,7 @@ def read_settings(path: Path) -> dict[str, dict[str, object]]:
     Raises WrongSettings.
     """
     try:
-        tables = tomllib.loads(path.read_text())
+        tables = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise WrongSettings(f"{path}: {error}") from error
     for name, table in tables.items():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import (
@@ -216,16 +217,25 @@ class Child:
         The pipe is our own: with asyncio's pipe, wait() would not return while a process that
         the service started keeps the pipe open.
         """
+        pipe = os.fdopen(read_end, "rb")
+        if sys.platform == "win32":  # its loop cannot wait for such a pipe
+            with pipe:
+                while line := await asyncio.to_thread(pipe.readline, LINE_LIMIT_BYTES):
+                    self._pass_on(line)
+            return
         loop = asyncio.get_running_loop()
         lines = asyncio.StreamReader(limit=LINE_LIMIT_BYTES)
         transport, _ = await loop.connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(lines), os.fdopen(read_end, "rb")
+            lambda: asyncio.StreamReaderProtocol(lines), pipe
         )
         with closing(transport):
             while line := await _next_line(lines):
-                text = line.decode(errors="replace").rstrip()
-                self.last_lines.append(text)
-                self._on_line(self.service.name, text)
+                self._pass_on(line)
+
+    def _pass_on(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip()
+        self.last_lines.append(text)
+        self._on_line(self.service.name, text)
 
 
 async def _next_line(lines: asyncio.StreamReader) -> bytes:

@@ -360,3 +360,16 @@ def test_the_module_needs_the_standard_library_alone() -> None:
     command = [sys.executable, "-S", "-c", "import gateway.hosting.parent_death"]
 
     assert subprocess.run(command, env=ENVIRONMENT).returncode == 0
+
+
+async def test_lines_are_read_where_the_loop_cannot_wait_for_a_pipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def cannot(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(asyncio.get_running_loop(), "connect_read_pipe", cannot)
+
+    with pytest.raises(ServiceDied, match="status 3\nfirst\nlast"):
+        await run(running("edge", "print('first'); print('last'); raise SystemExit(3)"))
