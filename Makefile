@@ -35,6 +35,7 @@ export EDGE_PORT VERIFIER_PORT
 BIN := .venv/bin
 SETUP := pyproject.toml $(wildcard scripts/*) $(wildcard requirements/*.lock)
 STEP := scripts/step.sh
+PULL := picospec models pull --config configs/local.toml
 
 # Steps build on one another: the virtual environment, then the models, then the work.
 .NOTPARALLEL:
@@ -49,13 +50,13 @@ setup: .venv/.ready-run
 	@scripts/setup.sh dev
 
 models: setup
-	@$(STEP) "models ready" $(BIN)/picospec models pull qwen2.5-coder
+	@$(STEP) "models ready" $(BIN)/$(PULL) qwen2.5-coder
 
 run: models
 	@exec $(BIN)/picospec up --config configs/local.toml
 
 test: .venv/.ready-dev models
-	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
+	@$(STEP) "small model ready" $(BIN)/$(PULL) smollm2
 	@$(STEP) "tests" $(BIN)/pytest -n $(or $(PARTS),2) --dist loadfile \
 		-m "not clients and not faults and not images" $(ARGS)
 
@@ -86,7 +87,7 @@ BENCH_OUT ?= build/bench-smoke
 BENCH_ARMS := cloud,picospec,picospec-separate,picospec-nofill,sync,paper,colocated,edge-only
 
 bench-smoke: setup
-	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
+	@$(STEP) "small model ready" $(BIN)/$(PULL) smollm2
 	@mkdir -p $(BENCH_OUT)
 	@$(STEP) "bench" $(BIN)/python -m bench run --json $(BENCH_OUT)/out.json \
 		--target-model smollm2 --draft-model smollm2 --arms $(BENCH_ARMS) --rtt 10,50 \
@@ -141,7 +142,7 @@ SAFETENSORS := $(or $(PICOSPEC_CACHE),$(HOME)/.cache/picospec)/safetensors
 	@scripts/setup-vllm.sh dev
 
 run-vllm: .venv-vllm/.ready-run
-	@$(STEP) "models ready" $(VLLM)/picospec models pull qwen2.5-coder
+	@$(STEP) "models ready" $(VLLM)/$(PULL) qwen2.5-coder
 	@PICOSPEC_VERIFIER__MODEL=$(SAFETENSORS)/qwen2.5-coder-1.5b \
 		exec $(VLLM)/picospec up --config configs/local-vllm.toml
 
@@ -181,12 +182,12 @@ test-clients-ready: .venv/.ready-dev
 
 .PHONY: test-faults
 test-faults: .venv/.ready-dev
-	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
+	@$(STEP) "small model ready" $(BIN)/$(PULL) smollm2
 	@$(STEP) "fault campaign" $(BIN)/pytest tests/faults $(ARGS)
 
 .PHONY: test-image
 test-image: .venv/.ready-dev
-	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
+	@$(STEP) "small model ready" $(BIN)/$(PULL) smollm2
 	@scripts/test-image.sh $(IMAGE)
 
 test-vllm-matrix: .venv-vllm/.ready-dev
@@ -202,7 +203,7 @@ GPU_REPORT ?= build/gpu-check.md
 # More options go through ARGS; the last of two wins.
 .PHONY: gpu-check
 gpu-check: .venv-vllm-gpu/.ready-gpu
-	@$(STEP) "draft model ready" $(VLLM_GPU)/picospec models pull --as draft qwen2.5-coder
+	@$(STEP) "draft model ready" $(VLLM_GPU)/$(PULL) --as draft qwen2.5-coder
 	@[ -d "$(MODEL)" ] || $(STEP) "target ready" $(VLLM_GPU)/hf download "$(MODEL)" >/dev/null
 	@$(VLLM_GPU)/python -m bench.gpu_check --target-model "$(MODEL)" --out $(GPU_REPORT) \
 		--vllm.kv-cache-memory-bytes 4294967296 $(if $(HEAD),--head '$(HEAD)') $(ARGS)

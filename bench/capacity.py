@@ -54,7 +54,7 @@ from edge_agent.settings import EdgeSettings
 from gateway.errors import ApiError, EngineFault
 from gateway.hosting.processes import ServiceError
 from gateway.ports import Job, Statistics
-from local_models.llama_cpp.model import common_prefix
+from local_models.llama_cpp.prefix import common_prefix
 from local_models.tokenizer import Tokenizer
 from picospec.link import HOST, Conditions, Link
 from speculation.distributions import DraftToken

@@ -43,7 +43,7 @@ from bench.statistics import (
 from bench.statistics import (
     markdown as table,
 )
-from local_models.llama_cpp.model import common_prefix
+from local_models.llama_cpp.prefix import common_prefix
 
 # Computes the costs of an arm's answers over one link, and the figures that compare arms.
 

@@ -27,7 +27,8 @@ from bench import prompts as script
 from bench.prompts import SHIPPED, Conversation, Prompt, read, sampling
 from bench.results import Answer, Results, load
 from edge_agent.draft.loading import find
-from local_models.llama_cpp.model import Context, Model, Segment
+from local_models.llama_cpp.model import Context, Model
+from local_models.llama_cpp.segments import Segment
 from local_models.store import open_store
 from local_models.tokenizer_file import tokenizer_file
 from speculation import coupled

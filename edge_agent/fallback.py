@@ -24,8 +24,8 @@ from gateway.ports import (
     TokenizerSource,
     opening,
 )
+from local_models.constraints import NAME
 from local_models.errors import CannotCheck, GrammarFailed
-from local_models.grammars import NAME
 from local_models.store import StoredModel
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import tokenizer_file

@@ -19,8 +19,9 @@ from gateway.errors import InvalidRequest
 from gateway.ports import Job, TenantOwner
 from gateway.turns import Turns
 from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
+from local_models.constraints import NAME
 from local_models.errors import CannotCheck, GrammarFailed, InvalidGrammar
-from local_models.grammars import NAME, Grammar, GrammarState
+from local_models.grammars import Grammar, GrammarState
 from local_models.tokenizer import Tokenizer
 from speculation.distributions import DraftToken, Logits
 from speculation.judges import JUDGES

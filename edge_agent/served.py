@@ -40,7 +40,7 @@ from gateway.errors import ApiError
 from local_models.choosing import HubPolicy
 from local_models.llama_cpp.library import has_llama
 from local_models.store import Store
-from local_models.tokenizer_file import TokenizerCache
+from local_models.tokenizer_cache import TokenizerCache
 from speculation.drafting import DraftPolicy
 
 MAX_MODELS: Final = 64

@@ -15,15 +15,14 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 if TYPE_CHECKING:
     import asyncio
 
 if sys.platform == "win32":
-    import msvcrt
+    pass
 else:
-    import fcntl
     import resource
 
 LACKS: Final[Mapping[str, Sequence[str]]] = {
@@ -228,18 +227,6 @@ def now_with_sleep() -> float:
     if sys.platform == "darwin":
         return time.clock_gettime(time.CLOCK_MONOTONIC)
     return time.monotonic()
-
-
-def lock(file: IO[str]) -> None:
-    """Lock a file until it is closed, or its process ends. Raises BlockingIOError if another
-    process has locked it."""
-    if sys.platform == "win32":
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except PermissionError as error:
-            raise BlockingIOError(*error.args) from error
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 # Connections: what the kernel knows about them.

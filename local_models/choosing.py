@@ -9,22 +9,28 @@ token by token before the rest is fetched.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from rich.console import Console
 from rich.markup import escape
 from rich.prompt import Confirm
 
-from local_models.catalogue import ModelFile, parse_reference
+from local_models.catalogue import ModelFile
 from local_models.errors import ModelError, NotPulled, Unsuitable
 from local_models.llama_cpp.model import Model
-from local_models.store import MIN_RATIO, Store, fitting_draft
-from local_models.tokenizer_file import TokenizerCache, TokenizerFile
+from local_models.references import parse_reference
+from local_models.store import Store
+from local_models.tokenizer_cache import TokenizerCache
+from local_models.tokenizer_file import TokenizerFile
 from local_models.vocabulary import Vocabulary, relate
+
+MIN_RATIO: Final = 2
+"""A target's file must be at least this many times as large as its draft model's; with a larger
+draft model, drafting takes so long that little is gained."""
 
 Consent = Literal["ask", "always", "never"]
 """A draft model that no catalogue has is fetched after a question at a terminal, without a
@@ -84,6 +90,48 @@ def choose_draft(
         return DraftModelChoice(sibling.reference, f"a sibling of this target: {sibling}")
     remedy = f"picospec models pull --as draft {sibling.reference}"
     return DraftModelChoice(None, f"none is here; on the hub is {sibling}", remedy)
+
+
+def fitting_draft(
+    store: Store, target: str, vocabulary: Vocabulary, target_bytes: int | None = None
+) -> str | None:
+    """Return the name of a draft model for a target; None if the catalogue has none.
+
+    A draft model that is paired with the target has precedence, whatever its vocabulary. The
+    next choice is the smallest one whose token ids mean the same; it may have to be pulled.
+    target: its name. target_bytes: the size of its file; None if unknown.
+    """
+    for name in store.catalogue.drafts_of(target):
+        return name
+    for name in _candidates(store, target):
+        small = target_bytes is None or _bytes(store, name) * MIN_RATIO <= target_bytes
+        if small and _fits(store, name, vocabulary):
+            return name
+    return None
+
+
+def _candidates(store: Store, target: str) -> Iterator[str]:
+    """Yield the draft models of all pairs and all Q4_0 variants, smallest first."""
+    catalogue = store.catalogue
+    drafts = {pair.draft for pair in catalogue.pairs.values()}
+    drafts |= {name for name, of in catalogue.variants.items() if of.quantisation == "Q4_0"}
+    for name in sorted(drafts, key=lambda name: (_bytes(store, name), name)):
+        if target not in (name, catalogue.recipe(name).model):
+            yield name
+
+
+def _fits(store: Store, name: str, vocabulary: Vocabulary) -> bool:
+    if known := store.catalogue.recipe(name).file.vocabulary:
+        return known == vocabulary.digest
+    try:
+        own = _vocabulary_of(store.find(name, "draft").path)
+    except ModelError:
+        return False
+    return relate(vocabulary, own) != "different"
+
+
+def _bytes(store: Store, name: str) -> int:
+    return store.catalogue.recipe(name).file.bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +196,17 @@ def _examined(store: Store, reference: str, target: Vocabulary, max_bytes: float
     if file.bytes > max_bytes:
         size, most = file.bytes / 1e9, max_bytes / 1e9
         raise Unsuitable(f"its {size:.2f} GB are more than {most:.2f} GB")
-    if path is None:
-        own = _vocabulary_on_the_hub(store, file)
-    else:
-        model = Model(path, vocabulary_only=True)
-        own = model.vocabulary
-        model.close()
+    own = _vocabulary_of(path) if path else _vocabulary_on_the_hub(store, file)
     if relate(target, own) == "different":
         raise Unsuitable("it has other tokens than the target")
     return Sibling(reference, file, path is not None)
+
+
+def _vocabulary_of(path: Path) -> Vocabulary:
+    model = Model(path, vocabulary_only=True)
+    vocabulary = model.vocabulary
+    model.close()
+    return vocabulary
 
 
 def _vocabulary_on_the_hub(store: Store, file: ModelFile) -> Vocabulary:

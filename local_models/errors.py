@@ -18,6 +18,7 @@
   - NotPulled         the model is known, but the store does not have the file
   - PullError
     - SourceFailed    one source cannot provide the file; the next one is tried
+      - Unreachable   it gave no usable answer at all; this pull does not ask it again
     - WrongHash       a fetched or stored file does not have the hash of the catalogue
     - DiskFull        the disk has no room for the file; the next pull resumes the download
 """
@@ -83,6 +84,9 @@ class PullError(ModelError): ...
 
 
 class SourceFailed(PullError): ...
+
+
+class Unreachable(SourceFailed): ...
 
 
 class WrongHash(PullError): ...

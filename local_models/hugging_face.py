@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
-from huggingface_hub import snapshot_download
 
 from local_models.errors import CannotOpen
 from local_models.template import joined
@@ -121,6 +120,8 @@ def directory_of(model: str, revision: str | None = None) -> Path:
     """
     if Path(model).is_dir():
         return Path(model)
+    from huggingface_hub import snapshot_download  # it takes 0.3 s, see hub.py
+
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES)))
     except (OSError, ValueError) as error:  # the library's own errors derive from these
@@ -133,6 +134,8 @@ def commit_of(model: str, revision: str | None, cache: str | None) -> str | None
     revision: a branch, a tag or a commit; None for the main branch. cache: a folder; None for
     the library's own.
     """
+    from huggingface_hub import snapshot_download
+
     try:
         here = snapshot_download(
             model, revision=revision, cache_dir=cache, local_files_only=True
@@ -145,7 +148,7 @@ def commit_of(model: str, revision: str | None, cache: str | None) -> str | None
 def read_directory(folder: Path) -> dict[str, Any]:
     """Return the tokenizer's data in a directory. Raises CannotOpen.
 
-    The keys are fields of models.tokenizer_file.TokenizerFile.
+    The keys are fields of tokenizer_file.TokenizerFile.
     """
     data = _read(folder / "tokenizer.json")
     if data is None:

@@ -1,7 +1,8 @@
 """Stores the models of this machine, and finds the files that references mean.
 
     blobs/SHA256           a complete file, whose hash was checked before it got this name
-    names/NAME.gguf        a link to a blob, for a model or variant of the catalogue
+    names/NAME.gguf        a link to a blob, for a model or variant of the catalogue; the
+                           blob is missing after `prune` if only variants were made of it
     hub/OWNER/REPO/FILE    a link to a blob, for a file of the hub
     exact/STEM-KEY.gguf    a link to exact weights made from a file whose own are not exact
     partial/, wheels/      unfinished files; the next pull resumes them
@@ -9,36 +10,29 @@
 `open_store` reads the environment:
 
     PICOSPEC_CACHE           its folder models/ has the models (default ~/.cache/picospec)
-    PICOSPEC_CONFIG_DIR      has the user's catalogue, see models.catalogue
-    PICOSPEC_MODEL_SOURCES   the sources in the order of trial (default folder,hub,wheels)
+    PICOSPEC_CONFIG_DIR      has the user's catalogue, see user_catalogue
+    PICOSPEC_MODEL_SOURCES   the sources in the order of trial (default folder,hub; the package
+                             index, `wheels`, is asked only where this names it)
     PICOSPEC_MODEL_FOLDER    a directory with GGUF files, for the source `folder`
     HF_ENDPOINT, HF_TOKEN    another hub than Hugging Face, and a token for the hub
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from local_models.blobs import Blobs
-from local_models.catalogue import (
-    Catalogue,
-    HubReference,
-    ModelFile,
-    Recipe,
-    Role,
-    UserCatalogue,
-    parse_reference,
-    shipped,
-    user_file,
-)
-from local_models.errors import ModelError, NotPulled, SourceFailed, UnknownModel
+from local_models.catalogue import Catalogue, ModelFile, Recipe, shipped
+from local_models.errors import NotPulled, SourceFailed, UnknownModel
 from local_models.gguf import is_exact
-from local_models.hub import Folder, Hub, Progress, Source, Wheels
-from local_models.llama_cpp.model import Model
-from local_models.vocabulary import Vocabulary, relate
+from local_models.hub import Hub
+from local_models.package_index import Wheels
+from local_models.progress import Progress
+from local_models.references import HubReference, Role, parse_reference
+from local_models.sources import Folder, Source
+from local_models.user_catalogue import UserCatalogue, user_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +57,7 @@ class Store:
     """Keeps the models under `root`. Each is fetched from the first of `sources` that has it.
 
     A reference is a user's name for a model: a path, a name of the catalogue, or a file of the
-    hub (models.catalogue). A pair means its model for the given role.
+    hub (see references). A pair means its model for the given role.
     """
 
     def __init__(
@@ -138,6 +132,20 @@ class Store:
             recipes = [self.catalogue.recipe(name) for name in self.catalogue.files(reference)]
             return self._blobs.drop(map(self._path, recipes), [each.file for each in recipes])
 
+    def prune(self) -> int:
+        """Delete unfinished downloads, and files from which all variants of a model are made.
+
+        Return the number of bytes freed. What is deleted can be fetched again.
+        """
+        catalogue = self.catalogue
+        with self._blobs.changing():
+            sources = [
+                self._path(catalogue.recipe(model))
+                for model in catalogue.models
+                if (variants := catalogue.made_of(model)) and all(map(self._is_here, variants))
+            ]
+            return self._blobs.prune(sources)
+
     def _meaning(self, reference: str, role: Role) -> Path | HubReference | Recipe:
         path = Path(reference).expanduser()
         hub = parse_reference(reference)
@@ -194,7 +202,7 @@ class Store:
         if recipe.file.local and recipe.quantisation is None:
             raise NotPulled(f"{recipe.name}: {path} does not exist")
         if recipe.quantisation is None:
-            if path.is_symlink():  # of an earlier model of this name, as are its variants
+            if self._is_of_another(recipe):  # of this name earlier, as are its variants
                 self._blobs.drop([path, *map(self._path, self.catalogue.made_of(recipe.name))])
             return self._blobs.link(path, self._blobs.fetch(recipe.file, progress))
         base = self._obtain(self.catalogue.recipe(recipe.model), progress)
@@ -213,9 +221,11 @@ class Store:
 
     def _is_here(self, recipe: Recipe) -> bool:
         """Return True if a recipe's file is here and not an earlier model's of this name."""
+        return self._path(recipe).exists() and not self._is_of_another(recipe)
+
+    def _is_of_another(self, recipe: Recipe) -> bool:
         base, sha256 = self.root / "names" / f"{recipe.model}.gguf", recipe.file.sha256
-        other = sha256 and base.is_symlink() and base.resolve().name != sha256
-        return self._path(recipe).exists() and not other
+        return bool(sha256) and base.is_symlink() and base.resolve().name != sha256
 
     def _of_hub(self, hub: HubReference | None = None) -> dict[str, Path]:
         """Return the local files of a repository by name; of all repositories without `hub`."""
@@ -251,19 +261,13 @@ def open_store(environment: Mapping[str, str]) -> Store:
         "hub": hub,
         "wheels": Wheels(root / "wheels"),
     }
-    every = ",".join(known)
-    names = (environment.get("PICOSPEC_MODEL_SOURCES") or every).split(",")
+    usual = "folder,hub" if folder else "hub"
+    names = (environment.get("PICOSPEC_MODEL_SOURCES") or usual).split(",")
     if unknown := set(names) - set(known):
+        every = ",".join(known)
         raise SourceFailed(f"PICOSPEC_MODEL_SOURCES: no {sorted(unknown)}; use {every}")
     catalogue = shipped() | UserCatalogue(user_file(environment)).read()
     return Store(root, catalogue, [known[name] for name in names], hub)
-
-
-# Obtains the model that a service opens, and finds a draft model that fits a target.
-
-MIN_RATIO: Final = 2
-"""A target's file must be at least this many times as large as its draft model's; with a larger
-draft model, drafting takes so long that little is gained."""
 
 
 def obtain(store: Store, reference: str, role: Role, progress: Progress) -> StoredModel:
@@ -276,47 +280,3 @@ def obtain(store: Store, reference: str, role: Role, progress: Progress) -> Stor
     except NotPulled:
         store.pull(reference, progress, role)
         return store.find(reference, role)
-
-
-def fitting_draft(
-    store: Store, target: str, vocabulary: Vocabulary, target_bytes: int | None = None
-) -> str | None:
-    """Return the name of a draft model for a target; None if the catalogue has none.
-
-    A draft model that is paired with the target has precedence, whatever its vocabulary. The
-    next choice is the smallest one whose token ids mean the same; it may have to be pulled.
-    target: its name. target_bytes: the size of its file; None if unknown.
-    """
-    for name in store.catalogue.drafts_of(target):
-        return name
-    for name in _candidates(store, target):
-        small = target_bytes is None or _bytes(store, name) * MIN_RATIO <= target_bytes
-        if small and _fits(store, name, vocabulary):
-            return name
-    return None
-
-
-def _candidates(store: Store, target: str) -> Iterator[str]:
-    """Yield the draft models of all pairs and all Q4_0 variants, smallest first."""
-    catalogue = store.catalogue
-    drafts = {pair.draft for pair in catalogue.pairs.values()}
-    drafts |= {name for name, of in catalogue.variants.items() if of.quantisation == "Q4_0"}
-    for name in sorted(drafts, key=lambda name: (_bytes(store, name), name)):
-        if target not in (name, catalogue.recipe(name).model):
-            yield name
-
-
-def _fits(store: Store, name: str, vocabulary: Vocabulary) -> bool:
-    if known := store.catalogue.recipe(name).file.vocabulary:
-        return known == vocabulary.digest
-    try:
-        model = Model(store.find(name, "draft").path, vocabulary_only=True)
-    except ModelError:
-        return False
-    own = model.vocabulary
-    model.close()
-    return relate(vocabulary, own) != "different"
-
-
-def _bytes(store: Store, name: str) -> int:
-    return store.catalogue.recipe(name).file.bytes

@@ -24,7 +24,7 @@ import msgspec
 from gateway.system import limit_memory, limited_cpu
 from local_models.confined import serve
 from local_models.errors import InvalidGrammar
-from local_models.grammars import grammar_text, make_matcher, make_tokenizer, reason_of
+from local_models.guidance import grammar_text, make_matcher, make_tokenizer, reason_of
 from local_models.vocabulary import Vocabulary
 
 CPU_S: Final = 1.0

@@ -24,8 +24,8 @@ from rich.live import Live
 from rich.text import Text
 from typer import Argument, Option
 
-from local_models.catalogue import user_file
-from local_models.llama_cpp.model import common_prefix
+from local_models.llama_cpp.prefix import common_prefix
+from local_models.user_catalogue import user_file
 from picospec.chat_client import (
     CHAT,
     DIRECT,

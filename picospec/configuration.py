@@ -18,7 +18,7 @@ from typer import Option
 
 from edge_agent.settings import EdgeSettings
 from gateway.hosting.settings import WrongSettings
-from local_models.catalogue import user_file
+from local_models.user_catalogue import user_file
 from verifier.settings import VerifierSettings
 
 # Shared parts of the commands: options, harmless texts, and the end of one that failed.

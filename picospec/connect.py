@@ -25,7 +25,7 @@ from rich.table import Table
 from typer import Argument, Option
 
 from gateway.system import INTERRUPTS
-from local_models.catalogue import user_file
+from local_models.user_catalogue import user_file
 from picospec.chat_client import ChatError, chosen, client_of, distinct, models_of
 from picospec.client_files import (
     Changed,

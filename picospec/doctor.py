@@ -36,7 +36,7 @@ from local_models.errors import ModelError, NoLlama, NotPulled
 from local_models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
 from local_models.llama_cpp.model import Model
 from local_models.store import Store, open_store
-from local_models.tokenizer_file import TokenizerCache
+from local_models.tokenizer_cache import TokenizerCache
 from local_models.vocabulary import Relation, Vocabulary, relate
 from picospec.configuration import HOST, visible
 from picospec.expecting import MeasuredPace, pace

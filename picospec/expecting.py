@@ -24,7 +24,8 @@ from edge_agent.draft.loading import open_context
 from edge_agent.link.connection import read_answer
 from edge_agent.link.verifier import Verifier
 from edge_agent.settings import EdgeSettings
-from local_models.llama_cpp.model import Context, Model, Segment
+from local_models.llama_cpp.model import Context, Model
+from local_models.llama_cpp.segments import Segment
 from speculation.messages import ModelFacts
 from speculation.untrusted import decode_json
 

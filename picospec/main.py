@@ -49,6 +49,7 @@ from picospec.up import (
     check_plain,
     check_settings,
     read_settings,
+    sources_of,
     up_at_a_distance,
 )
 from picospec.up import up as run_up
@@ -103,7 +104,8 @@ def up(
         str | None, Option(help="Draft model: the same, or none. Default: one that fits.")
     ] = None,
     config: Annotated[
-        Path | None, Option(help=escape("TOML file with the tables [edge] and [verifier]."))
+        Path | None,
+        Option(help=escape("TOML file with the tables [edge], [verifier], [models].")),
     ] = None,
     pin: Annotated[
         str | None,
@@ -128,7 +130,7 @@ def up(
         check_settings(settings, os.environ, choices[0].draft)
         if has_llama() and (gpu := check_gpu(gpu_here(), can_use_gpu())).warns:
             console.print(f"This machine has {gpu.found}. A faster build: {gpu.remedy}")
-        store = open_store(os.environ)
+        store = open_store({**os.environ, **sources_of(settings, os.environ)})
         first, *more = [prepare(choice, store, console) for choice in choices]
         arguments = {**first, "edge": ("--draft", choices[0].draft)} if more else first
         key = first_key(os.environ.get("PICOSPEC_API_KEYS", ""))

@@ -1,4 +1,4 @@
-"""`picospec models`: list, pull, add, remove and verify."""
+"""`picospec models`: list, pull, add, remove, prune and verify."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 from typer import Argument, Option
 
-from local_models.catalogue import Pair, Role, UserCatalogue, user_file
+from gateway.hosting.settings import WrongSettings
+from local_models.catalogue import Pair
 from local_models.dequantise import Weights, dequantise
 from local_models.errors import ModelError, UnknownModel
-from local_models.hub import progress_bar
+from local_models.progress import progress_bar
+from local_models.references import Role
 from local_models.store import open_store
+from local_models.user_catalogue import UserCatalogue, user_file
 from picospec.configuration import Json, visible
+from picospec.up import read_settings, sources_of
 
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
 
@@ -54,10 +59,14 @@ def pull(
         Role | None,
         Option("--as", help="Its use: it decides which file of a repository is best."),
     ] = None,
+    config: Annotated[
+        Path | None, Option(help=escape("TOML file whose [models] names the sources."))
+    ] = None,
 ) -> None:
     """Download a model; as a target, with weights whose passes are exact."""
     with _reported() as console:
-        store = open_store(os.environ)
+        settings = {} if config is None else read_settings(config)
+        store = open_store({**os.environ, **sources_of(settings, os.environ)})
         with progress_bar(Console(stderr=True), reference) as progress:
             paths = store.pull(reference, progress, role)
         for path in paths:
@@ -97,6 +106,13 @@ def remove(reference: Reference) -> None:
 
 
 @models_app.command()
+def prune() -> None:
+    """Delete unfinished downloads, and files that were only needed to make others of them."""
+    with _reported() as console:
+        console.print(f"{open_store(os.environ).prune() / 1e9:.2f} GB are free again")
+
+
+@models_app.command()
 def verify(reference: Reference) -> None:
     """Read a model's files again, and compare their sha256."""
     with _reported() as console:
@@ -114,10 +130,10 @@ def dequantize(source: Path, target: Path, weights: Weights = "bfloat16") -> Non
 
 @contextmanager
 def _reported() -> Iterator[Console]:
-    """Turn a ModelError or OSError into one line on stderr and exit code 1."""
+    """Turn a ModelError, WrongSettings or OSError into one line on stderr and exit code 1."""
     try:
         yield Console()
-    except (ModelError, OSError) as error:
+    except (ModelError, WrongSettings, OSError) as error:
         console = Console(stderr=True)
         console.print("error:", style="red", end=" ")
         console.print(visible(str(error)), soft_wrap=True, markup=False, highlight=False)

@@ -19,12 +19,12 @@ from edge_agent.draft.loading import AUTO, NONE, pull_if_missing
 from edge_agent.settings import load
 from gateway.hosting.limits import Pins, compute_threads
 from gateway.hosting.processes import ServiceError
-from local_models.catalogue import parse_reference
 from local_models.choosing import HubPolicy, choose_draft
 from local_models.errors import NotPulled
-from local_models.hub import progress_bar
 from local_models.llama_cpp.library import check_llama
 from local_models.llama_cpp.model import Model
+from local_models.progress import progress_bar
+from local_models.references import parse_reference
 from local_models.store import Store
 
 Settings = Mapping[str, Mapping[str, object]]

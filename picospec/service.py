@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.hosting.parent_death import program
-from local_models.catalogue import user_file
+from local_models.user_catalogue import user_file
 from picospec.service_managers import Manager, manager_of, quoted
 
 INSTALLED: Final = """{file} runs now, and whenever you log in,

@@ -101,14 +101,19 @@ class Plan:
         listens = ("--port", str(port), "--host", HOST)
         command = (sys.executable, *program(room), *listens, *more)
         settings = {**NO_DRAIN, **_QUIET.get(name, {}), **self.settings.get(name, {})}
-        environment = as_environment(name.upper(), settings)
+        environment = {
+            **as_environment(name.upper(), settings),
+            **sources_of(self.settings, os.environ),
+        }
         if name == "edge" and self.api_key and not os.environ.get(VERIFIER_KEY):
             environment = {**environment, VERIFIER_KEY: self.api_key}  # both have these keys
         return Service(name, command, f"http://{HOST}:{port}", cores, environment)
 
 
 def read_settings(path: Path) -> dict[str, dict[str, object]]:
-    """Read a TOML file with the tables [edge] and [verifier]; the services check the fields.
+    """Read a TOML file with the tables [edge], [verifier] and [models].
+
+    The services check the fields of the first two; [models] has one, see `sources_of`.
 
     Raises WrongSettings.
     """
@@ -117,11 +122,23 @@ def read_settings(path: Path) -> dict[str, dict[str, object]]:
     except (OSError, ValueError) as error:
         raise WrongSettings(f"{path}: {error}") from error
     for name, table in tables.items():
-        if name not in ("edge", "verifier") or not isinstance(table, dict):
+        if name not in ("edge", "verifier", "models") or not isinstance(table, dict):
             raise WrongSettings(
-                f"{path}: expected the tables [edge] and [verifier], not {name}"
+                f"{path}: expected the tables [edge], [verifier] and [models], not {name}"
             )
+    models = tables.get("models", {})
+    if models.keys() - {"sources"} or not isinstance(models.get("sources", ""), str):
+        raise WrongSettings(f'{path}: [models] has `sources`, a text such as "hub,wheels"')
     return tables
+
+
+def sources_of(
+    settings: Mapping[str, Mapping[str, object]], environ: Mapping[str, str]
+) -> dict[str, str]:
+    """Return PICOSPEC_MODEL_SOURCES as the environment sets it, or else the table [models]."""
+    name = "PICOSPEC_MODEL_SOURCES"
+    sources = environ.get(name) or settings.get("models", {}).get("sources")
+    return {name: str(sources)} if sources else {}
 
 
 def check_plain(

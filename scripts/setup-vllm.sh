@@ -28,7 +28,7 @@ dequantize() {
     [ -d "$target" ] && ! [ -f "$target/vocabulary.gguf" ] && return
     rm -rf "$target" "$target.unfinished"
     picospec=.venv-vllm/bin/picospec
-    source=$($picospec models pull "$1" | tail -1)
+    source=$($picospec models pull --config configs/local.toml "$1" | tail -1)
     $picospec models dequantize "$source" "$target.unfinished"
     mv "$target.unfinished" "$target"
 }

@@ -29,10 +29,10 @@ from gateway.middleware import Access
 from gateway.ports import Delta, Facts, Job, Statistics, opening
 from gateway.system import STOP_AT_ONCE
 from gateway.tracing import Tracing, open_tracing
-from local_models.blobs import FileHashes
 from local_models.errors import CannotOpen, NotPulled
+from local_models.file_hashes import FileHashes
 from local_models.gguf import is_exact
-from local_models.hub import progress_bar
+from local_models.progress import progress_bar
 from local_models.store import Store, StoredModel, obtain, open_store
 from speculation.messages import (
     CachedPromptTokens,

@@ -27,10 +27,10 @@ from gateway.drain import Drain, start
 from gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded, Unavailable
 from gateway.ports import GatewayTokenizer
 from gateway.turns import Turns
-from local_models.blobs import FileHashes
 from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
+from local_models.constraints import NAME
 from local_models.errors import CannotCheck, InvalidGrammar
-from local_models.grammars import NAME
+from local_models.file_hashes import FileHashes
 from local_models.tokenizer_file import TokenizerFile
 from speculation.judges import JUDGES
 from speculation.logits import LOGIT_SETTINGS

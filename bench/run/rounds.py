@@ -18,7 +18,8 @@ import typer
 from edge_agent.__main__ import serve
 from edge_agent.draft.drafter import NoDrafter, StepSampler
 from edge_agent.settings import EdgeSettings, load
-from local_models.llama_cpp.model import Length, Model
+from local_models.llama_cpp.context_length import Length
+from local_models.llama_cpp.model import Model
 from speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
 from speculation.drafting import DraftingSession
 from speculation.learning import Latencies

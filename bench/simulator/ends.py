@@ -10,7 +10,7 @@ from typing import Final
 
 from bench.simulator.hosts import Action, Clock, Curve, Hosts, Line
 from bench.simulator.source import VOCABULARY, Source
-from local_models.llama_cpp.model import common_prefix
+from local_models.llama_cpp.prefix import common_prefix
 from speculation.distributions import DraftToken
 from speculation.draft_machine import DraftMachine, DraftStep
 from speculation.judge import Judgement

@@ -20,7 +20,7 @@ import numpy as np
 from bench.prompts import SOURCES, read, sampling
 from bench.traces import Ids, Logits, Trace
 from edge_agent.draft.drafter import drafts_while_matching
-from local_models.llama_cpp.model import common_prefix
+from local_models.llama_cpp.prefix import common_prefix
 from speculation.coupled import SHARPNESS
 from speculation.coupled import sampler as draft_sampler
 from speculation.distributions import Distribution, DraftToken

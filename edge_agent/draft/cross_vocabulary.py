@@ -23,7 +23,7 @@ import numpy as np
 
 from edge_agent.draft.drafter import DraftSlot, StepSampler
 from edge_agent.draft.retokeniser import PRECEDING_TOKENS, Retokeniser, Translation
-from local_models.llama_cpp.model import common_prefix
+from local_models.llama_cpp.prefix import common_prefix
 from speculation.distributions import DraftToken, Logits
 from speculation.messages import TokenId
 

@@ -25,7 +25,8 @@ from edge_agent.settings import EdgeSettings
 from gateway.drain import kept_going, start
 from gateway.turns import in_own_thread
 from local_models.errors import NoRoom
-from local_models.llama_cpp.model import Length, Model, memory_bytes
+from local_models.llama_cpp.context_length import Length, memory_bytes
+from local_models.llama_cpp.model import Model
 from local_models.store import Store, StoredModel
 from speculation.messages import TokenId
 

@@ -27,7 +27,8 @@ import structlog
 
 from edge_agent.draft.drafter import CannotDraft, drafts_while_matching
 from edge_agent.draft.slot import KvSlot, LlamaSlot, ReadingOn, ReadingPolicy, StepRequest
-from local_models.llama_cpp.model import Context, Segment
+from local_models.llama_cpp.model import Context
+from local_models.llama_cpp.segments import Segment
 from speculation.messages import TokenId
 
 CHUNK_TOKENS: Final = 64

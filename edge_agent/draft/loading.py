@@ -32,12 +32,13 @@ from gateway.hosting.limits import compute_threads
 from gateway.turns import in_own_thread
 from local_models.choosing import HubPolicy, choose_draft
 from local_models.errors import CannotOpen
-from local_models.hub import progress_bar
+from local_models.llama_cpp.context_length import Length, context_length
 from local_models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
-from local_models.llama_cpp.model import Context, Length, Model, context_length
+from local_models.llama_cpp.model import Context, Model
+from local_models.progress import progress_bar
 from local_models.store import Store, obtain
 from local_models.tokenizer import Encoder, Tokenizer
-from local_models.tokenizer_file import TokenizerCache
+from local_models.tokenizer_cache import TokenizerCache
 from local_models.vocabulary import Relation, Vocabulary, relate
 
 # The target's tokenizer at the edge, and how the draft model's vocabulary relates to it.

@@ -21,7 +21,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from edge_agent.draft.drafter import CannotDraft, StepSampler
-from local_models.llama_cpp.model import Context, Segment, common_prefix
+from local_models.llama_cpp.model import Context
+from local_models.llama_cpp.prefix import common_prefix
+from local_models.llama_cpp.segments import Segment
 from speculation.distributions import DraftSampler, DraftToken
 from speculation.messages import TokenId
 

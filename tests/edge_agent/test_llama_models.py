@@ -13,7 +13,9 @@ import pytest
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.draft.slot import FIRST_TOKENS, PRIOR_TOKENS_PER_S, WHOLE
 from gateway.endpoints.messages_schema import ChatMessage
-from local_models.llama_cpp.model import Context, Model, Segment, common_prefix
+from local_models.llama_cpp.model import Context, Model
+from local_models.llama_cpp.prefix import common_prefix
+from local_models.llama_cpp.segments import Segment
 from local_models.store import open_store
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import tokenizer_file

@@ -16,7 +16,9 @@ from edge_agent.draft.slot import FIRST_TOKENS, MIN_TOKENS, ReadingPolicy, StepR
 from edge_agent.link.failover_policy import KnownVerifier
 from edge_agent.observer import AnswerObserver
 from gateway.watching import ChainEvent, LinkUse, Origin, PassEvent
-from local_models.llama_cpp.model import Context, Segment, common_prefix
+from local_models.llama_cpp.model import Context
+from local_models.llama_cpp.prefix import common_prefix
+from local_models.llama_cpp.segments import Segment
 from speculation.distributions import DraftToken, mark_ahead
 from speculation.draft_machine import DraftMachine, DraftStep, Outcome
 from speculation.drafting import StreamPolicy

@@ -24,7 +24,8 @@ from edge_agent.proposals import (
 from edge_agent.settings import EdgeSettings
 from gateway.errors import InvalidRequest
 from local_models.errors import GrammarFailed
-from local_models.grammars import Grammar, GrammarState, grammar_text
+from local_models.grammars import Grammar, GrammarState
+from local_models.guidance import grammar_text
 from local_models.tokenizer import Tokenizer
 from speculation import coupled
 from speculation.distributions import DraftToken

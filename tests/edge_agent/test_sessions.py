@@ -8,8 +8,8 @@ import pytest
 
 from edge_agent.link.failover_policy import JITTER_S, RESPONSE_TIMEOUT_S, Event
 from gateway.errors import ApiError, Overloaded, Unavailable
-from local_models.compiler import ANSWER_TIMEOUT_S
-from local_models.grammars import NAME
+from local_models.checker import ANSWER_TIMEOUT_S
+from local_models.constraints import NAME
 from speculation.messages import Sampling
 from tests.edge_agent.test_stalls import Fault, fall_silent, inject
 from tests.edge_agent.virtual import PASS_S, PLAIN, RTT_S, TEXT, FakeVerifier, World, run

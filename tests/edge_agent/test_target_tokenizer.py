@@ -14,7 +14,8 @@ from edge_agent.draft import loading
 from edge_agent.draft.loading import TargetTokenizer
 from gateway.errors import EngineFault
 from local_models.store import open_store
-from local_models.tokenizer_file import TokenizerCache, TokenizerFile, tokenizer_file
+from local_models.tokenizer_cache import TokenizerCache
+from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from tests.edge_agent.cross_vocabulary import model
 from tests.edge_agent.fakes import TokenizerVerifier
 

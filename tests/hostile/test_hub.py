@@ -10,13 +10,12 @@ from typing import Final
 import msgspec
 import pytest
 
-from local_models import hub
 from local_models.catalogue import ModelFile, Wheel, parse_catalogue
 from local_models.digests import sha256_name, tokenizer_name
 from local_models.errors import CannotOpen, InvalidCatalogue, PullError, SourceFailed
 from local_models.hub import Hub
 from local_models.store import Store, open_store
-from local_models.tokenizer_file import TokenizerCache
+from local_models.tokenizer_cache import TokenizerCache
 from tests.local_models.hub_server import FakeHub
 
 CONTENT: Final = b"GGUF of a stranger"
@@ -43,14 +42,6 @@ FORMS: Final = [
     "{digest}/../../secret", "{digest}0", "\0{digest}", "A{digest}",
 ]  # fmt: skip
 """Names of which none is a digest."""
-
-
-def test_a_file_that_is_longer_than_the_hub_said_is_fetched_no_further() -> None:
-    report = hub._Report(lambda *_: None, done=0, size=10)
-    report.update(10)
-
-    with pytest.raises(SourceFailed, match="more than 10 bytes"):
-        report.update(1)
 
 
 @pytest.fixture
@@ -84,6 +75,15 @@ def store(server: FakeHub, tmp_path: Path) -> Store:
 
 def pull(store: Store) -> None:
     store.pull("o/r", lambda what, done, total: None)
+
+
+def test_a_file_that_is_longer_than_the_hub_said_is_fetched_no_further(
+    server: FakeHub, store: Store
+) -> None:
+    server.sent_instead = CONTENT + b"and more"
+
+    with pytest.raises(SourceFailed, match=f"more than {len(CONTENT)} bytes"):
+        pull(store)
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)

@@ -18,7 +18,8 @@ from gateway.output.output_format import OutputFormats
 from gateway.tenants import KeyLimits, Tenant, TenantMetrics
 from local_models.confined import Worker
 from local_models.tokenizer import Tokenizer
-from local_models.tokenizer_file import TokenizerCache, TokenizerFile
+from local_models.tokenizer_cache import TokenizerCache
+from local_models.tokenizer_file import TokenizerFile
 from tests.edge_agent.fakes import FACTS, TokenizerVerifier
 from tests.edge_agent.test_proposals import asking
 from tests.hostile.test_tokenizers import made
@@ -48,7 +49,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> list[ref[Worker]]:
         begun.append(ref(self))
 
     monkeypatch.setattr(Worker, "__init__", noted)
-    monkeypatch.setattr("local_models.tokenizer_file._try_out", lambda packed: None)
+    monkeypatch.setattr("local_models.tokenizer_cache._try_out", lambda packed: None)
     return begun
 
 

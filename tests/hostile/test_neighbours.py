@@ -23,7 +23,7 @@ from gateway.ports import Job
 from gateway.tenants import KeyLimits, Tenant, TenantMetrics
 from gateway.turns import Turns
 from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
-from local_models.grammars import Constraint
+from local_models.constraints import Constraint
 from local_models.trial import TrialOutcome
 from speculation.messages import Finish, Open, Sampling
 from tests.edge_agent.fake_cache import FakeCache, draft_after
@@ -65,7 +65,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         await asyncio.sleep(0.01)
         return TrialOutcome(where="choice", reason="tried")
 
-    monkeypatch.setattr("local_models.compiler.Checker.check", check)
+    monkeypatch.setattr("local_models.checker.Checker.check", check)
     return words
 
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from local_models.confined import environment
-from local_models.template import Renderer
+from local_models.renderer import Renderer
 from local_models.tokenizer import Tokenizer
 from local_models.vocabulary import Vocabulary
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
@@ -108,7 +108,7 @@ def test_the_process_is_started_anew_whoever_ended_it() -> None:
 
 PARENT = """
 import sys, threading
-from local_models.template import Renderer
+from local_models.renderer import Renderer
 template = Renderer(sys.argv[1], {})
 print(template._idle[0].process.pid, flush=True)
 threading.Thread(target=template.render, args=([{"content": "boom"}], (), {})).start()

@@ -28,12 +28,8 @@ from local_models.confined import environment
 from local_models.errors import CannotOpen
 from local_models.hugging_face import HuggingFaceEncoder
 from local_models.store import open_store
-from local_models.tokenizer_file import (
-    MAX_KEPT,
-    TokenizerCache,
-    TokenizerFile,
-    tokenizer_file,
-)
+from local_models.tokenizer_cache import MAX_KEPT, TokenizerCache
+from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.messages import ModelFacts
 from tests.edge_agent.fakes import FACTS
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of
@@ -56,7 +52,7 @@ def kept(folder: Path, file: TokenizerFile) -> bool:
 def test_tokenizers_used_last_are_kept_and_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("local_models.tokenizer_file._try_out", lambda packed: None)
+    monkeypatch.setattr("local_models.tokenizer_cache._try_out", lambda packed: None)
     cache = TokenizerCache(tmp_path)
     files = [replace(made(), padding=number) for number in range(MAX_KEPT + 1)]
     for number, file in enumerate(files[:-1]):

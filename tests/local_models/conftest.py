@@ -18,8 +18,10 @@ import pytest
 
 from local_models.catalogue import ModelFile, Wheel
 from local_models.errors import SourceFailed
-from local_models.hub import Download, Hub, Progress
+from local_models.hub import Hub
 from local_models.llama_cpp.model import Model
+from local_models.package_index import Download
+from local_models.progress import Progress
 from local_models.store import open_store
 from local_models.vocabulary import Vocabulary
 

@@ -44,6 +44,9 @@ class FakeHub:
     description: bytes = b""
     """What the hub answers in place of what it has; empty if it answers that."""
 
+    knows_ranges: bool = True
+    """A mirror may answer with the whole file where a part is asked for."""
+
     has_xet: bool = False
     """Whether the hub says that each file is in its newer storage too."""
 
@@ -145,6 +148,7 @@ def _storage(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             hub.asked.append((path, asked))
             data = hub.sent_instead or hub.file(path) or b""
             start = int(asked.removeprefix("bytes=").rstrip("-") or 0)
+            start = start if hub.knows_ranges else 0
             if hub.cuts:
                 hub.cuts -= 1
                 self.answer(206 if start else 200, data[start : start + hub.cut_after],

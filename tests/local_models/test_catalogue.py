@@ -6,20 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from local_models.catalogue import (
-    HubReference,
-    ModelFile,
-    Pair,
-    Role,
-    UserCatalogue,
-    parse_catalogue,
-    parse_reference,
-    quantisation_of,
-    shipped,
-    user_file,
-)
+from local_models.catalogue import ModelFile, Pair, parse_catalogue, shipped
 from local_models.errors import InvalidCatalogue, UnknownModel
+from local_models.references import HubReference, Role, parse_reference, quantisation_of
 from local_models.store import open_store
+from local_models.user_catalogue import UserCatalogue, user_file
 
 
 def test_the_shipped_catalogue_knows_the_parts_of_its_pairs_and_variants() -> None:

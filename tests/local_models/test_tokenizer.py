@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from local_models import vocabulary
+from local_models.markers import Markers
 from local_models.template import ChatTemplate
 from local_models.tokenizer import Tokenizer
-from local_models.vocabulary import Markers
 from tests.local_models.conftest import BOS, END, MARKERS, START, ByteModel
 
 CHATML = (
@@ -41,7 +40,7 @@ def test_markers_are_the_longest_at_each_place_whatever_the_pieces_of_the_search
     expected = [piece for piece in re.split(f"({longest_first})", text) if piece]
 
     with pytest.MonkeyPatch.context() as small:
-        small.setattr(vocabulary, "CHUNK", chunk)
+        small.setattr("local_models.markers.CHUNK", chunk)
         found = list(Markers(markers).split(text))
 
     assert [piece for piece, _ in found] == expected

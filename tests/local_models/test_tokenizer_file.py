@@ -18,17 +18,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from tokenizers import decoders, models, pre_tokenizers
 
-from local_models import tokenizer_file as tokenizer_cache
+from local_models import tokenizer_cache
 from local_models.errors import CannotOpen
 from local_models.llama_cpp.model import Model
 from local_models.store import open_store
 from local_models.tokenizer import Tokenizer
-from local_models.tokenizer_file import (
-    MAX_BYTES,
-    TokenizerCache,
-    TokenizerFile,
-    tokenizer_file,
-)
+from local_models.tokenizer_cache import TokenizerCache
+from local_models.tokenizer_file import MAX_BYTES, TokenizerFile, tokenizer_file
 from tests.local_models.conftest import silent
 
 TEXT = "def f(x):\n    return x  # é 日本 🎉 <|im_end|>"

@@ -30,7 +30,8 @@ from edge_agent.settings import EdgeSettings, load
 from gateway.errors import ApiError, EngineFault, Unavailable
 from local_models.errors import CannotOpen
 from local_models.llama_cpp.library import INSTALL, Library
-from local_models.llama_cpp.model import Context, Model, Segment
+from local_models.llama_cpp.model import Context, Model
+from local_models.llama_cpp.segments import Segment
 from local_models.store import open_store
 from local_models.vocabulary import Vocabulary
 from picospec.doctor import (

@@ -77,6 +77,29 @@ def test_a_wrong_file_in_the_folder_is_an_error(
     assert "sha256" in result.stderr
 
 
+def test_a_settings_file_names_the_sources_unless_the_environment_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "local.toml"
+    file.write_text('[models]\nsources = "usb"\n')
+    pull = ["pull", "--config", str(file), "smollm2"]
+
+    assert "no folder is set" in CliRunner().invoke(models_app, pull).stderr
+    monkeypatch.delenv("PICOSPEC_MODEL_SOURCES")
+    assert "no ['usb']" in CliRunner().invoke(models_app, pull).stderr
+    file.write_text('[models]\nsource = "hub"\n')
+    assert "[models] has `sources`" in CliRunner().invoke(models_app, pull).stderr
+
+
+def test_pruning_tells_what_is_free_again(tmp_path: Path) -> None:
+    begun = tmp_path / "models" / "partial" / "unknown"
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(bytes(10_000_000))
+
+    assert "0.01 GB" in run("prune")
+    assert not begun.exists()
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     files = {"toy-Q8_0.gguf": b"target", "toy-Q4_0.gguf": b"draft"}

@@ -78,12 +78,18 @@ def test_each_further_target_has_a_verifier_at_the_next_port() -> None:
     assert edge.command[-2:] == ("--draft", "auto")
 
 
-def test_settings_of_one_file_reach_each_end_by_its_environment(tmp_path: Path) -> None:
+def test_settings_of_one_file_reach_each_end_by_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "local.toml"
-    file.write_text('[edge]\ndraft_model = "m"\nslots = 2\n[edge.drafting]\nflush_tokens = 3\n')
+    edge_table = '[edge]\ndraft_model = "m"\nslots = 2\n[edge.drafting]\nflush_tokens = 3\n'
+    file.write_text(f'[models]\nsources = "hub,wheels"\n{edge_table}')
+    monkeypatch.delenv("PICOSPEC_MODEL_SOURCES", raising=False)
 
     verifier, edge = Plan(settings=read_settings(file)).services()
 
+    assert verifier.environment.pop("PICOSPEC_MODEL_SOURCES") == "hub,wheels"
+    assert edge.environment.pop("PICOSPEC_MODEL_SOURCES") == "hub,wheels"
     assert verifier.environment == {
         "PICOSPEC_VERIFIER__DRAIN_TIMEOUT_S": "0",
         "PICOSPEC_VERIFIER__LOG_REQUESTS": "false",

@@ -22,9 +22,10 @@ from structlog.testing import capture_logs
 
 from gateway.drain import Drain
 from gateway.errors import Unavailable
-from local_models.blobs import FileHashes
 from local_models.errors import CannotOpen, UnknownModel
-from local_models.llama_cpp.model import Context, Model, Segment
+from local_models.file_hashes import FileHashes
+from local_models.llama_cpp.model import Context, Model
+from local_models.llama_cpp.segments import Segment
 from local_models.store import StoredModel, open_store
 from local_models.vocabulary import relate
 from speculation.messages import Limits

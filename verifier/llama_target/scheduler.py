@@ -16,10 +16,12 @@ from typing import Final, TypeVar
 import structlog
 
 from gateway.hosting.limits import compute_threads
-from local_models.blobs import FileHashes
 from local_models.errors import GrammarFailed
+from local_models.file_hashes import FileHashes
+from local_models.llama_cpp.context_length import context_length
 from local_models.llama_cpp.library import engine
-from local_models.llama_cpp.model import Cache, Context, Model, Segment, context_length
+from local_models.llama_cpp.model import Cache, Context, Model
+from local_models.llama_cpp.segments import Segment
 from speculation.distributions import Distribution, Logits, distribution, logprob_of
 from speculation.logits import Adjust
 from speculation.messages import Down, Open, TokenId, TokenLogprob

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import structlog
 
-from local_models.blobs import FileHashes
 from local_models.errors import CannotCheck
+from local_models.file_hashes import FileHashes
 from local_models.llama_cpp.library import check_llama
-from local_models.llama_cpp.model import common_prefix
+from local_models.llama_cpp.prefix import common_prefix
 from local_models.store import StoredModel
 from local_models.tokenizer_file import tokenizer_file
 from speculation.latency import measured

@@ -35,7 +35,8 @@ DIED: Final = 139
 def break_passes(order: Path) -> None:
     """Have every later pass of this process look at the order."""
     from local_models.errors import DecodeFailed  # in the worker alone, as the service does
-    from local_models.llama_cpp.model import Context, Segment
+    from local_models.llama_cpp.model import Context
+    from local_models.llama_cpp.segments import Segment
 
     decode = Context.decode
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from local_models.grammars import Grammar, GrammarState, make_tokenizer
+from local_models.grammars import Grammar, GrammarState
+from local_models.guidance import make_tokenizer
 from local_models.tokenizer import Tokenizer
 from local_models.vocabulary import Vocabulary
 

@@ -11,12 +11,13 @@ import pytest
 import pytest_asyncio
 
 from gateway.turns import Turns
-from local_models import compiler as checker
+from local_models import checker
 from local_models import compiler as limits
-from local_models.compiler import Checker, GrammarCompiler
+from local_models.checker import Checker
+from local_models.compiler import GrammarCompiler
 from local_models.confined import Worker
+from local_models.constraints import Constraint
 from local_models.errors import CannotCheck, InvalidGrammar
-from local_models.grammars import Constraint
 from local_models.trial import TrialOutcome
 from tests.local_models.grammars.small import COMPILED, REJECTED, STOP, TOKENIZER, V, generated
 

@@ -16,16 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from local_models.constraints import MAX_BYTES, Constraint
 from local_models.errors import GrammarFailed, InvalidGrammar
-from local_models.grammars import (
-    MAX_BYTES,
-    Constraint,
-    Grammar,
-    Tokenize,
-    grammar_text,
-    make_matcher,
-    make_tokenizer,
-)
+from local_models.grammars import Grammar
+from local_models.guidance import Tokenize, grammar_text, make_matcher, make_tokenizer
 from tests.local_models.grammars.small import (
     STOP,
     TAG,

@@ -16,19 +16,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from local_models.errors import BadSegment, CannotOpen, NoRoom
-from local_models.llama_cpp import model as context_room
-from local_models.llama_cpp.model import (
-    EXACT_ROWS,
-    Context,
-    ContextLimits,
-    Model,
-    Segment,
-    check,
-    common_prefix,
+from local_models.llama_cpp import context_length as context_room
+from local_models.llama_cpp import model as llama_model
+from local_models.llama_cpp.context_length import (
     context_length,
     fitting_tokens,
     kv_bytes_per_token,
 )
+from local_models.llama_cpp.model import EXACT_ROWS, Context, Model
+from local_models.llama_cpp.prefix import common_prefix
+from local_models.llama_cpp.segments import ContextLimits, Segment, check
 from local_models.store import open_store
 
 Rows = NDArray[np.float32]
@@ -233,8 +230,8 @@ def test_the_parts_of_a_long_text_have_the_tokens_of_the_whole(
     texts = ["".join(chance.choice(PIECES, 60)) for _ in range(200)]
     whole = [[model.tokenize(text, special) for text in texts] for special in (False, True)]
 
-    monkeypatch.setattr(context_room, "SHALLOW_CHARS", 0)
-    monkeypatch.setattr(context_room, "PART_CHARS", 20)
+    monkeypatch.setattr(llama_model, "SHALLOW_CHARS", 0)
+    monkeypatch.setattr(llama_model, "PART_CHARS", 20)
 
     assert len(model._parts("<|im_end|>" * 9, True)) == 5
     cut = [[model.tokenize(text, special) for text in texts] for special in (False, True)]

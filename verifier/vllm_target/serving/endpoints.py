@@ -64,7 +64,7 @@ from gateway.middleware import Access, is_open
 from gateway.schema import OPERATORS, SMALL_BYTES, check_structure, without_operators
 from gateway.tenants import TenantMetrics, Tenants
 from gateway.turns import ThreadTurns
-from local_models.blobs import FileHashes
+from local_models.file_hashes import FileHashes
 from local_models.store import open_store
 from local_models.template import joined
 from local_models.tokenizer_file import TokenizerFile

@@ -26,7 +26,7 @@ from gateway.errors import ApiError, Overloaded
 from gateway.http import error_response
 from gateway.output.detokenise import TextDelta
 from gateway.request_context import RequestContext
-from local_models.grammars import NAME, Constraint
+from local_models.constraints import NAME, Constraint
 from speculation.messages import FinishReason
 from verifier.routes import OPEN
 from verifier.target import Target, Unservable, identity_of, unservable

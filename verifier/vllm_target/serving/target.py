@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import structlog
 
-from local_models.blobs import FileHashes
+from local_models.constraints import Constraint
 from local_models.errors import WrongHash
-from local_models.grammars import Constraint
+from local_models.file_hashes import FileHashes
 from local_models.hugging_face import commit_of, directory_of
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation import wire
