@@ -9,6 +9,8 @@
 # make bench-smoke                      every arm on a tiny model: shows that the bench works
 # make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
 # make test-image [IMAGE=cloud]         builds an image without a daemon, starts it, gets an answer (root)
+# make test-vulkan                      llama.cpp's target on a device: Mesa's software Vulkan driver, built
+#                                       once in ten minutes; the tests take as long
 # make test-vllm-engines                 several engines and workers at once, which want a core each,
 #                                       on both model runners
 # make test-vllm-v2-short [VERSION=0.33.0]   vLLM's Model Runner V2 in Triton's interpreter, on a tiny model:
@@ -150,6 +152,11 @@ test-vllm: .venv-vllm/.ready-dev
 	@PICOSPEC_TEST_SAFETENSORS=$(SAFETENSORS)/smollm2-135m \
 		$(STEP) "tests on vLLM" $(VLLM)/pytest tests/verifier/vllm_target tests/packaging/test_beside_vllm.py \
 		tests/bench/test_gpu_check.py tests/bench/test_pace.py $(ARGS)
+
+.PHONY: test-vulkan
+test-vulkan: .venv/.ready-dev
+	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
+	@$(STEP) "tests on Vulkan" scripts/vulkan.sh $(BIN)/pytest --long tests/verifier/test_llama_device.py $(ARGS)
 
 .PHONY: test-vllm-engines
 test-vllm-engines: .venv-vllm/.ready-dev

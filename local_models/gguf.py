@@ -13,6 +13,7 @@ import mmap
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -58,8 +59,21 @@ def is_exact(path: Path) -> bool:
     there are no others, because every quantisation leaves some in F32. Raises CannotOpen.
     """
     with _mapped(path) as data:
-        types = set(_matrix_types(data)) - {_F32}
+        types = {each.kind for each in _tensors(data) if each.dimensions > 1} - {_F32}
     return bool(types) and types <= {_Q4_0, _Q8_0}
+
+
+def tensor_bytes(path: Path) -> dict[str, int]:
+    """Return the sizes of a file's tensors by their names, with the padding between them.
+    Raises CannotOpen."""
+    with _mapped(path) as data:
+        tensors = list(_tensors(data))
+        end = max((each.end for each in tensors), default=0)
+        starts = {each.name: each.offset for each in tensors}
+        order = sorted(starts, key=lambda name: starts[name])
+        total = len(data) - end
+        ends = [*(starts[name] for name in order[1:]), total]
+        return {name: stop - starts[name] for name, stop in zip(order, ends, strict=True)}
 
 
 def check_metadata(data: bytes) -> None:
@@ -82,17 +96,29 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
         raise CannotOpen(f"{path}: {error}") from error
 
 
-def _matrix_types(data: Data) -> Iterator[int]:
-    """Yield the type of each tensor that has more than one dimension."""
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    dimensions: int
+    kind: int
+    offset: int
+    end: int
+    """The description of the tensor ends here in the file."""
+
+
+def _tensors(data: Data) -> Iterator[_Tensor]:
+    """Yield the descriptions of the tensors."""
     _, tensors, pairs = _header(data)
     at = _end(data, pairs)
     for _ in range(tensors):
-        at = _after_string(data, at)
+        start, at = at + _U64.size, _after_string(data, at)
+        name = data[start:at].decode(errors="replace")
         (dimensions,) = _U32.unpack_from(data, at)
         at = _within(data, at + _U32.size + dimensions * _U64.size)
-        if dimensions > 1:
-            yield _U32.unpack_from(data, at)[0]
+        (kind,) = _U32.unpack_from(data, at)
+        (offset,) = _U64.unpack_from(data, at + _U32.size)
         at = _within(data, at + _U32.size + _U64.size)
+        yield _Tensor(name, dimensions, kind, offset, at)
 
 
 def _header(data: Data) -> tuple[int, int, int]:

@@ -270,13 +270,16 @@ def open_store(environment: Mapping[str, str]) -> Store:
     return Store(root, catalogue, [known[name] for name in names], hub)
 
 
-def obtain(store: Store, reference: str, role: Role, progress: Progress) -> StoredModel:
+def obtain(
+    store: Store, reference: str, role: Role, progress: Progress, *, exact: bool = True
+) -> StoredModel:
     """Return the file of a reference, after fetching or making it if it is missing.
 
-    Raises UnknownModel, CannotOpen, CannotQuantise or PullError.
+    exact: a target that is fetched gets exact weights. Raises UnknownModel, CannotOpen,
+    CannotQuantise or PullError.
     """
     try:
         return store.find(reference, role)
     except NotPulled:
-        store.pull(reference, progress, role)
+        store.pull(reference, progress, role if exact else None)
         return store.find(reference, role)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-import shutil
 import socket
 import sys
 import tempfile
@@ -33,7 +32,8 @@ from gateway.hosting.limits import compute_threads
 from gateway.system import LACKS
 from local_models.choosing import Consent, DraftModelChoice, HubPolicy, choose_draft
 from local_models.errors import ModelError, NoLlama, NotPulled
-from local_models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
+from local_models.llama_cpp.devices import Placement
+from local_models.llama_cpp.library import INSTALL, check_llama
 from local_models.llama_cpp.model import Model
 from local_models.store import Store, open_store
 from local_models.tokenizer_cache import TokenizerCache
@@ -100,27 +100,6 @@ def check_engine(check: Callable[[], None] = check_llama, *, needed: bool = True
             "llama.cpp", not needed, str(error), f"{INSTALL}; it needs a C++ compiler"
         )
     return Finding("llama.cpp", True, "can be loaded")
-
-
-def gpu_here() -> tuple[str, str] | None:
-    """Return the kind of this machine's GPU, and the option that builds llama.cpp for it."""
-    if sys.platform == "darwin" and platform.machine() == "arm64":
-        return "Metal", "-DGGML_METAL=on"
-    if shutil.which("nvidia-smi"):
-        return "CUDA", "-DGGML_CUDA=on"
-    return ("ROCm", "-DGGML_HIP=on") if Path("/dev/kfd").exists() else None
-
-
-def check_gpu(gpu: tuple[str, str] | None, supported: bool) -> Finding:
-    """Check that llama.cpp was built for the GPU, if there is one: drafts are faster there."""
-    if gpu is None:
-        return Finding("GPU", True, "none; the draft model runs on the CPU")
-    kind, option = gpu
-    if supported:
-        return Finding("GPU", True, f"{kind}; the draft model runs on it (gpu_layers)")
-    finding = f"{kind}, which this build of llama.cpp does not use"
-    remedy = f'CMAKE_ARGS="{option}" {INSTALL} --force-reinstall --no-binary llama-cpp-python'
-    return Finding("GPU", True, finding, remedy, warns=True)
 
 
 def check_system(name: str = sys.platform) -> Finding:
@@ -334,7 +313,7 @@ async def check_drafting(
             warns = bool(choice.remedy)
             return [Finding("draft model", True, finding, choice.remedy, warns=warns)]
         path = store.find(name, "draft").path
-        model = await asyncio.to_thread(Model, path, gpu_layers=settings.gpu_layers)
+        model = await asyncio.to_thread(Model, path, placement=Placement(settings.gpu_layers))
     except ApiError as error:
         return [Finding("vocabulary", False, error.message, "see the verifier's log")]
     except NoLlama as error:
@@ -445,7 +424,6 @@ def examine(
     here = [
         check_system(),
         check_engine(needed="none" not in (settings.drafter, settings.draft_model)),
-        *([check_gpu(gpu_here(), can_use_gpu())] if has_llama() else []),
         check_cores(),
         check_cache(store.root),
         *(check_models(store, name, needed=model is not None) for name in named_models),

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
@@ -24,8 +24,8 @@ from gateway.hosting.settings import WrongSettings
 from gateway.system import become, usable_cpus
 from gateway.tenants import InvalidKeys, KeyLimits, add_key
 from local_models.errors import ModelError
-from local_models.llama_cpp.library import can_use_gpu, has_llama
 from local_models.store import open_store
+from picospec.backends import check_backends
 from picospec.chat import app as chatting_app
 from picospec.configuration import (
     HOST,
@@ -39,7 +39,7 @@ from picospec.configuration import (
     with_default_file,
 )
 from picospec.connect import app as connecting_app
-from picospec.doctor import check_gpu, gpu_here, report
+from picospec.doctor import report
 from picospec.measure import app as measuring_app
 from picospec.model_commands import models_app, pull, show
 from picospec.service import NoService, call, install, kept_variables, remove, state
@@ -51,6 +51,7 @@ from picospec.up import (
     read_settings,
     sources_of,
     up_at_a_distance,
+    with_options,
 )
 from picospec.up import up as run_up
 
@@ -92,8 +93,9 @@ def picospec(
     """A large model's own words, faster: the edge drafts, the cloud verifies."""
 
 
-@app.command()
+@app.command(context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
 def up(
+    context: typer.Context,
     edge_port: EdgePort = 8000,
     verifier_port: VerifierPort = 9000,
     target: Annotated[
@@ -116,22 +118,29 @@ def up(
         float, Option(min=0, help="Milliseconds of round trip to emulate between both ends.")
     ] = 0.0,
 ) -> None:
-    """Run both ends on this machine, until Ctrl-C. Models that are missing are fetched."""
-    from picospec.preparing import ModelChoice, prepare, with_threads
+    """Run both ends on this machine, until Ctrl-C. Models that are missing are fetched.
+
+    The verifier's llama.cpp also takes llama-server's options: -ngl, -sm, -ts, -mg, -ot, -ctk,
+    -ctv, -fa, -c, -np and -t, and --exact near or strict.
+    """
+    from picospec.preparing import ModelChoice, computes_on_device, prepare, with_threads
 
     console, pins = Console(), _pins(pin)
     try:
-        settings = {} if config is None else read_settings(config)
+        settings = with_options({} if config is None else read_settings(config), context.args)
         check_plain(settings, os.environ)
         targets: list[str | None] = [*target] if target else [None]
         choices = [
             ModelChoice.of(settings, os.environ, target=each, draft=draft) for each in targets
         ]
         check_settings(settings, os.environ, choices[0].draft)
-        if has_llama() and (gpu := check_gpu(gpu_here(), can_use_gpu())).warns:
-            console.print(f"This machine has {gpu.found}. A faster build: {gpu.remedy}")
+        for each in check_backends():
+            if each.advice:
+                console.print(f"llama.cpp has {each.found}. Another build: {each.advice}")
         store = open_store({**os.environ, **sources_of(settings, os.environ)})
-        first, *more = [prepare(choice, store, console) for choice in choices]
+        on_device = computes_on_device(settings, os.environ)
+        placed = [replace(choice, on_device=on_device) for choice in choices]
+        first, *more = [prepare(choice, store, console) for choice in placed]
         arguments = {**first, "edge": ("--draft", choices[0].draft)} if more else first
         key = first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
         threaded = with_threads(settings, pins)
@@ -252,7 +261,8 @@ def doctor(
     local = config is None and not VERIFIERS & os.environ.keys()
     url = verifier_url or (f"http://{HOST}:{verifier_port}" if local else None)
     try:
-        findings = examine(
+        findings = check_backends()
+        findings += examine(
             config, url, draft, model, edge_port, verifier_port,
             named=verifier_url is not None or not local,
         )  # fmt: skip

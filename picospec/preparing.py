@@ -1,7 +1,7 @@
 """Fetches the models that `picospec up` runs, and returns the arguments of the two services.
 
-* llama.cpp runs a GGUF file, with exact weights, and vLLM a directory or repository of
-  safetensors.
+* llama.cpp runs a GGUF file, and vLLM a directory or repository of safetensors. On processors
+  the file's weights are made exact; devices take the file as it is, whose size was chosen.
 * Without a named draft model, one that fits the target is used (models.choosing), if any.
 """
 
@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from rich.console import Console
 
@@ -21,11 +21,13 @@ from gateway.hosting.limits import Pins, compute_threads
 from gateway.hosting.processes import ServiceError
 from local_models.choosing import HubPolicy, choose_draft
 from local_models.errors import NotPulled
-from local_models.llama_cpp.library import check_llama
+from local_models.llama_cpp.library import check_llama, has_llama
 from local_models.llama_cpp.model import Model
 from local_models.progress import progress_bar
 from local_models.references import parse_reference
 from local_models.store import Store
+from verifier.llama_target.placing import Plan
+from verifier.settings import VerifierSettings
 
 Settings = Mapping[str, Mapping[str, object]]
 """Settings of "edge" and "verifier", each as in that service's own file."""
@@ -48,6 +50,8 @@ class ModelChoice:
 
     draft_from_hub: str = "ask"
     draft_max_gb: str = "1"
+    on_device: bool = False
+    """A device computes the target, if llama.cpp runs it."""
 
     @property
     def hub(self) -> HubPolicy:
@@ -69,7 +73,7 @@ class ModelChoice:
             "draft_from_hub": ("edge", "draft_from_hub"),
             "draft_max_gb": ("edge", "draft_max_gb"),
         }
-        choices = {}
+        choices = dict[str, Any]()
         for field, (service, name) in places.items():
             variable = environ.get(f"PICOSPEC_{service.upper()}__{name.upper()}")
             if value := options.get(field) or variable or settings.get(service, {}).get(name):
@@ -89,11 +93,18 @@ def prepare(choice: ModelChoice, store: Store, console: Console) -> dict[str, tu
         check_llama()
         verifier = ("--target", "llama", "--model", choice.target)
         with progress_bar(console, choice.target) as show:
-            store.pull(choice.target, show, "target")
+            store.pull(choice.target, show, None if choice.on_device else "target")
         draft = _fitting(choice, store, console) if draft == AUTO else draft
     if draft not in (AUTO, NONE):
         pull_if_missing(draft, store)
     return {"verifier": verifier, "edge": ("--draft", draft)}
+
+
+def computes_on_device(settings: Settings, environ: Mapping[str, str]) -> bool:
+    """Return True if llama.cpp computes the target on a device here. Raises WrongSettings, and
+    CannotOpen for options that the devices cannot follow."""
+    verifier = VerifierSettings.load(None, environ, settings.get("verifier", {}))
+    return verifier.target == "llama" and has_llama() and bool(Plan.of(verifier.llama).devices)
 
 
 def with_threads(settings: Settings, pins: Pins) -> Settings:

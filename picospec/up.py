@@ -27,6 +27,7 @@ from picospec.chat_client import ChatError, client_of, first_model
 from picospec.configuration import HOST, SERVICES, visible
 from picospec.doctor import Finding, bind_error, check_edge
 from picospec.link import Conditions, Link
+from verifier.options import llama_options
 
 VERIFIER_KEY: Final = SERVICES["edge"].secrets["verifier_key"]
 """The variable with the key that an edge shows its verifiers."""
@@ -139,6 +140,25 @@ def sources_of(
     name = "PICOSPEC_MODEL_SOURCES"
     sources = environ.get(name) or settings.get("models", {}).get("sources")
     return {name: str(sources)} if sources else {}
+
+
+def with_options(
+    settings: Mapping[str, Mapping[str, object]], arguments: Sequence[str]
+) -> dict[str, dict[str, object]]:
+    """Return the settings with llama-server's options for the verifier. Raises WrongSettings
+    for any other argument."""
+    try:
+        llama, others = llama_options(arguments)
+    except ValueError as error:
+        raise WrongSettings(str(error)) from None
+    if others:
+        raise WrongSettings(f"there is no option {others[0]}; picospec up --help lists all")
+    tables = {name: dict(table) for name, table in settings.items()}
+    if llama:
+        verifier = tables.setdefault("verifier", {})
+        table = verifier.get("llama", {})
+        verifier["llama"] = {**(table if isinstance(table, Mapping) else {}), **llama}
+    return tables
 
 
 def check_plain(

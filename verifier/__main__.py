@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from gateway.hosting.server import serve
 from gateway.hosting.settings import check_listening, wrong
+from verifier.options import llama_options
 from verifier.settings import VerifierSettings, load
 
 app = typer.Typer(add_completion=False, pretty_exceptions_show_locals=False)
@@ -38,11 +39,20 @@ def main(
 
     Any other setting: --NAME VALUE, or --TABLE.NAME VALUE, as in --llama.slots 4;
     picospec config show verifier lists all.
+
+    As at llama-server: -ngl --gpu-layers, -sm --split-mode, -ts --tensor-split, -mg --main-gpu,
+    -ot --override-tensor, -ctk --cache-type-k, -ctv --cache-type-v, -fa --flash-attn,
+    -c --ctx-size (of each slot), -np --parallel, -t --threads; and --exact near or strict.
     """
     named = {"host": host, "port": port, "target": target, "model": model}
     try:
-        overrides = {name: value for name, value in named.items() if value is not None}
-        overrides |= nested(context.args)
+        overrides: dict[str, Any] = {
+            name: value for name, value in named.items() if value is not None
+        }
+        llama, others = llama_options(context.args)
+        overrides |= nested(others)
+        if llama:
+            overrides["llama"] = {**overrides.get("llama", {}), **llama}
         settings = load(config, os.environ, overrides)
         check_listening(settings)
     except (ValueError, OSError) as error:

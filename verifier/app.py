@@ -42,6 +42,7 @@ from speculation.messages import (
     Reject,
     Totals,
 )
+from verifier.llama_target.placing import Plan
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import VerifierMetrics
 from verifier.routes import SESSION_PATHS, Routes, takes_drafts
@@ -190,15 +191,17 @@ def build(
 def make_target(settings: VerifierSettings, metrics: VerifierMetrics) -> Target:
     """Return llama.cpp's target with these settings, not yet started.
 
-    Raises models.errors.ModelError for an unknown model, and OSError for an unreadable
-    template."""
+    Raises models.errors.ModelError for an unknown model, and for one that the devices cannot
+    compute or hold as the settings want; OSError for an unreadable template."""
     store, shared = open_store(os.environ), settings.share_prefixes
     hashes = FileHashes(store.root.with_name("hashes.json"))
     file = settings.chat_template
     template = None if file is None else file.read_text("utf-8")
+    plan = Plan.of(settings.llama)
     with suppress(NotPulled):  # fetching may take long, so it waits until the target starts
         if not (path := store.find(settings.model, "target").path).exists():
             raise CannotOpen(f"there is no model {path}")
+        plan.tokens(path)
     find = partial(_weights, settings, store)
     return LlamaTarget(
         find, settings.llama, settings.limits, metrics,
@@ -209,9 +212,10 @@ def make_target(settings: VerifierSettings, metrics: VerifierMetrics) -> Target:
 
 def _weights(settings: VerifierSettings, store: Store) -> StoredModel:
     """Return the target's file, and fetch it first if it is missing. Raises ModelError."""
+    exact = not Plan.of(settings.llama).devices  # of a device the self-test tells more
     with progress_bar(Console(stderr=True), settings.model) as show:
-        model = obtain(store, settings.model, "target", show)
-    if not is_exact(model.path):
+        model = obtain(store, settings.model, "target", show, exact=exact)
+    if exact and not is_exact(model.path):
         structlog.get_logger("verifier").warning(
             "the weights are not exact: draft tokens may change a text",
             path=str(model.path),

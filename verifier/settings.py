@@ -14,9 +14,12 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from gateway.hosting.settings import Port, ServerSettings, Table
+from local_models.llama_cpp.devices import SplitMode
 from speculation.messages import Limits
 
 # The embedded target has these settings.
+
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 
 class LlamaSettings(Table):
@@ -42,7 +45,40 @@ class LlamaSettings(Table):
     """At most this many prompt tokens are decoded between two passes; beside running sessions
     only as many as take the time of two passes (llama_target.scheduler), so that these go on.
     From 64 rows of a sequence on llama.cpp's attention rounds differently, and a prompt's
-    KV would depend on how it was divided."""
+    KV would depend on how it was divided. A device with `exact = "near"` takes max_rows."""
+
+    gpu_layers: Annotated[int, Field(ge=-1)] | None = None
+    """Devices compute this many of the last layers, the output layer included (-ngl); -1: all.
+    None: all if this build of llama.cpp has a device, and else 0."""
+
+    split_mode: SplitMode = "layer"
+    """How several devices divide the model (-sm): by layers, rows or tensors, or not at all."""
+
+    tensor_split: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """The shares of several devices (-ts), such as [3, 1]. Empty: by their free memory."""
+
+    main_gpu: Annotated[int, Field(ge=0)] = 0
+    """With split_mode = "none" the device with this index computes all (-mg)."""
+
+    override_tensor: tuple[Annotated[str, Field(pattern="^.+=.+$")], ...] = ()
+    """Each is REGEX=DEVICE (-ot): tensors whose names match are there. DEVICE is CPU, or a name
+    that picospec doctor shows."""
+
+    cache_type_k: CacheType | None = None
+    """The keys of the KV cache have this type (-ctk). None: f16, or q8_0 if several threads of
+    the processor compute (`threads`)."""
+
+    cache_type_v: CacheType | None = None
+    """The values of the KV cache have this type (-ctv). None: the keys' type."""
+
+    flash_attention: Literal["on", "off", "auto"] | None = None
+    """Attention without a matrix of scores (-fa). None: on on processors, where exactness needs
+    it, and auto on a device: if the device has it."""
+
+    exact: Literal["near", "strict"] | None = None
+    """strict: a text does not depend on draft tokens to the last bit. near: its distribution
+    does not; a text may part where two tokens are nearly equally likely. None: near on a
+    device, and strict on processors, whose passes are exact by their settings above."""
 
     @model_validator(mode="after")
     def _rows_suffice(self) -> Self:

@@ -26,6 +26,7 @@ from gateway.drain import kept_going, start
 from gateway.turns import in_own_thread
 from local_models.errors import NoRoom
 from local_models.llama_cpp.context_length import Length, memory_bytes
+from local_models.llama_cpp.devices import Placement
 from local_models.llama_cpp.model import Model
 from local_models.store import Store, StoredModel
 from speculation.messages import TokenId
@@ -130,7 +131,7 @@ class Drafts:
             each.draft_model: each.context_tokens for each in self._settings.models
         }
         tokens = context_tokens.get(name) or self._settings.context_tokens
-        model = Model(stored.path, gpu_layers=self._settings.gpu_layers)
+        model = Model(stored.path, placement=Placement(self._settings.gpu_layers))
         return model, loading.length_of(model, self._settings, tokens)
 
     def _begin(self, stored: StoredModel, model: Model, length: Length) -> LoadedDraftModel:

@@ -22,7 +22,10 @@ FREE_SHARE: Final = 2
 """The KV takes at most 1/FREE_SHARE of the free memory."""
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
-_CACHES: Final[Mapping[str, float]] = {"F16": 2, "Q8_0": 34 / 32}
+_CACHES: Final[Mapping[str, float]] = {
+    **{"F32": 4, "F16": 2, "BF16": 2, "Q8_0": 34 / 32},
+    **{"Q5_1": 24 / 32, "Q5_0": 22 / 32, "Q4_1": 20 / 32, "Q4_0": 18 / 32, "IQ4_NL": 18 / 32},
+}
 """A value has this many bytes in each type of cache; Q8_0 has two more for each 32."""
 
 
@@ -55,10 +58,11 @@ def context_length(
     sequences: int,
     cache: str,
     min_tokens: int,
+    cache_v: str | None = None,
 ) -> Length:
     """Return the length of a context. facts: the metadata of the model's GGUF file;
     context_tokens: the setting; min_tokens: the minimum, even if memory is short."""
-    kv_bytes = kv_bytes_per_token(facts, cache) * sequences
+    kv_bytes = kv_bytes_per_token(facts, cache, cache_v) * sequences
     tokens = context_tokens or fitting_tokens(trained, kv_bytes, min_tokens, room_bytes())
     tokens = min(tokens, trained)
     return Length(tokens, trained, sequences, int(tokens * kv_bytes))
@@ -74,7 +78,9 @@ def fitting_tokens(trained: int, kv_bytes: float, min_tokens: int, room_bytes: f
     return min(tokens, trained)
 
 
-def kv_bytes_per_token(facts: Mapping[str, str], cache: str) -> float:
+def kv_bytes_per_token(
+    facts: Mapping[str, str], cache: str, cache_v: str | None = None
+) -> float:
     """Return the bytes of KV of a token in one sequence. facts: the metadata of a GGUF file.
     This is an upper bound: some layers of some models take less."""
 
@@ -84,9 +90,10 @@ def kv_bytes_per_token(facts: Mapping[str, str], cache: str) -> float:
 
     heads = number("attention.head_count", 1)
     width = number("embedding_length", 0) // max(heads, 1)
-    values = number("attention.key_length", width) + number("attention.value_length", width)
+    key_bytes = number("attention.key_length", width) * _CACHES[cache]
+    value_bytes = number("attention.value_length", width) * _CACHES[cache_v or cache]
     layers = number("block_count", 0)
-    return layers * number("attention.head_count_kv", heads) * values * _CACHES[cache]
+    return layers * number("attention.head_count_kv", heads) * (key_bytes + value_bytes)
 
 
 def memory_bytes() -> int:

@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from local_models.errors import CannotQuantise, NoLlama
 
@@ -84,6 +84,21 @@ def has_llama() -> bool:
     except NoLlama:
         return False
     return True
+
+
+def ggml(name: str, result: type | None, *arguments: type) -> Callable[..., Any]:
+    """Return a function of ggml, which llama-cpp-python does not bind. Raises NoLlama."""
+    check_llama()
+    extensions = import_module("llama_cpp._ctypes_extensions")
+    folder = Path(str(lib.__file__)).parent / "lib"
+    for library in ("ggml", "ggml-base", "ggml-cpu"):
+        try:
+            function = getattr(extensions.load_shared_library(library, folder), name)
+        except (AttributeError, FileNotFoundError):
+            continue
+        function.restype, function.argtypes = result, arguments
+        return function  # type: ignore[no-any-return]
+    raise NoLlama(f"this build of llama.cpp has no {name}")
 
 
 def can_use_gpu() -> bool:

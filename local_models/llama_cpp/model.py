@@ -22,12 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from local_models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
+from local_models.llama_cpp.devices import CPU, Placement, place
 from local_models.llama_cpp.library import lib, on_stack
 from local_models.llama_cpp.segments import ContextLimits, Segment, check
 from local_models.markers import Markers
 from local_models.vocabulary import Vocabulary
 
-Cache = Literal["F16", "Q8_0"]
+Cache = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"]
 Logits = NDArray[np.float32]
 
 _FAILURES: Final = {-1: BadSegment, 1: NoRoom}
@@ -50,19 +51,22 @@ a megabyte of markers took 20 s in one piece; a chat of 100,000 tokens took twic
 class Model:
     """A Model is a GGUF file; with vocabulary_only, without its weights. Raises CannotOpen.
 
-    gpu_layers: the number of layers that a GPU computes, if llama.cpp was built for one; -1
-    means all. Passes on a GPU are faster, but not exact.
+    placement: what devices compute. Their passes are faster, but round by their shape.
     """
 
     def __init__(
-        self, path: Path, vocabulary_only: bool = False, *, gpu_layers: int = 0
+        self, path: Path, vocabulary_only: bool = False, *, placement: Placement = CPU
     ) -> None:
         settings = lib.llama_model_default_params()
         settings.vocab_only = vocabulary_only
-        settings.n_gpu_layers = gpu_layers
+        kept = place(settings, placement)
         self.handle = lib.llama_model_load_from_file(str(path).encode(), settings)
+        del kept
         if not self.handle:
-            raise CannotOpen(f"{path} is missing, or is not a GGUF file llama.cpp can read")
+            reason = "is missing, or is not a GGUF file llama.cpp can read"
+            if placement.gpu_layers:
+                reason += "; or a device has no room for it, or does not take these options"
+            raise CannotOpen(f"{path} {reason}")
         self.path = path
         self._free = finalize(self, lib.llama_model_free, self.handle)
         self._free.atexit = False  # a context may still be in use then
@@ -204,9 +208,10 @@ class Context:
     """A Context is a KV cache of `sequences` sequences of `context_tokens` tokens each.
 
     `batch_tokens` is the limit of rows in one pass. A Q8_0 cache is smaller and less precise
-    than F16, but exact for any number of threads and rows. Without `flash_attention` no pass is
-    exact, and passes over long contexts take at most two thirds of the time on a CPU. Raises
-    CannotOpen if memory is short.
+    than F16, but exact for any number of threads and rows. cache_v: the type of the values, if
+    not that of the keys. Without `flash_attention` no pass is exact, and passes over long
+    contexts take at most two thirds of the time on a CPU; None: llama.cpp finds out whether the
+    devices have it. Raises CannotOpen if memory is short.
     """
 
     def __init__(
@@ -218,17 +223,19 @@ class Context:
         batch_tokens: int = 256,
         cache: Cache = "F16",
         *,
-        flash_attention: bool = True,
+        cache_v: Cache | None = None,
+        flash_attention: bool | None = True,
     ) -> None:
         settings = lib.llama_context_default_params()
         settings.n_ctx = context_tokens * sequences
         settings.n_batch = settings.n_ubatch = batch_tokens
         settings.n_seq_max = sequences
         settings.n_threads = settings.n_threads_batch = threads
-        kind = "ENABLED" if flash_attention else "DISABLED"
+        kind = {True: "ENABLED", False: "DISABLED", None: "AUTO"}[flash_attention]
         settings.flash_attn_type = getattr(lib, f"LLAMA_FLASH_ATTN_TYPE_{kind}")
         settings.kv_unified = False
-        settings.type_k = settings.type_v = getattr(lib, f"GGML_TYPE_{cache}")
+        settings.type_k = getattr(lib, f"GGML_TYPE_{cache}")
+        settings.type_v = getattr(lib, f"GGML_TYPE_{cache_v or cache}")
         settings.no_perf = True
         self._handle = model.handle and lib.llama_init_from_model(model.handle, settings)
         self._memory = self._handle and lib.llama_get_memory(self._handle)

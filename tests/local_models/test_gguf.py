@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local_models.errors import CannotOpen
-from local_models.gguf import check_metadata, is_exact, metadata_of
+from local_models.gguf import check_metadata, is_exact, metadata_of, tensor_bytes
 from local_models.llama_cpp.model import Model
 from local_models.store import open_store
 from local_models.vocabulary import Vocabulary, relate
@@ -139,6 +139,18 @@ def test_what_the_catalogue_makes_is_exact_and_a_target_is_made_so(tmp_path: Pat
     store.remove(str(given))
     assert store.find(str(given), "target").path == given
     assert given.exists()
+
+
+@pytest.mark.models
+def test_the_sizes_of_tensors_are_those_of_their_blocks(smollm: Callable[[str], Model]) -> None:
+    path = smollm("q8_0").path
+
+    sizes = tensor_bytes(path)
+
+    assert sizes["token_embd.weight"] == 49152 * 576 * 34 // 32
+    assert sizes["blk.29.attn_norm.weight"] == 576 * 4
+    assert sum(sizes.values()) + len(metadata_of(path)) < path.stat().st_size
+    assert sum(sizes.values()) > 0.97 * path.stat().st_size
 
 
 # The meaning of a token id, and how two vocabularies are related.

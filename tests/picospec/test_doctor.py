@@ -40,7 +40,6 @@ from picospec.doctor import (
     check_context,
     check_engine,
     check_gain,
-    check_gpu,
     check_models,
     check_pace,
     check_port,
@@ -125,23 +124,6 @@ def test_a_port_held_by_a_stranger_fails_and_names_the_way_out() -> None:
     assert free.ok
     assert not held.ok
     assert "EDGE_PORT" in held.remedy
-
-
-@pytest.mark.parametrize(
-    ("gpu", "supported", "warns"),
-    [
-        (None, False, False),
-        (("CUDA", "-DGGML_CUDA=on"), True, False),
-        (("CUDA", "-DGGML_CUDA=on"), False, True),
-    ],
-)
-def test_a_gpu_that_the_build_does_not_use_is_warned_of_and_names_the_build(
-    gpu: tuple[str, str] | None, supported: bool, warns: bool
-) -> None:
-    finding = check_gpu(gpu, supported)
-
-    assert (finding.ok, finding.warns) == (True, warns)
-    assert not warns or "-DGGML_CUDA=on" in finding.remedy
 
 
 def test_a_report_is_well_only_when_every_finding_is() -> None:

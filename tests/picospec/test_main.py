@@ -143,6 +143,7 @@ def test_what_a_doctor_finds_is_there_for_programs(monkeypatch: pytest.MonkeyPat
         examination.Finding("b", False, "no", "do"),
     ]
     monkeypatch.setattr(examination, "examine", lambda *_, **__: found)
+    monkeypatch.setattr("picospec.main.check_backends", list)
 
     result = runner.invoke(app, ["doctor", "--json"])
 

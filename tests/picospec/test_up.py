@@ -226,6 +226,13 @@ def test_a_target_of_the_hub_is_fetched_and_made_exact(store: Store) -> None:
 
 
 @pytest.mark.models
+def test_a_device_takes_the_weights_as_they_are(store: Store) -> None:
+    prepare(ModelChoice("o/small-GGUF", "none", on_device=True), store, Screen())
+
+    assert not is_exact(store.find("o/small-GGUF", "target").path)
+
+
+@pytest.mark.models
 def test_a_path_is_taken_as_it_is_and_a_draft_as_large_is_not_chosen(
     store: Store, tmp_path: Path
 ) -> None:

@@ -32,19 +32,22 @@ TEMPERATURES = (0.0, 1.0)
 
 
 @asynccontextmanager
-async def serving(path: Path | None = None) -> AsyncIterator[Host]:
+async def serving(
+    path: Path | None = None, limits: Limits | None = None, **settings: object
+) -> AsyncIterator[Host]:
     """Give the host of a target that is ready: SmolLM2's, or that of other weights."""
+    known = {"slots": 4, "waiting": 1, "context_tokens": 512, "threads": 1, "prefill_rows": 32}
     target = LlamaTarget(
         lambda: StoredModel(
             "smollm2", path or open_store(os.environ).find("smollm2", "target").path
         ),
-        LlamaSettings(slots=4, waiting=1, context_tokens=512, threads=1, prefill_rows=32),
-        Limits(),
+        LlamaSettings.model_validate(known | settings),
+        limits or Limits(),
         VerifierMetrics(CollectorRegistry()),
     )
     host = Host(target, Drain())
     async with host.running():
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(1200):  # a software device takes seconds a pass
             while host._state == "loading":  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         yield host

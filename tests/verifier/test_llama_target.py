@@ -22,6 +22,7 @@ from speculation.messages import (
     Commit,
     Draft,
     Finish,
+    Limits,
     Open,
     Reject,
     TokenId,
@@ -129,6 +130,25 @@ async def test_a_session_goes_on_after_committed_tokens_as_if_it_had_generated_t
         rest = await said_with_logprobs(host, replace(request, committed=committed))
 
         assert rest == whole[known:]
+
+
+async def test_padded_passes_are_exact_where_kernels_round_by_the_number_of_rows() -> None:
+    """Without flash attention they do so on processors, as on devices with it."""
+    limits = Limits(max_verify=6)
+    async with serving(limits=limits, flash_attention="off", exact="strict") as host:
+        (learned,) = await host.ready().learned_statistics()
+        job = replace(job_of(host, PROMPTS[0], 1.0), extras={"min_tokens": 20})
+        request = opening(job, host.ready().facts)
+        whole = await said_with_logprobs(host, request)
+        committed = tuple(token for token, _ in whole[:9])
+        rest = await said_with_logprobs(host, replace(request, committed=committed))
+        text = [token for token, _ in whole]
+        patched, finish = await with_drafts(host, job, text, patchy, "padded")
+
+    assert learned["rounding"]["equal_rows"] < 7  # type: ignore[index]
+    assert rest == whole[9:]
+    assert patched == text
+    assert finish.totals.accepted
 
 
 async def said_with_logprobs(host: Host, request: Open) -> list[tuple[TokenId, TokenLogprob]]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -15,18 +15,26 @@ from typing import Final, TypeVar
 
 import structlog
 
-from gateway.hosting.limits import compute_threads
 from local_models.errors import GrammarFailed
 from local_models.file_hashes import FileHashes
-from local_models.llama_cpp.context_length import context_length
 from local_models.llama_cpp.library import engine
-from local_models.llama_cpp.model import Cache, Context, Model
+from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.segments import Segment
 from speculation.distributions import Distribution, Logits, distribution, logprob_of
 from speculation.logits import Adjust
 from speculation.messages import Down, Open, TokenId, TokenLogprob
 from speculation.verify_machine import Offer, Verdict, VerifyMachine
 from speculation.verify_session import Pass, VerifyingSession
+from verifier.llama_target.exactness import (
+    TEXT,
+    Rounding,
+    Shape,
+    exact_shape,
+    padded,
+    rounding,
+    sample,
+)
+from verifier.llama_target.placing import Plan
 from verifier.metrics import VerifierMetrics
 from verifier.settings import LlamaSettings
 from verifier.target import Reply, TargetFailed, weights_of
@@ -239,41 +247,67 @@ class PromptLogprobs(Slot):
 # A sequence's KV may hold invalid entries, of rejected draft tokens or of an ended session. No
 # pass cleans up after itself: the next decode first removes what lies beyond its own start.
 
-MIN_TOKENS: Final = 4096
-"""A context has at least this many tokens on any machine, if its model supports them."""
-
 
 class PassRunner:
-    """Runs a model with the KV cache of its slots. hashes: the known hashes of model files.
-    Raises models.errors.ModelError."""
+    """Runs a model with the KV cache of its slots. hashes: the known hashes of model files;
+    max_rows: a session has at most this many rows in a pass. Raises models.errors.ModelError.
+    """
 
-    def __init__(self, path: Path, settings: LlamaSettings, hashes: FileHashes) -> None:
-        self.model = Model(path)
+    def __init__(
+        self, path: Path, settings: LlamaSettings, hashes: FileHashes, max_rows: int
+    ) -> None:
+        plan = Plan.of(settings)
+        tokens = plan.tokens(path)
+        self.model = Model(path, placement=plan.placement)
         self._tokens = len(self.model.vocabulary.pieces)  # later logits are padding
-        threads = settings.threads or compute_threads()
-        # with several threads, an F16 cache lets passes differ in the last bit
-        cache: Cache = "F16" if threads == 1 else "Q8_0"
-        self.length = context_length(
-            self.model.metadata(),
-            self.model.context_tokens,
-            settings.context_tokens,
-            sequences=settings.slots,
-            cache=cache,
-            min_tokens=MIN_TOKENS,
-        )
+        self.length = plan.length(self.model, tokens)
         self._context = Context(
             self.model,
-            self.length.tokens,
+            self.length.tokens + (max_rows if plan.may_pad else 0),
             sequences=settings.slots,
-            threads=threads,
+            threads=plan.threads,
             batch_tokens=settings.max_rows,
-            cache=cache,
+            cache=plan.cache,
+            cache_v=plan.cache_v,
+            flash_attention=plan.flash_attention,
         )
-        self.shapes = (engine(), weights_of(path, hashes), threads, cache)
+        self.rounding: Rounding | None = None
+        """The findings of the self-test; None if passes are exact by the settings alone."""
+
+        self.shape: Shape | None = None
+        """Each pass has this shape; None: a pass has rows of all sessions."""
+
+        if not plan.is_known:
+            self._test(plan, max_rows)
+        self.prefill_rows = settings.max_rows if plan.devices else settings.prefill_rows
+        """At most this many tokens of a prompt may be read at once."""
+
+        if self.shape is not None:
+            self.prefill_rows = self.shape.rows
+        self.shapes = (engine(), weights_of(path, hashes), *plan.shapes, *self._own_shapes())
         """These values shape a text; the target's identity contains them."""
 
         self._judged_rows = 0  # of the session that is judged
         self._cheapest_row_s = inf
+
+    def _test(self, plan: Plan, max_rows: int) -> None:
+        """Find how passes round, and choose a shape in which they are exact if they must be."""
+        text = sample(self.model.tokenize(TEXT, False), self.length.tokens)
+        piece = self._context.limits.batch_tokens
+        for start in range(0, len(text), piece):
+            self.prefill(0, start, text[start : start + piece])
+
+        def decode(start: int, tokens: Sequence[TokenId]) -> list[Logits]:
+            self._context.truncate(0, start)
+            self._context.decode([Segment(0, start, tokens)])
+            return [self._context.logits(i).copy() for i in range(len(tokens))]
+
+        self.rounding = rounding(decode, text, max_rows)
+        if plan.exact == "strict":
+            self.shape = exact_shape(decode, text, max_rows, self.rounding)
+
+    def _own_shapes(self) -> Sequence[object]:
+        return () if self.shape is None else (self.shape.rows, self.shape.is_padded)
 
     def close(self) -> None:
         """Free the memory."""
@@ -284,31 +318,46 @@ class PassRunner:
         """Return the seconds that a pass over `rows` rows takes. It uses the first sequence,
         and so must be called before any session begins."""
         began = time.perf_counter()
-        self._context.truncate(0, 0)
-        self._context.decode([Segment(0, 0, (0,) * rows)])
+        self._decode([Segment(0, 0, (0,) * rows)])
         return time.perf_counter() - began
 
     def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None:
         """Decode a piece of a prompt. start: the number of its tokens decoded before."""
-        self._context.truncate(sequence, start)
-        self._context.decode([Segment(sequence, start, tokens, logits=0)])
+        self._decode([Segment(sequence, start, tokens, logits=0)])
 
     def score(
         self, sequence: int, start: int, tokens: Sequence[TokenId], after: TokenId, most: int
     ) -> list[TokenLogprob]:
         """Decode a piece of a prompt as `prefill` does, and return the log-probability of the
         token after each of its tokens. after: the token after the piece."""
-        self._context.truncate(sequence, start)
-        self._context.decode([Segment(sequence, start, tokens)])
+        self._decode([Segment(sequence, start, tokens)])
         following = enumerate((*tokens[1:], after))
         return [logprob_of(self._row(0, i), token, most) for i, token in following]
 
     def run(self, parts: Sequence[PassPart]) -> tuple[list[Verdict | GrammarFailed], float]:
         """Run one pass and judge its rows. Return also the extra seconds that judging took,
         compared with the cheapest row so far. A failing grammar fails only its own session."""
-        for part in parts:
-            self._context.truncate(part.sequence, part.held)
-        self._context.decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
+        if self.shape is None:
+            return self._run(parts)
+        runs = [self._run([part]) for part in parts]
+        verdicts = [verdict for verdicts, _ in runs for verdict in verdicts]
+        return verdicts, sum(extra_judging_s for _, extra_judging_s in runs)
+
+    def _decode(self, segments: Sequence[Segment]) -> None:
+        """Decode the segments, after removing what lies beyond their starts. In a padded shape
+        each is extended by rows that the next decode removes."""
+        for segment in segments:
+            self._context.truncate(segment.sequence, segment.start)
+        if self.shape is not None and self.shape.is_padded:
+            rows = self.shape.rows
+            segments = [
+                replace(each, tokens=padded(each.tokens, rows), logits=None)
+                for each in segments
+            ]
+        self._context.decode(segments)
+
+    def _run(self, parts: Sequence[PassPart]) -> tuple[list[Verdict | GrammarFailed], float]:
+        self._decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
         extra_judging_s = 0.0
         verdicts: list[Verdict | GrammarFailed] = []
         first = 0

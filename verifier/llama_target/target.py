@@ -11,6 +11,7 @@ from random import SystemRandom
 from typing import TypeVar
 
 import structlog
+from msgspec.structs import replace
 
 from local_models.errors import CannotCheck
 from local_models.file_hashes import FileHashes
@@ -148,8 +149,10 @@ class LlamaTarget(Target):
         engine = await loop.run_in_executor(self._thread, self._load)
         self._metrics.serves(model := self.facts.model)
         self._metrics.follow(model, self._kv_usage, lambda: len(self._waiting()))
+        pieces = {"prefill_rows": engine.prefill_rows}
+        settings = self._settings.model_copy(update=pieces)
         self._scheduler = Scheduler(
-            engine, self._machine, self._thread, self._metrics, self._settings, self._slots
+            engine, self._machine, self._thread, self._metrics, settings, self._slots
         )
         self._running = loop.create_task(self._scheduler.run())
         self._running.add_done_callback(self._over)
@@ -224,7 +227,9 @@ class LlamaTarget(Target):
         started(self._scheduler).wake()
 
     async def learned_statistics(self) -> Sequence[dict[str, object]]:
-        return [self._machine.learned_statistics()]
+        learned = self._machine.learned_statistics()
+        rounding = None if self._engine is None else self._engine.rounding
+        return [learned if rounding is None else learned | {"rounding": rounding.log_fields()}]
 
     async def forget(self, owner: Owner) -> None:
         self._machine.forget(owner)
@@ -291,8 +296,13 @@ class LlamaTarget(Target):
 
     def _load(self) -> PassRunner:
         model = self._find()
-        engine = self._engine = PassRunner(model.path, self._settings, self._hashes)
+        settings, rows = self._settings, self._limits.max_verify + 1
+        engine = self._engine = PassRunner(model.path, settings, self._hashes, rows)
         structlog.get_logger("verifier").info("context", **engine.length.log_fields())
+        if engine.rounding is not None:
+            structlog.get_logger("verifier").info("rounding", **engine.rounding.log_fields())
+        if engine.shape is not None:
+            self._limits = replace(self._limits, max_verify=engine.shape.rows - 1)
         file = tokenizer_file(model.path, self._template)
         features = (*FEATURES, BUDGET, PROMPT_LOGPROBS)
         self.describe(model.name, file, engine.length.tokens, engine.shapes, features)

@@ -1,0 +1,148 @@
+"""The embedded target on a device: strict texts are equal, and near ones part at near-ties.
+
+`make test-vulkan` gives it Mesa's software Vulkan driver; on a GPU host it takes the GPU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from gateway.ports import Job
+from local_models.errors import CannotOpen
+from local_models.file_hashes import FileHashes
+from local_models.llama_cpp.devices import all_devices, computing
+from local_models.llama_cpp.library import has_llama
+from local_models.store import open_store
+from speculation.messages import CachedPromptTokens, Commit, Limits, TokenId, TokenLogprob
+from tests.verifier.down import replies_of
+from tests.verifier.served_llama import (
+    PROMPTS,
+    TEMPERATURES,
+    Drafter,
+    job_of,
+    late,
+    patchy,
+    perfect,
+    plain,
+    serving,
+    useless,
+    with_drafts,
+)
+from verifier.app import opening
+from verifier.llama_target import exactness
+from verifier.llama_target.exactness import NEAR
+from verifier.llama_target.scheduler import PassRunner
+from verifier.settings import LlamaSettings
+from verifier.target import Host
+from verifier.vllm_target.serving.selftest import Precision, self_test
+
+pytestmark = [
+    pytest.mark.models,
+    pytest.mark.long,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.skipif(
+        not has_llama() or not computing(all_devices()), reason="this llama.cpp has no device"
+    ),
+]
+
+LIMITS = Limits(max_verify=3)
+SLOTS = 8
+Texts = list[tuple[Job, list[TokenId]]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_self_test() -> Iterator[None]:
+    """A software device takes seconds a pass, and the texts here test more positions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exactness, "POSITIONS", 8)
+        yield
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def strict() -> AsyncIterator[Host]:
+    async with serving(limits=LIMITS, exact="strict", slots=SLOTS) as host:
+        yield host
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def texts(strict: Host) -> Texts:
+    """Return eight jobs, and their texts without draft tokens, one after another."""
+    jobs = [short(strict, prompt, t) for t in TEMPERATURES for prompt in PROMPTS]
+    return [(job, await plain(strict, job)) for job in jobs]
+
+
+def short(host: Host, prompt: str, temperature: float) -> Job:
+    return replace(job_of(host, prompt, temperature), max_tokens=12)
+
+
+@pytest.mark.parametrize("drafter", [perfect, useless, patchy, late])
+async def test_strict_texts_are_those_without_drafts(
+    strict: Host, texts: Texts, drafter: Drafter
+) -> None:
+    for number, (job, text) in enumerate(texts):
+        said, finish = await with_drafts(strict, job, text, drafter, f"{number}")
+
+        assert said == text
+        assert drafter is useless or finish.totals.accepted
+
+
+async def test_strict_texts_of_eight_sessions_at_once_are_those_of_each_alone(
+    strict: Host, texts: Texts
+) -> None:
+    each = [
+        with_drafts(strict, job, text, patchy, f"{number}")
+        for number, (job, text) in enumerate(texts)
+    ]
+
+    assert [said for said, _ in await asyncio.gather(*each)] == [text for _, text in texts]
+
+
+async def test_a_strict_session_goes_on_from_its_kv_and_from_its_text_alike(
+    strict: Host, texts: Texts
+) -> None:
+    job = short(strict, PROMPTS[3], 1.0)
+    request = replace(opening(job, strict.ready().facts), top_logprobs=2)
+    whole, _ = await said(strict, request)
+
+    for known in (1, len(whole) // 2):
+        committed = tuple(token for token, _ in whole[:known])
+        rest, cached_tokens = await said(strict, replace(request, committed=committed))
+        assert cached_tokens
+        assert rest == whole[known:]
+
+
+async def said(host: Host, request: object) -> tuple[list[tuple[TokenId, TokenLogprob]], int]:
+    """Return tokens with their log-probabilities, and the number of cached prompt tokens."""
+    tokens, cached_tokens = list[tuple[TokenId, TokenLogprob]](), 0
+    async with aclosing(replies_of(host.ready(), "said", request)) as replies:  # type: ignore[arg-type]
+        async for reply in replies:
+            if isinstance(commit := reply.message, Commit):
+                tokens += zip(commit.tokens, commit.logprobs or (), strict=True)
+            elif isinstance(reply.message, CachedPromptTokens):
+                cached_tokens = reply.message.tokens
+    return tokens, cached_tokens
+
+
+async def test_near_texts_part_at_near_ties_alone() -> None:
+    async with serving(limits=LIMITS, slots=4) as host:
+        (learned,) = await host.ready().learned_statistics()
+        assert learned["rounding"]["widest_gap"] <= NEAR  # type: ignore[index]
+
+        await self_test(host.ready(), Precision(near=NEAR))
+
+
+def test_what_does_not_fit_into_the_device_is_refused_with_the_numbers() -> None:
+    path = open_store(os.environ).find("smollm2", "target").path
+    settings = LlamaSettings(slots=256, context_tokens=8192, max_rows=512)
+    if computing(all_devices())[0].total_bytes > 48 << 30:
+        pytest.skip("256 slots of SmolLM2 fit into this device")
+
+    with pytest.raises(CannotOpen, match=r"MiB free: .* MiB for weights, .* gpu_layers ="):
+        PassRunner(path, settings, FileHashes(), 17)

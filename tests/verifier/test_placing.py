@@ -1,0 +1,43 @@
+"""What a verifier's settings make of a machine's devices, without any device."""
+
+from __future__ import annotations
+
+from local_models.llama_cpp.devices import Device, Placement
+from verifier.llama_target.placing import Plan
+from verifier.settings import LlamaSettings
+
+CARD = Device("CUDA0", "a card", "CUDA", "gpu", 23 << 30, 24 << 30)
+
+
+def test_without_a_device_a_text_is_shaped_by_threads_and_cache_alone() -> None:
+    one, two = (Plan(LlamaSettings(threads=count), []) for count in (1, 2))
+
+    assert one.shapes == (1, "F16")
+    assert two.shapes == (2, "Q8_0")
+    assert (one.placement, one.flash_attention, one.exact) == (Placement(), True, "strict")
+    assert one.is_known
+
+
+def test_with_a_device_all_layers_are_there_by_default() -> None:
+    plan = Plan(LlamaSettings(threads=2), [CARD])
+
+    assert plan.placement == Placement(-1)
+    assert (plan.cache, plan.flash_attention, plan.exact) == ("F16", None, "near")
+    assert not plan.is_known
+    assert not Plan(LlamaSettings(gpu_layers=0), [CARD]).devices
+
+
+def test_device_backend_placement_and_exactness_are_part_of_what_shapes_a_text() -> None:
+    other = Device("Vulkan0", "a card", "Vulkan", "gpu", 23 << 30, 24 << 30)
+    plans = [
+        Plan(LlamaSettings(threads=2), []),
+        Plan(LlamaSettings(threads=2), [CARD]),
+        Plan(LlamaSettings(threads=2), [other]),
+        Plan(LlamaSettings(threads=2, gpu_layers=3), [CARD]),
+        Plan(LlamaSettings(threads=2, exact="strict"), [CARD]),
+        Plan(LlamaSettings(threads=2, cache_type_v="q8_0"), [CARD]),
+        Plan(LlamaSettings(threads=2, flash_attention="off"), [CARD]),
+    ]
+
+    assert len({str(plan.shapes) for plan in plans}) == len(plans)
+    assert Plan(LlamaSettings(threads=2), [CARD]).shapes == plans[1].shapes

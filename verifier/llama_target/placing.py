@@ -1,0 +1,161 @@
+"""Decides from the settings what llama.cpp computes where, and refuses what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Literal, cast
+
+from gateway.hosting.limits import compute_threads
+from local_models.gguf import tensor_bytes
+from local_models.llama_cpp.context_length import (
+    Length,
+    context_length,
+    fitting_tokens,
+    kv_bytes_per_token,
+)
+from local_models.llama_cpp.devices import (
+    Demand,
+    Device,
+    Placement,
+    all_devices,
+    check_fit,
+    checked,
+    computing,
+    device_room,
+    division,
+    pass_bytes,
+)
+from local_models.llama_cpp.model import Cache, Model
+from verifier.settings import LlamaSettings
+
+MIN_TOKENS: Final = 4096
+"""A context has at least this many tokens on any machine, if its model supports them."""
+
+FILLED: Final = 0.9
+"""A context that no setting chooses takes at most this share of a device's room for KV."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A Plan says how a target is computed. here: the devices of this machine."""
+
+    settings: LlamaSettings
+    here: Sequence[Device]
+
+    @classmethod
+    def of(cls, settings: LlamaSettings) -> Plan:
+        """Return the plan for this machine. Raises NoLlama, CannotOpen."""
+        return cls(settings, [] if settings.gpu_layers == 0 else all_devices())
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Return what devices compute: all, unless a setting wants less."""
+        wanted = self.settings
+        layers = wanted.gpu_layers
+        if layers is None:
+            layers = -1 if computing(self.here) else 0
+        return Placement(
+            layers,
+            wanted.split_mode,
+            wanted.tensor_split,
+            wanted.main_gpu,
+            wanted.override_tensor,
+        )
+
+    @cached_property
+    def devices(self) -> Sequence[Device]:
+        """Return the devices that compute. Raises CannotOpen."""
+        return checked(self.placement, self.here)
+
+    @property
+    def threads(self) -> int:
+        return self.settings.threads or compute_threads()
+
+    @property
+    def cache(self) -> Cache:
+        """Return the type of the keys. With several threads of the processor, an F16 cache lets
+        passes differ in the last bit."""
+        if self.settings.cache_type_k:
+            return cast(Cache, self.settings.cache_type_k.upper())
+        return "F16" if self.devices or self.threads == 1 else "Q8_0"
+
+    @property
+    def cache_v(self) -> Cache:
+        return cast(Cache, (self.settings.cache_type_v or self.cache).upper())
+
+    @property
+    def flash_attention(self) -> bool | None:
+        default = "auto" if self.devices else "on"
+        return {"on": True, "off": False, "auto": None}[
+            self.settings.flash_attention or default
+        ]
+
+    @property
+    def exact(self) -> Literal["near", "strict"]:
+        return self.settings.exact or ("near" if self.devices else "strict")
+
+    @property
+    def is_known(self) -> bool:
+        """True if passes are exact by the settings alone, as on processors by default: then no
+        test is needed at the start."""
+        own = self.settings
+        changes = (own.cache_type_k, own.cache_type_v, own.flash_attention)
+        return not self.devices and not any(changes)
+
+    @property
+    def may_pad(self) -> bool:
+        """True if passes may be padded by rows that need room in a slot."""
+        return not self.is_known and self.exact == "strict"
+
+    @property
+    def shapes(self) -> Sequence[object]:
+        """Return what shapes a text beside the weights and the engine."""
+        shapes: tuple[object, ...] = (self.threads, self.cache)
+        if self.is_known:
+            return shapes
+        names = [(each.backend, each.description) for each in self.devices]
+        placement = astuple(self.placement) if self.devices else ()
+        return (*shapes, self.cache_v, self.flash_attention, self.exact, names, placement)
+
+    def length(self, model: Model, tokens: int | None) -> Length:
+        """Return the length of a slot's context. tokens: those chosen for it."""
+        return context_length(
+            model.metadata(),
+            model.context_tokens,
+            tokens,
+            sequences=self.settings.slots,
+            cache=self.cache,
+            cache_v=self.cache_v,
+            min_tokens=MIN_TOKENS,
+        )
+
+    def tokens(self, path: Path) -> int | None:
+        """Return the tokens of a slot for which devices have room; the setting, if there are
+        none. Raises CannotOpen with the numbers, before weights are loaded."""
+        wanted = self.settings.context_tokens
+        if not self.devices:
+            return wanted
+        model = Model(path, vocabulary_only=True)
+        facts, trained = model.metadata(), model.context_tokens
+        model.close()
+
+        def number(name: str) -> int:
+            return int(facts.get(f"{facts['general.architecture']}.{name}", "0"))
+
+        tensors = tensor_bytes(path)
+        divided = division(tensors, number("block_count"), self.placement)
+        demand = Demand(
+            self.settings.slots,
+            kv_bytes_per_token(facts, self.cache, self.cache_v),
+            pass_bytes(
+                self.settings.max_rows, model.vocabulary_size, number("embedding_length")
+            ),
+        )
+        room = device_room(demand, divided, self.devices)
+        chosen = fitting_tokens(trained, 1, MIN_TOKENS, FILLED * room)
+        tokens = min(trained, wanted or chosen)
+        check_fit(tokens, demand, tensors, divided, self.placement, self.devices)
+        return tokens
