@@ -72,7 +72,7 @@ async def test_a_failed_self_test_ends_vllm_with_its_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(of("endpoints"), "check_free", lambda *_, **__: None)
-    monkeypatch.setattr(of("endpoints"), "Service", Failing)
+    monkeypatch.setattr(of("endpoints"), "VllmService", Failing)
     plugin = of("endpoints").Endpoints()
     plugin._app, plugin._drain = None, Drain()
 

@@ -242,8 +242,8 @@ async def test_vllm_counts_what_only_carries_frames_and_processes_the_rest() -> 
     from vllm.v1.engine.output_processor import RequestOutputCollector
 
     llm = Llm()
-    queue = RequestOutputCollector(RequestOutputKind.DELTA, "s")
-    state = SimpleNamespace(is_prefilling=True, queue=queue)
+    collector = RequestOutputCollector(RequestOutputKind.DELTA, "s")
+    state = SimpleNamespace(is_prefilling=True, queue=collector)
     processed: list[Any] = []
     counted: list[Any] = []
     llm.output_processor = SimpleNamespace(
@@ -261,14 +261,14 @@ async def test_vllm_counts_what_only_carries_frames_and_processes_the_rest() -> 
     llm.output_processor.process_outputs([first], 1.5, None)
     state.is_prefilling = False
     llm.output_processor.process_outputs([silent], 1.5, None)
-    assert queue.get_nowait() is None  # there is nothing to wake for
+    assert collector.get_nowait() is None  # there is nothing to wake for
     llm.output_processor.process_outputs([second, third], 1.5, None)
     llm.output_processor.process_outputs([last], 1.5, None)
 
     assert [each.frame for each in queue] == [b"a", b"b", b"c", b"d"]  # type: ignore[union-attr]
     assert processed == [first, last]
     assert counted == [(state, each, 1.5, None) for each in (silent, second, third)]
-    woken = queue.get_nowait()
+    woken = collector.get_nowait()
     assert woken is not None
     assert not woken.finished
 
