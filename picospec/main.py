@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
@@ -139,8 +139,9 @@ def up(
                 console.print(f"llama.cpp has {each.found}. Another build: {each.advice}")
         store = open_store({**os.environ, **sources_of(settings, os.environ)})
         on_device = computes_on_device(settings, os.environ)
-        placed = [replace(choice, on_device=on_device) for choice in choices]
-        first, *more = [prepare(choice, store, console) for choice in placed]
+        first, *more = [
+            prepare(choice, store, console, on_device=on_device) for choice in choices
+        ]
         arguments = {**first, "edge": ("--draft", choices[0].draft)} if more else first
         key = first_key(os.environ.get("PICOSPEC_API_KEYS", ""))
         threaded = with_threads(settings, pins)

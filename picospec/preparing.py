@@ -50,8 +50,6 @@ class ModelChoice:
 
     draft_from_hub: str = "ask"
     draft_max_gb: str = "1"
-    on_device: bool = False
-    """A device computes the target, if llama.cpp runs it."""
 
     @property
     def hub(self) -> HubPolicy:
@@ -81,8 +79,12 @@ class ModelChoice:
         return cls(**choices)
 
 
-def prepare(choice: ModelChoice, store: Store, console: Console) -> dict[str, tuple[str, ...]]:
+def prepare(
+    choice: ModelChoice, store: Store, console: Console, *, on_device: bool = False
+) -> dict[str, tuple[str, ...]]:
     """Pull missing models, and return each service's arguments for its command line.
+
+    on_device: a device computes the target, if llama.cpp runs it.
 
     Raises ServiceError, models.errors.ModelError.
     """
@@ -93,7 +95,7 @@ def prepare(choice: ModelChoice, store: Store, console: Console) -> dict[str, tu
         check_llama()
         verifier = ("--target", "llama", "--model", choice.target)
         with progress_bar(console, choice.target) as show:
-            store.pull(choice.target, show, None if choice.on_device else "target")
+            store.pull(choice.target, show, None if on_device else "target")
         draft = _fitting(choice, store, console) if draft == AUTO else draft
     if draft not in (AUTO, NONE):
         pull_if_missing(draft, store)

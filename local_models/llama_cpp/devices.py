@@ -154,15 +154,12 @@ def _overrides(placement: Placement) -> list[tuple[str, str]]:
     return [(pattern, name) for pattern, _, name in pairs]
 
 
-def _buffer_type(name: str) -> int | None:
-    found: int | None
+def _buffer_type(name: str) -> int:
     if name == "CPU":
-        found = ggml("ggml_backend_cpu_buffer_type", ctypes.c_void_p)()
-        return found
+        return int(ggml("ggml_backend_cpu_buffer_type", ctypes.c_void_p)())
     by_name = ggml("ggml_backend_dev_by_name", ctypes.c_void_p, ctypes.c_char_p)
     of = ggml("ggml_backend_dev_buffer_type", ctypes.c_void_p, ctypes.c_void_p)
-    found = of(by_name(name.encode()))
-    return found
+    return int(of(by_name(name.encode())))
 
 
 def _handles() -> Iterator[int]:
@@ -173,7 +170,7 @@ def _handles() -> Iterator[int]:
 
 def _device(handle: int) -> Device:
     def text(name: str, of: int) -> str:
-        return str(ggml(name, ctypes.c_char_p, ctypes.c_void_p)(of), "utf-8")
+        return bytes(ggml(name, ctypes.c_char_p, ctypes.c_void_p)(of)).decode()
 
     registry = ggml("ggml_backend_dev_backend_reg", ctypes.c_void_p, ctypes.c_void_p)
     kind = ggml("ggml_backend_dev_type", ctypes.c_int, ctypes.c_void_p)

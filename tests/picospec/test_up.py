@@ -227,7 +227,7 @@ def test_a_target_of_the_hub_is_fetched_and_made_exact(store: Store) -> None:
 
 @pytest.mark.models
 def test_a_device_takes_the_weights_as_they_are(store: Store) -> None:
-    prepare(ModelChoice("o/small-GGUF", "none", on_device=True), store, Screen())
+    prepare(ModelChoice("o/small-GGUF", "none"), store, Screen(), on_device=True)
 
     assert not is_exact(store.find("o/small-GGUF", "target").path)
 

@@ -95,5 +95,5 @@ def test_the_sample_crosses_the_cells_and_stays_in_the_context() -> None:
 
 
 def test_padding_repeats_the_last_token() -> None:
-    assert padded((5, 6), 4) == (5, 6, 6, 6)
-    assert padded((5, 6), 2) == (5, 6)
+    assert padded((5, 6), 4) == [5, 6, 6, 6]
+    assert padded((5, 6), 2) == [5, 6]

@@ -228,8 +228,9 @@ class LlamaTarget(Target):
 
     async def learned_statistics(self) -> Sequence[dict[str, object]]:
         learned = self._machine.learned_statistics()
-        rounding = None if self._engine is None else self._engine.rounding
-        return [learned if rounding is None else learned | {"rounding": rounding.log_fields()}]
+        if self._engine is None or self._engine.rounding is None:
+            return [learned]
+        return [learned | {"rounding": self._engine.rounding.log_fields()}]
 
     async def forget(self, owner: Owner) -> None:
         self._machine.forget(owner)
