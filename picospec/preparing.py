@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from rich.console import Console
 
@@ -71,7 +71,7 @@ class ModelChoice:
             "draft_from_hub": ("edge", "draft_from_hub"),
             "draft_max_gb": ("edge", "draft_max_gb"),
         }
-        choices = dict[str, Any]()
+        choices = {}
         for field, (service, name) in places.items():
             variable = environ.get(f"PICOSPEC_{service.upper()}__{name.upper()}")
             if value := options.get(field) or variable or settings.get(service, {}).get(name):

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from local_models.errors import CannotOpen
 from speculation.distributions import Logits
@@ -14,10 +16,12 @@ from verifier.llama_target.exactness import (
     POSITIONS,
     Decode,
     Shape,
+    Window,
     exact_shape,
     padded,
     rounding,
     sample,
+    windows,
 )
 
 V, ROWS = 32, 8
@@ -92,6 +96,36 @@ def test_a_difference_that_shows_at_few_places_is_found() -> None:
 def test_the_sample_crosses_the_cells_and_stays_in_the_context() -> None:
     assert len(TOKENS) - POSITIONS < CELLS < len(TOKENS)
     assert len(sample(range(400), 100)) == 100
+
+
+def test_no_padded_pass_lies_on_both_sides_of_a_border_of_cells() -> None:
+    assert windows(240, 244, 8) == [Window(240, 240, 244)]
+    assert windows(252, 255, 8) == [Window(248, 252, 255)]
+    assert windows(252, 260, 8) == [Window(248, 252, 256), Window(256, 256, 260)]
+    assert windows(256, 258, 8) == [Window(256, 256, 258)]
+
+
+@given(st.integers(0, 2000), st.integers(1, ROWS))
+def test_padded_passes_compute_each_position_once(start: int, count: int) -> None:
+    passes = windows(start, start + count, ROWS)
+
+    assert [p for each in passes for p in range(each.first, each.end)] == list(
+        range(start, start + count)
+    )
+    for each in passes:
+        assert 0 <= each.begin <= each.first < each.end <= each.begin + ROWS
+        assert each.begin // CELLS == (each.begin + ROWS - 1) // CELLS
+
+
+def test_a_device_that_rounds_by_its_cells_is_exact_in_padded_passes() -> None:
+    right = device(lambda rows, place: 0.001 * rows)
+
+    def decode(start: int, tokens: Sequence[int]) -> Sequence[Logits]:
+        cells = (start + len(tokens) - 1) // CELLS
+        return [row + np.float32(0.001 * cells) for row in right(start, tokens)]
+
+    shape = exact_shape(decode, TOKENS, ROWS, rounding(decode, TOKENS, ROWS))
+    assert shape == Shape(ROWS, is_padded=True)
 
 
 def test_padding_repeats_the_last_token() -> None:

@@ -10,9 +10,12 @@ passes of 2, 3 ... rows, always with the text's own tokens. It finds
 
 `exact = strict` needs equal bits. Passes then have at most as many rows as are equal; or, if
 those are too few, each pass is padded to one number of rows, prompts and plain passes too, so
-that one set of kernels computes everything. The test shows for each whether it is equal. It
-crosses 256 tokens, where llama.cpp enlarges the cells that attention reads; it reads no longer
-text.
+that one set of kernels computes everything. The test shows for each whether it is equal.
+
+llama.cpp's attention reads cells in steps of 256, as many as the last row of a pass needs. So a
+padded pass never lies on both sides of such a border: otherwise a row before it would be
+computed over more cells in one pass than in another. Near a border a pass begins earlier, and
+decodes some tokens again. The test crosses one border, and reads no longer text.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ NEAR: Final = 0.5
 differ by some hundredths; a kernel that is wrong changes them by several."""
 
 CELLS: Final = 256
-"""llama.cpp enlarges the part of a cache that attention reads by as many tokens."""
+"""llama.cpp enlarges the part of a cache that attention reads in steps of as many tokens."""
 
 POSITIONS: Final = 48
 """Passes of each number of rows decode as many tokens. Weights in 8 bits hide a difference at
@@ -136,13 +139,35 @@ def _forced(
     """Return the logits after each of the last POSITIONS tokens, decoded `count` a pass."""
     rows = list[Logits]()
     for start in range(max(1, len(tokens) - POSITIONS), len(tokens), count):
-        part = tokens[start : start + count]
-        rows += decode(start, padded(part, padded_rows))[: len(part)]
+        end = min(start + count, len(tokens))
+        if not padded_rows:
+            rows += decode(start, tokens[start:end])
+            continue
+        for each in windows(start, end, padded_rows):
+            decoded = decode(each.begin, padded(tokens[each.begin : each.end], padded_rows))
+            rows += decoded[each.first - each.begin : each.end - each.begin]
     return rows
 
 
 def _are_equal(rows: Sequence[Logits], others: Sequence[Logits]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(rows, others, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A padded pass: it begins at `begin`, and its rows first..end - 1 are wanted."""
+
+    begin: int
+    first: int
+    end: int
+
+
+def windows(start: int, end: int, rows: int) -> list[Window]:
+    """Return the padded passes that compute the positions start..end - 1, at most `rows` of
+    them. None lies on both sides of a multiple of CELLS."""
+    border = (start // CELLS + 1) * CELLS
+    first = Window(min(start, border - rows), start, min(end, border))
+    return [first] if end <= border else [first, Window(border, border, end)]
 
 
 def padded(tokens: Sequence[int], rows: int) -> Sequence[int]:

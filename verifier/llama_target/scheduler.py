@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -33,6 +33,7 @@ from verifier.llama_target.exactness import (
     padded,
     rounding,
     sample,
+    windows,
 )
 from verifier.llama_target.placing import Plan
 from verifier.metrics import VerifierMetrics
@@ -277,6 +278,10 @@ class PassRunner:
         self.shape: Shape | None = None
         """Each pass has this shape; None: a pass has rows of all sessions."""
 
+        self._texts: dict[int, list[TokenId]] = {}
+        """The tokens of each sequence, if passes are padded: a pass may decode some again."""
+
+        self._padded_logits: list[Logits] = []
         if not plan.is_known:
             self._test(plan, max_rows)
         self.prefill_rows = settings.max_rows if plan.devices else settings.prefill_rows
@@ -344,17 +349,27 @@ class PassRunner:
         return verdicts, sum(extra_judging_s for _, extra_judging_s in runs)
 
     def _decode(self, segments: Sequence[Segment]) -> None:
-        """Decode the segments, after removing what lies beyond their starts. In a padded shape
-        each is extended by rows that the next decode removes."""
+        """Decode the segments, after removing what lies beyond their starts."""
+        if self.shape is not None and self.shape.is_padded:
+            (segment,) = segments
+            return self._decode_padded(segment, self.shape.rows)
         for segment in segments:
             self._context.truncate(segment.sequence, segment.start)
-        if self.shape is not None and self.shape.is_padded:
-            rows = self.shape.rows
-            segments = [
-                replace(each, tokens=padded(each.tokens, rows), logits=None)
-                for each in segments
-            ]
         self._context.decode(segments)
+
+    def _decode_padded(self, segment: Segment, rows: int) -> None:
+        """Decode a segment in padded passes, and copy its logits. The next decode removes the
+        rows that pad."""
+        text = self._texts.setdefault(segment.sequence, [])
+        text[segment.start :] = segment.tokens
+        self._padded_logits = []
+        for each in windows(segment.start, len(text), rows):
+            tokens = padded(text[each.begin : each.end], rows)
+            self._context.truncate(segment.sequence, each.begin)
+            self._context.decode([Segment(segment.sequence, each.begin, tokens)])
+            if segment.logits != 0:
+                wanted = range(each.first - each.begin, each.end - each.begin)
+                self._padded_logits += [self._context.logits(i).copy() for i in wanted]
 
     def _run(self, parts: Sequence[PassPart]) -> tuple[list[Verdict | GrammarFailed], float]:
         self._decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
@@ -375,7 +390,9 @@ class PassRunner:
 
     def _row(self, first: int, i: int) -> Logits:
         self._judged_rows += 1
-        return self._context.logits(first + i)[: self._tokens]
+        padded_pass = self.shape is not None and self.shape.is_padded
+        read = self._padded_logits.__getitem__ if padded_pass else self._context.logits
+        return read(first + i)[: self._tokens]
 
 
 # Decides which prompt is read next, and how much of it before the next pass.
