@@ -20,8 +20,8 @@ from local_models.file_hashes import FileHashes
 from local_models.llama_cpp.devices import all_devices, computing
 from local_models.llama_cpp.library import has_llama
 from local_models.store import open_store
-from speculation.messages import CachedPromptTokens, Commit, Limits, TokenId, TokenLogprob
-from tests.verifier.down import replies_of
+from speculation.messages import CachedPromptTokens, Commit, Limits, Open, TokenId, TokenLogprob
+from tests.verifier import served_llama
 from tests.verifier.served_llama import (
     PROMPTS,
     TEMPERATURES,
@@ -59,10 +59,11 @@ Texts = list[tuple[Job, list[TokenId]]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_self_test() -> Iterator[None]:
+def _quick() -> Iterator[None]:
     """A software device takes seconds a pass, and the texts here test more positions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exactness, "POSITIONS", 8)
+        patch.setattr(served_llama, "TOKENS", 12)
         patch.setattr(selftest, "WITHIN_S", 900.0)
         yield
 
@@ -76,12 +77,8 @@ async def strict() -> AsyncIterator[Host]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def texts(strict: Host) -> Texts:
     """Return eight jobs, and their texts without draft tokens, one after another."""
-    jobs = [short(strict, prompt, t) for t in TEMPERATURES for prompt in PROMPTS]
+    jobs = [job_of(strict, prompt, t) for t in TEMPERATURES for prompt in PROMPTS]
     return [(job, await plain(strict, job)) for job in jobs]
-
-
-def short(host: Host, prompt: str, temperature: float) -> Job:
-    return replace(job_of(host, prompt, temperature), max_tokens=12)
 
 
 @pytest.mark.parametrize("drafter", [perfect, useless, patchy, late])
@@ -109,7 +106,7 @@ async def test_strict_texts_of_eight_sessions_at_once_are_those_of_each_alone(
 async def test_a_strict_session_goes_on_from_its_kv_and_from_its_text_alike(
     strict: Host, texts: Texts
 ) -> None:
-    job = short(strict, PROMPTS[3], 1.0)
+    job = job_of(strict, PROMPTS[3], 1.0)
     request = replace(opening(job, strict.ready().facts), top_logprobs=2)
     whole, _ = await said(strict, request)
 
@@ -120,10 +117,10 @@ async def test_a_strict_session_goes_on_from_its_kv_and_from_its_text_alike(
         assert rest == whole[known:]
 
 
-async def said(host: Host, request: object) -> tuple[list[tuple[TokenId, TokenLogprob]], int]:
+async def said(host: Host, request: Open) -> tuple[list[tuple[TokenId, TokenLogprob]], int]:
     """Return tokens with their log-probabilities, and the number of cached prompt tokens."""
     tokens, cached_tokens = list[tuple[TokenId, TokenLogprob]](), 0
-    async with aclosing(replies_of(host.ready(), "said", request)) as replies:  # type: ignore[arg-type]
+    async with aclosing(host.ready().serve("said", request)) as replies:
         async for reply in replies:
             if isinstance(commit := reply.message, Commit):
                 tokens += zip(commit.tokens, commit.logprobs or (), strict=True)
