@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from gateway.ports import Job
+from gateway.ports import Job, opening
 from local_models.errors import CannotOpen
 from local_models.file_hashes import FileHashes
 from local_models.llama_cpp.devices import all_devices, computing
@@ -35,7 +35,6 @@ from tests.verifier.served_llama import (
     useless,
     with_drafts,
 )
-from verifier.app import opening
 from verifier.llama_target import exactness
 from verifier.llama_target.exactness import NEAR
 from verifier.llama_target.scheduler import PassRunner
