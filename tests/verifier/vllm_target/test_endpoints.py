@@ -177,7 +177,7 @@ async def test_a_key_without_answers_left_is_turned_away_from_vllms_routes() -> 
 
     sent = await asked(app, scope(state={"context": paying}))
 
-    assert (sent[0]["status"], paying.error) == (429, "rate_limit_exceeded")
+    assert (sent[0]["status"], paying.outcome.error) == (429, "rate_limit_exceeded")
 
 
 @pytest.mark.parametrize("kind", ["DELTA", "CUMULATIVE", "FINAL_ONLY"])
