@@ -326,13 +326,17 @@ class MessagesRequest(RequestModel):
     def names(self) -> Mapping[str, str]:
         """Return a map from the chat's names of fields to this API's."""
         tools = enumerate(self._client_tools)
-        form = "output_format" if self.output_format is not None else "output_config.format"
-        names = {f"tools.{i}.function": f"tools.{own}" for i, (own, _) in tools} | {
-            "continue_final_message": "messages",
-            "response_format.json_schema": form,
-            "response_format": form,
-        }
-        if self.stop_sequences:  # a client may have sent a `stop` of its own
+        names = {f"tools.{i}.function": f"tools.{own}" for i, (own, _) in tools}
+        names["continue_final_message"] = "messages"
+        # a client may have sent a `response_format` or a `stop` of its own
+        form = ""
+        if self.output_format is not None:
+            form = "output_format"
+        elif self.output_config is not None and self.output_config.format is not None:
+            form = "output_config.format"
+        if form:
+            names |= {"response_format.json_schema": form, "response_format": form}
+        if self.stop_sequences:
             names["stop"] = "stop_sequences"
         return names if self.thinking is None else {**names, "enable_thinking": "thinking"}
 

@@ -269,8 +269,9 @@ def test_any_chat_is_served_or_named(sent: object, more: Body) -> None:
     check("/v1/chat/completions", {"messages": sent, **more})
 
 
-def test_a_stop_of_openais_is_named_as_it_was_sent() -> None:
-    check("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "stop": True})
+@pytest.mark.parametrize("field", ["stop", "response_format"])
+def test_a_field_of_openais_is_named_as_it_was_sent(field: str) -> None:
+    check("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], field: True})
 
 
 @settings(max_examples=180)
