@@ -193,4 +193,4 @@ def test_each_real_model_says_what_its_own_verifier_says_with_its_own_drafts(
         assert asked(edge, name) == asked(urls[name], name)
 
     assert (before[first][1], before[second][1]) == ("loaded", "asleep")
-    assert drafts(edge)[second] == ("qwen2.5-coder-0.5b-q4_0", "loaded")
+    assert drafts(edge)[second] == ("qwen2.5-coder-0.5b", "loaded")
