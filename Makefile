@@ -155,7 +155,7 @@ test-vllm: .venv-vllm/.ready-dev
 
 .PHONY: test-vulkan
 test-vulkan: .venv/.ready-dev
-	@$(STEP) "small model ready" $(BIN)/picospec models pull smollm2
+	@$(STEP) "small model ready" $(BIN)/$(PULL) smollm2
 	@$(STEP) "tests on Vulkan" scripts/vulkan.sh $(BIN)/pytest --long tests/verifier/test_llama_device.py $(ARGS)
 
 .PHONY: test-vllm-engines
