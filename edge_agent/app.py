@@ -61,7 +61,7 @@ def build(
     drain: counts the answers, and rejects new ones once it has begun. first: None means the
     draft model that the settings name, if they do.
 
-    Raises models.errors.ModelError, OSError.
+    Raises local_models.errors.ModelError, OSError.
     """
     tracing = open_tracing("picospec-edge", wanted=settings.tracing)
     registry = CollectorRegistry()

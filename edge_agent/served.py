@@ -332,8 +332,10 @@ class Maker:
     def __call__(
         self, name: str, entry: ModelSettings | None, verifiers: Verifiers
     ) -> ServedModel:
-        """Return a model. Raises models.errors.ModelError, OSError if its fallback cannot be
-        loaded."""
+        """Return a model.
+
+        Raises local_models.errors.ModelError, OSError if its fallback cannot be loaded.
+        """
         settings, fallback = self._settings, None
         answers = (entry and entry.fallback) or settings.fallback
         draft = self._draft(name, entry, pinned=answers == "draft")

@@ -213,7 +213,7 @@ class EdgeSettings(ServiceSettings):
 
     draft_model: str = "auto"
     """A name of the catalogue (of a pair, its draft model is used), owner/repo, hf://... or a
-    path; "auto": one that fits the target (models.choosing), or none; "none"."""
+    path; "auto": one that fits the target (local_models.choosing), or none; "none"."""
 
     draft_from_hub: Literal["ask", "always", "never"] = "ask"
     """With `auto`, a draft model that the catalogue lacks may come from the hub: after a

@@ -138,8 +138,8 @@ have more. Each is held from its first byte to the end of the answer."""
 
 @dataclass(slots=True)
 class RequestOutcome:
-    """What became of a request, for its client, the log and the metrics. Whoever answers it
-    says so here."""
+    """Whoever answers a request records here what became of it, for its client, the log and
+    the metrics."""
 
     status: int = 0
     """This HTTP status is logged and counted: 499 if the client left, even after a 200."""
@@ -194,7 +194,7 @@ class RequestOutcome:
 
 @dataclass(slots=True)
 class Claim:
-    """What a request takes of its tenant's limits until it ends."""
+    """A Claim is what a request takes of its tenant's limits until it ends."""
 
     answers: int = 0
     """The tenant began this many answers for this request; they end with the request."""
@@ -215,7 +215,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """Whose request it is, and where its counts and its outcome are written."""
+    """Says whose request it is, and where its counts and its outcome are written."""
 
     request_id: str
     usage: Usage

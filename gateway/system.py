@@ -42,8 +42,6 @@ LACKS: Final[Mapping[str, Sequence[str]]] = {
 }
 """Maps a system's `sys.platform` to what PicoSpec does without there."""
 
-# Processes: how one becomes another, ends with its parent, and is told to stop.
-
 STOP_AT_ONCE: Final = getattr(signal, "SIGUSR1", signal.SIGINT)
 """This signal makes a worker stop without waiting for its running work."""
 
@@ -136,9 +134,6 @@ def handled_signals(
                 loop.remove_signal_handler(number)
 
 
-# What a process may use: cores, descriptors, memory and processor time.
-
-
 def usable_cpus() -> frozenset[int]:
     """Return the CPUs that this process may use."""
     if sys.platform == "linux":
@@ -228,8 +223,6 @@ def now_with_sleep() -> float:
         return time.clock_gettime(time.CLOCK_MONOTONIC)
     return time.monotonic()
 
-
-# Connections: what the kernel knows about them.
 
 _INFO: Final = struct.Struct("@B51xI72xQ")
 """Reads tcp_info of linux/tcp.h: tcpi_state, tcpi_last_data_recv (ms), tcpi_bytes_received."""

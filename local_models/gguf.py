@@ -55,8 +55,8 @@ def metadata_in(data: Data) -> bytes:
 def is_exact(path: Path) -> bool:
     """Return True if a row's logits are the same whatever rows share its pass.
 
-    That needs matrices in Q8_0 or Q4_0 (models.llama_cpp.model). F32 matrices count only if
-    there are no others, because every quantisation leaves some in F32. Raises CannotOpen.
+    That needs matrices in Q8_0 or Q4_0 (local_models.llama_cpp.model). F32 matrices count only
+    if there are no others, because every quantisation leaves some in F32. Raises CannotOpen.
     """
     with _mapped(path) as data:
         types = {each.kind for each in _tensors(data) if each.dimensions > 1} - {_F32}

@@ -113,7 +113,7 @@ async def pace(
 ) -> MeasuredPace:
     """Time both ends, which takes about 80 tokens of the target.
 
-    Raises ApiError, TimeoutError, models.errors.ModelError.
+    Raises ApiError, TimeoutError, local_models.errors.ModelError.
     """
     target = TimedTarget(verifier, facts)
     with closing(open_context(model, settings, CONTEXT_TOKENS)) as context:

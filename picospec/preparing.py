@@ -2,7 +2,7 @@
 
 * llama.cpp runs a GGUF file, and vLLM a directory or repository of safetensors. On processors
   the file's weights are made exact; devices take the file as it is, whose size was chosen.
-* Without a named draft model, one that fits the target is used (models.choosing), if any.
+* Without a named draft model, one that fits the target is used (local_models.choosing), if any.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Or name a GGUF file, which llama.cpp runs."""
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """The models to run, as references; see models.store."""
+    """The models to run, as references; see local_models.references."""
 
     target: str = DEFAULT_PAIR
     draft: str = AUTO
@@ -86,7 +86,7 @@ def prepare(
 
     on_device: a device computes the target, if llama.cpp runs it.
 
-    Raises ServiceError, models.errors.ModelError.
+    Raises ServiceError, local_models.errors.ModelError.
     """
     draft, engine = choice.draft, choice.engine
     if engine == "vllm" or (not engine and _is_directory(choice.target, store)):

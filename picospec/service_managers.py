@@ -23,7 +23,7 @@ Command = Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class Manager:
-    """What runs services on one system, and its commands for ours."""
+    """A Manager runs the services of one system; it has the commands for ours."""
 
     name: str
     file: Path
@@ -49,10 +49,10 @@ class Manager:
     """These commands follow when `file` is deleted."""
 
     advice: str = ""
-    """What to do if `check` fails."""
+    """This is what to do if `check` fails."""
 
     note: str = ""
-    """What to know once the service is installed."""
+    """This is to be known once the service is installed."""
 
 
 def manager_of(environ: Mapping[str, str], platform: str = sys.platform) -> Manager:

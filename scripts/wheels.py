@@ -40,7 +40,7 @@ VERSIONS: Final = ("3.11", "3.13")
 INSTEAD: Final = {
     "llama-cpp-python": "only for `[llama]`: pip compiles it, which takes a C++ compiler",
 }
-"""What serves where a package has no wheel."""
+"""Maps a package without a wheel to what serves in its place."""
 
 _NONE: Final = re.compile(r"No matching distribution found for ([A-Za-z0-9._-]+)==")
 

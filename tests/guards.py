@@ -70,7 +70,7 @@ _FORBIDDEN: Final = {
 }
 
 _on: list[list[str]] = []
-"""What the running core test did, if one runs."""
+"""Holds what the running core test did, if one runs."""
 
 
 def _watch(event: str, _: tuple[object, ...]) -> None:

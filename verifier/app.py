@@ -191,8 +191,8 @@ def build(
 def make_target(settings: VerifierSettings, metrics: VerifierMetrics) -> Target:
     """Return llama.cpp's target with these settings, not yet started.
 
-    Raises models.errors.ModelError for an unknown model, and for one that the devices cannot
-    compute or hold as the settings want; OSError for an unreadable template."""
+    Raises local_models.errors.ModelError for an unknown model, and for one that the devices
+    cannot compute or hold as the settings want; OSError for an unreadable template."""
     store, shared = open_store(os.environ), settings.share_prefixes
     hashes = FileHashes(store.root.with_name("hashes.json"))
     file = settings.chat_template

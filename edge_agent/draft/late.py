@@ -100,14 +100,14 @@ class Drafts:
 
     def open(self, name: str) -> LoadedDraftModel:
         """Return a draft model that is on this machine, whatever memory it takes. Raises
-        models.errors.ModelError, OSError."""
+        local_models.errors.ModelError, OSError."""
         stored = self._store.find(name, "draft")
         loaded = self._loaded.get(stored.path)
         return loaded or self._begin(stored, *self._opened(name, stored))
 
     async def load(self, name: str) -> LoadedDraftModel:
         """Return a draft model. Fetch it if it is missing, and free others that no answer uses
-        if memory is short. Raises models.errors.ModelError, OSError."""
+        if memory is short. Raises local_models.errors.ModelError, OSError."""
         pull = partial(loading.pull_if_missing, name, self._store)
         await in_own_thread(pull, "pull")
         stored = await asyncio.to_thread(self._store.find, name, "draft")

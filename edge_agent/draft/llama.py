@@ -10,7 +10,7 @@ slots are taken, further sessions run without drafts, by the verifier's fill-in 
 * A part of a long prompt is read first, the rest when steps leave time (slot.py).
 * A slot keeps its tokens after its session: the next session with the same beginning starts
   there. Drafts need not be bit-identical, so any common prefix of the same owner is reused;
-  other owners could tell by the timing what was asked (models.llama_cpp.model).
+  other owners could tell by the timing what was asked (local_models.llama_cpp.prefix).
 """
 
 from __future__ import annotations

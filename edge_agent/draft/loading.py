@@ -1,8 +1,8 @@
 """Finds, fetches and opens the draft model of this edge, and makes a drafter of it.
 
-The settings name the model, or it is one that fits the target (models.choosing); a missing one
-is fetched. The target decides which draft fits, so without a name the edge waits for the
-verifier.
+The settings name the model, or it is one that fits the target (local_models.choosing); a
+missing one is fetched. The target decides which draft fits, so without a name the edge waits
+for the verifier.
 """
 
 from __future__ import annotations
@@ -223,15 +223,18 @@ MakeDrafter = Callable[[Model, EdgeSettings, Length], LoadedDrafter]
 
 
 def find(reference: str, store: Store) -> Path:
-    """Return the path of the draft model's file; models.store describes the references.
+    """Return the path of the draft model's file; local_models.references describes references.
 
-    Raises models.errors.UnknownModel or NotPulled.
+    Raises local_models.errors.UnknownModel or NotPulled.
     """
     return store.find(reference, "draft").path
 
 
 def pull_if_missing(name: str, store: Store) -> None:
-    """Fetch a missing draft model and show the progress. Raises models.errors.ModelError."""
+    """Fetch a missing draft model and show the progress.
+
+    Raises local_models.errors.ModelError.
+    """
     check_llama()
     with progress_bar(Console(stderr=True), name) as show:
         obtain(store, name, "draft", show)
@@ -272,8 +275,8 @@ def first_draft(
     """Return the draft model that the settings name, or one that fits the verifier's target.
     It is fetched if it is missing.
 
-    connect: returns the verifiers, which are closed again. Raises models.errors.ModelError,
-    OSError.
+    connect: returns the verifiers, which are closed again.
+    Raises local_models.errors.ModelError, OSError.
     """
     first = named_draft(settings)
     if _wanted_first(settings) == AUTO and has_llama():
@@ -325,7 +328,10 @@ async def _target(verifiers: Verifiers, tokenizer: TargetTokenizer) -> tuple[str
 
 
 def make_drafter(model: Model, settings: EdgeSettings, length: Length) -> LoadedDrafter:
-    """Return the drafter. Raises models.errors.CannotOpen if there is not enough memory."""
+    """Return the drafter.
+
+    Raises local_models.errors.CannotOpen if there is not enough memory.
+    """
     structlog.get_logger("edge_agent").info("context", **length.log_fields())
     return LlamaDrafter(
         open_context(model, settings, length.tokens, length.sequences),
@@ -337,7 +343,7 @@ def open_context(
     model: Model, settings: EdgeSettings, tokens: int, sequences: int = 1
 ) -> Context:
     """Return a KV cache of the draft model with the edge's settings. Raises
-    models.errors.CannotOpen.
+    local_models.errors.CannotOpen.
 
     One core is left to the event loop, which would interrupt a thread that all others wait for.
     """

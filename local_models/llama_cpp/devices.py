@@ -188,8 +188,6 @@ def _device(handle: int) -> Device:
     )
 
 
-# What of a model is on devices, and whether it fits.
-
 _LAYER: Final = re.compile(r"blk\.(\d+)\.")
 
 

@@ -101,7 +101,7 @@ class Typist:
 
 
 class WordEncoder:
-    """models.tokenizer.Encoder. The first of the special tokens ends a turn."""
+    """local_models.tokenizer.Encoder. The first of the special tokens ends a turn."""
 
     raw_beginning: tuple[int, ...] = ()
     chat_beginning: tuple[int, ...] = ()

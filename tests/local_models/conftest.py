@@ -31,7 +31,7 @@ MARKERS = ("<|im_start|>", "<|im_end|>", "<s>")
 
 @dataclass
 class ByteModel:
-    """models.tokenizer.Encoder; its markers are the tokens from 256 on."""
+    """local_models.tokenizer.Encoder; its markers are the tokens from 256 on."""
 
     markers: tuple[str, ...] = MARKERS
     raw_beginning: tuple[int, ...] = ()

@@ -251,7 +251,9 @@ class PromptLogprobs(Slot):
 
 class PassRunner:
     """Runs a model with the KV cache of its slots. hashes: the known hashes of model files;
-    max_rows: a session has at most this many rows in a pass. Raises models.errors.ModelError.
+    max_rows: a session has at most this many rows in a pass.
+
+    Raises local_models.errors.ModelError.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ from verifier.target import (
 # The next turn of a conversation begins with the tokens of the turns before, which need not be
 # decoded again. A token's KV has the same bits whatever pass it was decoded in
 # (tests of local_models.llama_cpp.model), so reuse changes no text. The tokens of an owner are
-# reused only for that owner, see models.llama_cpp.model.
+# reused only for that owner, see local_models.llama_cpp.prefix.
 #
 # A prompt takes the sequence with the least to decode and the least to lose. Tokens that were
 # unused for long weigh less. Otherwise finished conversations would keep their sequences for
@@ -106,8 +106,9 @@ class KvSlots:
 
 
 class LlamaTarget(Target):
-    """Serves a GGUF model in this process. Raises models.errors.NoLlama, and ModelError when it
-    starts.
+    """Serves a GGUF model in this process.
+
+    Raises local_models.errors.NoLlama, and ModelError when it starts.
 
     find: returns the model's file, and may fetch it first.
     """
