@@ -135,6 +135,6 @@ def state(environ: Mapping[str, str]) -> str | None:
     if not manager.file.exists() or shutil.which(manager.state[0]) is None:
         return None
     process = subprocess.run(manager.state, check=False, capture_output=True, text=True)
-    if manager.name != "systemd":
+    if not manager.prints_state:
         return "loaded" if process.returncode == 0 else "not loaded"
     return process.stdout.strip() or process.stderr.strip()

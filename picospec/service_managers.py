@@ -25,7 +25,6 @@ Command = Sequence[str]
 class Manager:
     """A Manager runs the services of one system; it has the commands for ours."""
 
-    name: str
     file: Path
     """This file defines the service; it may not exist."""
 
@@ -44,9 +43,14 @@ class Manager:
     stop: Command
     logs: Command
     state: Command
+    """This command succeeds while the service is loaded."""
+
     end: Sequence[Command]
     after: Sequence[Command] = ()
     """These commands follow when `file` is deleted."""
+
+    prints_state: bool = False
+    """True if `state` prints the state itself, such as "active"."""
 
     advice: str = ""
     """This is what to do if `check` fails."""
@@ -94,7 +98,6 @@ def systemd(environ: Mapping[str, str]) -> Manager:
         return ["systemctl", "--user", *words]
 
     return Manager(
-        "systemd",
         Path(base) / "systemd" / "user" / f"{NAME}.service",
         content,
         check=systemctl("show-environment"),
@@ -108,6 +111,7 @@ def systemd(environ: Mapping[str, str]) -> Manager:
         stop=systemctl("stop", NAME),
         logs=["journalctl", "--user-unit", NAME, "-f"],
         state=systemctl("is-active", NAME),
+        prints_state=True,
         end=[systemctl("disable", "--now", NAME)],
         after=[systemctl("daemon-reload")],
         advice=(
@@ -147,7 +151,6 @@ def launchd(environ: Mapping[str, str]) -> Manager:
 
     gone = ["launchctl", "bootout", f"{domain}/{LABEL}"]
     return Manager(
-        "launchd",
         file,
         content,
         check=["launchctl", "print", domain],
@@ -206,7 +209,6 @@ def task_scheduler(environ: Mapping[str, str]) -> Manager:
         return ["schtasks", f"/{action}", "/TN", NAME, *words]
 
     return Manager(
-        "the Task Scheduler",
         file,
         content,
         check=["schtasks", "/Query", "/FO", "LIST"],
