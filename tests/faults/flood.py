@@ -91,7 +91,7 @@ class Flood:
             await self._every(period_s, send)
 
     def _message(self, number: int) -> tuple[str, str, bytes]:
-        valid = wire.encode(Draft(epoch=0, start=0, behind=0, tokens=(1, 2, 3)))
+        valid = wire.encode(Draft(epoch=0, start=0, offset=0, tokens=(1, 2, 3)))
         if not self.is_hostile and number % 2:
             return "GET", "/v1/model-facts", b""
         if not self.is_hostile:

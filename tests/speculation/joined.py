@@ -21,7 +21,7 @@ from speculation.draft_machine import DraftMachine, DraftStep, Outcome
 from speculation.drafting import StreamPolicy
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
-from speculation.messages import Draft, Finish, Limits, Open, Opened, Redraw
+from speculation.messages import Down, Draft, Finish, Limits, Open, Opened, Redraw
 from speculation.ngrams import AnswerCache
 from speculation.noise import noise_index
 from speculation.speedup import SpeedupEstimates
@@ -91,7 +91,7 @@ class EdgeDriver:
             step, self._step = self._step, None
             self.machine.drafted(step, self._drafted(step), now)
 
-    def receive(self, frame: wire.Message) -> None:
+    def receive(self, frame: Down) -> None:
         self._execute(self.machine.received(frame))
 
     def lost(self) -> None:
