@@ -37,7 +37,7 @@ from gateway.system import pin
 from gateway.turns import in_own_thread
 from local_models.errors import ModelError
 from local_models.store import open_store
-from speculation.drafting import DraftPolicy
+from speculation.draft_policy import DraftPolicy
 from speculation.messages import Fill, Judge
 
 # Answers for an edge whose app is not there yet: it is alive, and not ready.

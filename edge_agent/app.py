@@ -41,7 +41,7 @@ from gateway.middleware import HEALTH_PATHS, Access
 from gateway.request_context import context_of
 from gateway.tracing import open_tracing
 from local_models.store import Store
-from speculation.drafting import DraftPolicy
+from speculation.draft_policy import DraftPolicy
 from speculation.messages import ANSWER_CACHE, PROTOCOL_VERSION
 
 NOT_READY: Final = "no verifier can be used; /status says why"

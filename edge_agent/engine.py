@@ -36,7 +36,7 @@ from gateway.tenants import salted
 from local_models.tokenizer import Tokenizer
 from local_models.vocabulary import Relation
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import DraftPolicy, StreamPolicy
+from speculation.draft_policy import DraftPolicy, StreamPolicy
 from speculation.judges import JUDGES
 from speculation.learning import running_mean
 from speculation.messages import (

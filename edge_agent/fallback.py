@@ -29,14 +29,10 @@ from local_models.errors import CannotCheck, GrammarFailed
 from local_models.store import StoredModel
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import tokenizer_file
-from speculation.distributions import (
-    DraftSampler,
-    DraftToken,
-    Logits,
-    distribution,
-    logprob_of,
-)
-from speculation.logits import BUDGET, LOGIT_SETTINGS, Adjust, adjustment, in_turn
+from speculation.distributions import Logits, distribution, logprob_of
+from speculation.draft_token import DraftSampler, DraftToken
+from speculation.logit_settings import LOGIT_SETTINGS
+from speculation.logits import Adjust, adjustment, in_turn
 from speculation.messages import (
     STOPPING,
     FinishReason,
@@ -49,6 +45,7 @@ from speculation.messages import (
     Totals,
 )
 from speculation.noise import noise_index
+from speculation.thinking_budget import BUDGET
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, BUDGET)
 """OpenAI parameters served beyond Sampling: all those that an embedded target serves."""

@@ -23,12 +23,14 @@ from local_models.constraints import NAME
 from local_models.errors import CannotCheck, GrammarFailed, InvalidGrammar
 from local_models.grammars import Grammar, GrammarState
 from local_models.tokenizer import Tokenizer
-from speculation.distributions import DraftToken, Logits
+from speculation.answer_cache import AnswerCache
+from speculation.distributions import Logits
+from speculation.draft_token import DraftToken
 from speculation.judges import JUDGES
-from speculation.learning import Latencies, Proposer
 from speculation.lookup import PromptLookup
 from speculation.messages import MAX_PREDICTED, PREDICTION, ModelFacts, Open, TokenId
-from speculation.ngrams import AnswerCache, PromptGrams
+from speculation.ngrams import PromptGrams
+from speculation.proposer import Latencies, Proposer
 
 # The grammars of the edge's sessions, which are the target's: drafts keep to them too.
 

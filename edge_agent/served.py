@@ -41,7 +41,7 @@ from local_models.choosing import HubPolicy
 from local_models.llama_cpp.library import has_llama
 from local_models.store import Store
 from local_models.tokenizer_cache import TokenizerCache
-from speculation.drafting import DraftPolicy
+from speculation.draft_policy import DraftPolicy
 
 MAX_MODELS: Final = 64
 """An edge serves at most as many models; verifiers of further ones are not used."""

@@ -19,7 +19,7 @@ METHODS = {"raw_decode"}
 
 TRUSTED = {
     "speculation/untrusted.py": "the decoder",
-    "speculation/wire.py": "bounds of a message, whose fields were read one by one",
+    "speculation/codecs.py": "bounds of a message, whose fields were read one by one",
     "gateway/endpoints/responses_handlers.py": "responses that this process has kept",
     "gateway/grammars.py": "a model's text; it names what is wrong",
     "gateway/output/message.py": "a JSON string that an expression has matched",

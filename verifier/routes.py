@@ -26,7 +26,7 @@ from gateway.http import read_body
 from gateway.middleware import HEALTH_PATHS
 from gateway.request_context import context_of
 from gateway.turns import ThreadTurns
-from speculation import wire
+from speculation import codecs, wire
 from speculation.judges import JUDGES
 from speculation.messages import (
     ANSWER_CACHE,
@@ -177,7 +177,7 @@ def open_bytes(facts: ModelFacts) -> int:
     """Return how many bytes an Open may have: an answer whose text fills the context must be
     opened again after a cut."""
     needed = MIN_OPEN_BYTES // 2 + TOKEN_BYTES * facts.context_tokens
-    return min(max(MIN_OPEN_BYTES, needed), wire.MAX_FRAME_BYTES) + wire.MAX_VARINT_BYTES
+    return min(max(MIN_OPEN_BYTES, needed), wire.MAX_FRAME_BYTES) + codecs.MAX_VARINT_BYTES
 
 
 def takes_drafts(path: str) -> bool:

@@ -24,7 +24,8 @@ import numpy as np
 from edge_agent.draft.drafter import DraftSlot, StepSampler
 from edge_agent.draft.retokeniser import PRECEDING_TOKENS, Retokeniser, Translation
 from local_models.llama_cpp.prefix import common_prefix
-from speculation.distributions import DraftToken, Logits
+from speculation.distributions import Logits
+from speculation.draft_token import DraftToken
 from speculation.messages import TokenId
 
 # Draws the tokens of a draft model that has another vocabulary than the target.

@@ -25,9 +25,9 @@ from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import TokenizerFile
 from local_models.vocabulary import Relation, Vocabulary
 from speculation import coupled
-from speculation.distributions import DraftToken
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import DraftPolicy, StreamPolicy
+from speculation.draft_policy import DraftPolicy, StreamPolicy
+from speculation.draft_token import DraftToken
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
 from speculation.messages import (

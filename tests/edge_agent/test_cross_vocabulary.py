@@ -20,7 +20,8 @@ from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.draft.retokeniser import Retokeniser, Translation
 from local_models.tokenizer import Tokenizer
 from speculation import coupled
-from speculation.distributions import DraftSampler, DraftToken, Logits, distribution
+from speculation.distributions import Logits, distribution
+from speculation.draft_token import DraftSampler, DraftToken
 from speculation.messages import Limits, ModelFacts, Open, Sampling
 from speculation.noise import noise_index
 from tests.edge_agent.cross_vocabulary import (

@@ -24,7 +24,6 @@ from gateway.watching import ChainEvent, Event, LinkUse, PassEvent
 from local_models.tokenizer import Tokenizer
 from speculation import coupled
 from speculation.drafting import DraftingSession
-from speculation.learning import Latencies
 from speculation.messages import (
     Commit,
     Fill,
@@ -34,6 +33,7 @@ from speculation.messages import (
     TokenId,
     Totals,
 )
+from speculation.proposer import Latencies
 from tests.edge_agent.cross_vocabulary import WordEncoder
 from tests.edge_agent.fakes import (
     FACTS,

@@ -19,9 +19,9 @@ from gateway.watching import ChainEvent, LinkUse, Origin, PassEvent
 from local_models.llama_cpp.model import Context
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.llama_cpp.segments import Segment
-from speculation.distributions import DraftToken, mark_ahead
 from speculation.draft_machine import DraftMachine, DraftStep, Outcome
-from speculation.drafting import StreamPolicy
+from speculation.draft_policy import StreamPolicy
+from speculation.draft_token import DraftToken, mark_ahead
 from speculation.judges import JUDGES
 from speculation.messages import Commit, Down, Limits, Open, Opened, Sampling, TokenId
 from tests.edge_agent.fake_cache import (

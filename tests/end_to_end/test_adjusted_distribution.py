@@ -17,7 +17,7 @@ from scipy import stats
 
 from edge_agent.draft.drafter import step_sampler
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import StreamPolicy
+from speculation.draft_policy import StreamPolicy
 from speculation.judges import JUDGES
 from speculation.logits import adjustment
 from speculation.messages import (

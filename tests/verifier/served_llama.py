@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry
 from gateway.drain import Drain
 from gateway.ports import Job
 from local_models.store import StoredModel, open_store
-from speculation.distributions import DraftToken, QuantisedDistribution
+from speculation.distributions import QuantisedDistribution
+from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
 from speculation.messages import Commit, Draft, Finish, Limits, Open, Sampling, TokenId
 from speculation.wire import Framed

@@ -16,7 +16,7 @@ import pytest
 from gateway.errors import Overloaded
 from local_models.store import open_store
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import StreamPolicy
+from speculation.draft_policy import StreamPolicy
 from speculation.judges import JUDGES
 from speculation.messages import (
     Commit,

@@ -19,8 +19,9 @@ from local_models.llama_cpp.library import check_llama
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.store import StoredModel
 from local_models.tokenizer_file import tokenizer_file
+from speculation.answer_cache import Owner
 from speculation.latency import measured
-from speculation.logits import BUDGET, Adjust, adjustment, in_turn
+from speculation.logits import Adjust, adjustment, in_turn
 from speculation.messages import (
     PROMPT_LOGPROBS,
     CachedPromptTokens,
@@ -31,7 +32,7 @@ from speculation.messages import (
     TokenId,
     TokenLogprob,
 )
-from speculation.ngrams import Owner
+from speculation.thinking_budget import BUDGET
 from speculation.verify_machine import VerifyMachine
 from speculation.verify_session import VerifyingSession
 from speculation.wire import Framed
