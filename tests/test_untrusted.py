@@ -23,7 +23,7 @@ TRUSTED = {
     "gateway/endpoints/responses_handlers.py": "responses that this process has kept",
     "gateway/grammars.py": "a model's text; it names what is wrong",
     "gateway/output/message.py": "a JSON string that an expression has matched",
-    "gateway/output/formats/other_calls.py": "a model's text; it names what is wrong",
+    "gateway/output/formats/pythonic.py": "a model's text; it names what is wrong",
     "gateway/ports.py": "extras of a request that was read",
     "gateway/schema.py": "a client's body; each failure is an InvalidRequest",
     "gateway/tenants.py": "the operator's file",
