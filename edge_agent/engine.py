@@ -29,7 +29,7 @@ from edge_agent.proposals import (
     ProposalFinder,
 )
 from edge_agent.settings import EdgeSettings
-from gateway.drain import running_alongside, start
+from gateway.background_work import running_alongside, start
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TenantOwner, opening
 from gateway.tenants import salted

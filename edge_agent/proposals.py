@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from edge_agent.settings import EdgeSettings
-from gateway.drain import start
+from gateway.background_work import start
 from gateway.errors import InvalidRequest
 from gateway.ports import Job, TenantOwner
 from gateway.turns import Turns

@@ -47,8 +47,8 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.http import connected, send_to_client
+from gateway.prompt_reader import CHARGED_BYTES_PER_TOKEN
 from gateway.request_context import RequestContext, context_of
-from gateway.turns import CHARGED_BYTES_PER_TOKEN
 
 _PATH: Final = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 """Matches a path that means the same however often it is decoded, and has no `..`."""

@@ -26,7 +26,8 @@ from pydantic import (
 )
 from pydantic_settings import SettingsConfigDict
 
-from gateway.hosting.settings import Port, ServiceSettings, Table, is_loopback
+from gateway.hosting.settings import Port, ServiceSettings, Table
+from gateway.hosting.strangers import is_loopback
 from speculation.draft_policy import DraftSettings
 from speculation.messages import Fill, Judge
 

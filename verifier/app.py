@@ -20,12 +20,12 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
+from gateway.access import Access
 from gateway.app import create_app
 from gateway.drain import Drain, end_within, stopped_by_signals
 from gateway.endpoints.services import one_model
 from gateway.errors import EngineFault
-from gateway.hosting.settings import hosts_of
-from gateway.middleware import Access
+from gateway.hosting.strangers import hosts_of
 from gateway.ports import Delta, Facts, Job, Statistics, opening
 from gateway.system import STOP_AT_ONCE
 from gateway.tracing import Tracing, open_tracing

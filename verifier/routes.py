@@ -21,9 +21,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from gateway.access import HEALTH_PATHS
 from gateway.errors import ApiError, InvalidRequest, NotFound
-from gateway.http import read_body
-from gateway.middleware import HEALTH_PATHS
+from gateway.request_body import read_body
 from gateway.request_context import context_of
 from gateway.turns import ThreadTurns
 from speculation import codecs, wire
@@ -181,7 +181,7 @@ def open_bytes(facts: ModelFacts) -> int:
 
 
 def takes_drafts(path: str) -> bool:
-    """Implements gateway.middleware.IsMessage."""
+    """Implements gateway.access.IsMessage."""
     return path == UPLOADS or (path.startswith(SESSION_PATHS) and path.endswith("/drafts"))
 
 

@@ -23,7 +23,8 @@ from typing import Final, Literal, TypeVar
 import msgspec
 import structlog
 
-from gateway.drain import Drain, start
+from gateway.background_work import start
+from gateway.drain import Drain
 from gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded, Unavailable
 from gateway.ports import GatewayTokenizer
 from gateway.turns import Turns

@@ -44,7 +44,7 @@ from gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from gateway.hosting.settings import is_loopback
+from gateway.hosting.strangers import is_loopback
 from speculation.messages import Fault
 from speculation.untrusted import Malformed, decode_json
 

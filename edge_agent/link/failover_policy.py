@@ -30,7 +30,7 @@ from gateway.errors import (
     TooLarge,
     Unavailable,
 )
-from gateway.http import MIN_BYTES_PER_S
+from gateway.request_body import MIN_BYTES_PER_S
 from local_models.checker import ANSWER_TIMEOUT_S
 from speculation.learning import running_mean
 from speculation.messages import RUN_CHARACTERS, LocalProtocolError, ModelFacts

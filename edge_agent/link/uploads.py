@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Final
 
 from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection, LinkDown
-from gateway.drain import start
+from gateway.background_work import start
 from gateway.errors import ApiError
 from speculation import upload_records
 from speculation.messages import RUN_CHARACTERS, RemoteProtocolError

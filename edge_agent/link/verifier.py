@@ -28,7 +28,7 @@ from edge_agent.link.connection import (
 from edge_agent.link.failover_policy import Event, KnownVerifier
 from edge_agent.link.uploads import Uploads
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import start
+from gateway.background_work import start
 from gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
 from gateway.system import now_with_sleep
 from gateway.tenants import identity_of_key

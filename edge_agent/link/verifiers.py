@@ -25,7 +25,7 @@ from edge_agent.link.prefixes import PromptBlocks, PromptReading, Speed
 from edge_agent.link.session import EdgeSession, Progress
 from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import NEAR, ONLY, PREFIX, EdgeMetrics
-from gateway.drain import kept_going, start
+from gateway.background_work import kept_going, start
 from gateway.errors import ApiError, EngineFault, Unavailable
 from gateway.tracing import Span
 from local_models.constraints import NAME

@@ -29,9 +29,9 @@ from gateway.errors import ApiError, InvalidRequest, Unsupported, renamed
 from gateway.hosting.settings import MAX_CHOICES
 from gateway.output.output_format import OutputFormat
 from gateway.ports import Facts, GatewayTokenizer
+from gateway.prompt_reader import BoundedTokenizer
 from gateway.request_context import RequestContext, context_of
 from gateway.schema import RequestModel
-from gateway.turns import BoundedTokenizer
 
 CHATS: Final = "/v1/chat/completions"
 _NATIVE: Final = ("/completion", "/completions", "/infill", "/api/chat", "/api/generate")

@@ -19,7 +19,7 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.drain import start
+from gateway.background_work import start
 from gateway.endpoints.endpoint import (
     Answer,
     EventStream,

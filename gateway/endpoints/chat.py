@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway import grammars
+from gateway import structured_outputs
 from gateway.endpoints.background import LastingAnswer, Recording, Replay, RunningAnswer
 from gateway.endpoints.completions import ChunkAnswer
 from gateway.endpoints.endpoint import (
@@ -35,14 +35,7 @@ from gateway.output.message import CallPiece, CallStart, whole_calls
 from gateway.output.output_format import OutputFormat
 from gateway.output.stream import Reader
 from gateway.ports import Facts, GatewayTokenizer
-from gateway.schema import (
-    FIRST_ERROR,
-    Flag,
-    Integer,
-    RequestModel,
-    Unserved,
-    unsupported,
-)
+from gateway.schema import FIRST_ERROR, Flag, Integer, RequestModel, Unserved, unsupported
 from gateway.watching import Report, Spans
 from speculation.messages import MAX_TOP_LOGPROBS
 
@@ -324,7 +317,7 @@ class ChatRequest(ThinkingFields, GenerationRequest):
             reason = "this target does not count tokens of reasoning"
             raise Unsupported.of(name, reason)
         use = self.tool_use
-        if grammars.NAME in facts.features or not use.needs_grammar:
+        if structured_outputs.NAME in facts.features or not use.needs_grammar:
             return
         field = "tool_choice"
         if use.choice != "required" and use.allowed is None:

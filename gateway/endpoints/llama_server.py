@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Final
 from msgspec.structs import replace
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator
 
+from gateway.answer_fields import NEUTRAL, is_neutral
 from gateway.endpoints.completions import Prompts, extensions_of
 from gateway.endpoints.endpoint import Answer, EndpointRequest, Heading, Json, sent_event
 from gateway.endpoints.request import GenerationRequest, TokenIds, minus_one_is_none
@@ -20,14 +21,7 @@ from gateway.errors import InvalidRequest
 from gateway.output.detokenise import TextDelta
 from gateway.output.stream import ChoiceStream
 from gateway.ports import GatewayTokenizer
-from gateway.schema import (
-    FIRST_ERROR,
-    NEUTRAL,
-    Integer,
-    RequestModel,
-    is_neutral,
-    unsupported,
-)
+from gateway.schema import FIRST_ERROR, Integer, RequestModel, unsupported
 
 # Ends an answer by its lines: at a smaller indentation, or after a time.
 #

@@ -32,7 +32,6 @@ from gateway.endpoints.request import Stops
 from gateway.endpoints.tools import MAX_TOOLS
 from gateway.endpoints.tools import Json as JsonView
 from gateway.errors import UNSUPPORTED, InvalidRequest, Unsupported
-from gateway.grammars import SchemaField
 from gateway.schema import (
     FIRST_ERROR,
     Flag,
@@ -43,6 +42,7 @@ from gateway.schema import (
     Typed,
     validated,
 )
+from gateway.structured_outputs import SchemaField
 
 # Converts Anthropic's tools, and the choice among them, to those of a chat.
 

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.answer_fields import NEUTRAL
 from gateway.endpoints.bodies import parse
 from gateway.endpoints.chat import ChatRequest, logprobs_of
 from gateway.endpoints.completions import CompletionRequest
@@ -29,7 +30,6 @@ from gateway.ports import Facts
 from gateway.request_context import context_of
 from gateway.schema import (
     FIRST_ERROR,
-    NEUTRAL,
     Converted,
     Flag,
     Integer,

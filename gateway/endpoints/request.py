@@ -23,7 +23,8 @@ from pydantic import (
     field_validator,
 )
 
-from gateway import grammars
+from gateway import structured_outputs
+from gateway.answer_fields import NEUTRAL, is_neutral
 from gateway.endpoints.messages_schema import PredictedOutput, text_of
 from gateway.errors import InvalidRequest, Unsupported
 from gateway.output.detokenise import Detokeniser, Piece
@@ -31,15 +32,7 @@ from gateway.output.formats.base import Constraint
 from gateway.output.output_format import OutputFormat
 from gateway.output.stream import ChoiceStream, Reader
 from gateway.ports import Facts, GatewayTokenizer
-from gateway.schema import (
-    FIRST_ERROR,
-    NEUTRAL,
-    Flag,
-    Integer,
-    Number,
-    RequestModel,
-    is_neutral,
-)
+from gateway.schema import FIRST_ERROR, Flag, Integer, Number, RequestModel
 from speculation.messages import MAX_TEMPERATURE, MAX_TOP_K, SALT, Sampling
 
 # Checks the parameters that some engines serve, and those that no engine serves.
@@ -74,7 +67,7 @@ def _few_biases(value: object) -> object:
     return value
 
 
-class Servable(grammars.Constrained):
+class Servable(structured_outputs.Constrained):
     """Parses parameters that an engine may serve (`Facts.features`). If it does not serve one,
     only the value that changes nothing is accepted: the default."""
 
@@ -138,7 +131,7 @@ def parameters_of(body: Servable, facts: Facts) -> Parameters:
     _add_defaults(body, extras, facts)
     constrained_at, constraint = _constraint(body, facts)
     if constraint is not None:
-        extras[grammars.NAME] = constraint
+        extras[structured_outputs.NAME] = constraint
     if isinstance(salt, str) and salt and SALT in facts.features:
         extras[SALT] = salt[:MAX_SALT]
         ignored.remove(SALT)
@@ -184,12 +177,14 @@ def _adjustments(body: Servable, facts: Facts) -> dict[str, Any]:
     return extras
 
 
-def _constraint(body: Servable, facts: Facts) -> tuple[str, grammars.Constraint | None]:
+def _constraint(
+    body: Servable, facts: Facts
+) -> tuple[str, structured_outputs.Constraint | None]:
     """Return the path of the request's constraint and the constraint; "" and None without."""
-    field_and_constraint: tuple[str, grammars.Constraint | None] = "", None
+    field_and_constraint: tuple[str, structured_outputs.Constraint | None] = "", None
     for path, constraint in body.constraints():
         name = path.partition(".")[0]
-        _require(grammars.NAME, facts, name)
+        _require(structured_outputs.NAME, facts, name)
         if field_and_constraint[1] is not None:
             raise InvalidRequest.of(name, "only one field may constrain the output")
         field_and_constraint = path, constraint

@@ -31,8 +31,9 @@ from gateway.endpoints.responses_answer import (
 from gateway.endpoints.services import ResponseStore, Services, StoredResponse
 from gateway.errors import InvalidRequest, NotFound
 from gateway.http import json_response
+from gateway.json_bounds import Values
 from gateway.request_context import context_of
-from gateway.schema import Values, validated
+from gateway.schema import validated
 
 Json = dict[str, Any]
 

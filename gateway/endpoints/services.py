@@ -22,10 +22,11 @@ from gateway.hosting.settings import GatewaySettings
 from gateway.metrics import MetricsPage
 from gateway.output.output_format import OutputFormat, OutputFormats
 from gateway.ports import Engine, Facts, Fallback, GatewayTokenizer, TokenizerSource
+from gateway.prompt_reader import PromptReader
 from gateway.request_context import Clock, RequestContext
 from gateway.schema import RequestModel
-from gateway.tenants import Tenant
-from gateway.turns import PromptReader, ThreadTurns
+from gateway.tenant_limits import Tenant
+from gateway.turns import ThreadTurns
 
 # Keeps responses in memory, so that a conversation can continue one of them.
 #

@@ -11,7 +11,8 @@ from functools import partial
 from typing import Final, Literal
 from weakref import WeakKeyDictionary
 
-from gateway.grammars import Schemas, Tags
+from gateway.grammars import Tags
+from gateway.json_schemas import Schemas
 from gateway.output.detokenise import (
     Detokeniser,
     Piece,

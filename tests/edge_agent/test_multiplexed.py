@@ -12,7 +12,7 @@ from edge_agent.link.connection import Connection, LinkDown
 from edge_agent.link.session import EdgeSession
 from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.errors import EngineFault
 from speculation import upload_records, wire
 from speculation.messages import Commit, Draft, Finish, Multiplexed

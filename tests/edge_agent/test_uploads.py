@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edge_agent.link.connection import REQUEST_TIMEOUT_S, LinkDown
 from edge_agent.link.session import Posts
 from edge_agent.link.uploads import FIRST_ANSWER_S, MAX_ATTEMPTS, Uploads
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.errors import EngineFault
 from speculation import upload_records, wire
 from speculation.messages import Draft, Message

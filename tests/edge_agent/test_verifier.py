@@ -27,7 +27,7 @@ from edge_agent.link.session import INLINE_TOKENS, EdgeSession
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.errors import (
     ApiError,
     Draining,

@@ -21,7 +21,7 @@ from edge_agent.link.failover_policy import Event
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import AnswerSessions, Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.errors import ApiError, Draining, EngineFault
 from gateway.tracing import NO_SPAN
 from speculation import upload_records, wire

@@ -31,7 +31,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import errors, grammars
+from gateway import errors, structured_outputs
 from gateway.endpoints import chat, responses_handlers
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.request import SERVABLE, GenerationRequest
@@ -67,7 +67,13 @@ LEAST: Mapping[str, Body] = {
 }
 SERVICE: Body = {
     "context": 4096,  # tokens
-    "features": [*SERVABLE, grammars.NAME, "prediction", "thinking_budget", PROMPT_LOGPROBS],
+    "features": [
+        *SERVABLE,
+        structured_outputs.NAME,
+        "prediction",
+        "thinking_budget",
+        PROMPT_LOGPROBS,
+    ],
     "defaults": {},  # the model's own settings
     "adapters": {},
     "tokenizer": {},  # fields of ByteTokenizer
@@ -237,7 +243,7 @@ def asked(case: Case, engine: ScriptedEngine, is_raw: bool) -> Body:
     drawn = {name: getattr(first.sampling, name) for name in Sampling.__struct_fields__}
     found |= {n: value for n, value in drawn.items() if value != getattr(Sampling(), n)}
     for name, value in first.extras.items():
-        made = value.get("grammar", "") if name == grammars.NAME else ""
+        made = value.get("grammar", "") if name == structured_outputs.NAME else ""
         rules = [rule for rule in made.splitlines() if rule.startswith(("start:", "object:"))]
         found[name] = rules or value
     return found

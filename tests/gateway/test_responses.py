@@ -31,10 +31,11 @@ from gateway.endpoints.services import (
     StoredResponse,
 )
 from gateway.errors import InvalidRequest, Unavailable
+from gateway.json_bounds import SMALL_BYTES, Values
+from gateway.keys import KeyLimits
 from gateway.output.detokenise import TextDelta
 from gateway.output.message import CallArguments, CallStart, Parsed
-from gateway.schema import SMALL_BYTES, Values
-from gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from gateway.tenant_limits import Tenant, TenantMetrics
 from tests.gateway import scripted as openai_sdk
 from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, SetClock, writes
 

@@ -19,8 +19,9 @@ from edge_agent.proposals import EdgeGrammars
 from edge_agent.settings import EdgeSettings
 from gateway.errors import Overloaded, RateLimited
 from gateway.hosting.settings import GatewaySettings
+from gateway.keys import KeyLimits
 from gateway.ports import Job
-from gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from gateway.tenant_limits import Tenant, TenantMetrics
 from gateway.turns import Turns
 from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from local_models.constraints import Constraint

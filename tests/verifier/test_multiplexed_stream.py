@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from gateway.drain import Drain, running_alongside
+from gateway.background_work import running_alongside
+from gateway.drain import Drain
 from speculation import upload_records, wire
 from speculation.messages import (
     STREAM_HEARTBEAT_S,

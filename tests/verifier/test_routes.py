@@ -19,9 +19,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.drain import Drain
-from gateway.http import RequestBody
+from gateway.request_body import RequestBody
 from gateway.request_context import RequestOutcome
-from gateway.tenants import Tenant
+from gateway.tenant_limits import Tenant
 from gateway.tracing import NO_SPAN
 from speculation import wire
 from speculation.answer_cache import SHARED, Owner

@@ -236,7 +236,7 @@ async def test_a_revoked_key_ends_the_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "CHECK_S", 0.0)
-    monkeypatch.setattr("gateway.tenants.CHECK_S", 0.0)
+    monkeypatch.setattr("gateway.keys.CHECK_S", 0.0)
     target = FakeTarget()
     async with opened(tmp_path, target) as (app, names, _):
         stream = UploadStream(app)

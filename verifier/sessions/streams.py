@@ -16,11 +16,12 @@ from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from gateway import http
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.errors import ApiError, ClientGone, InvalidRequest, RateLimited
-from gateway.http import RequestBody, connected, send_to_client
+from gateway.http import connected, send_to_client
+from gateway.keys import CHECK_S
+from gateway.request_body import RequestBody
 from gateway.request_context import RequestContext
-from gateway.tenants import CHECK_S
 from speculation import upload_records, wire
 from speculation.messages import (
     RUN_CHARACTERS,

@@ -10,15 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from gateway.grammars import (
-    LARK,
-    Schemas,
-    Special,
-    literal,
-    marker,
-    nested,
-    repeated,
-)
+from gateway.grammars import Special, literal, marker, nested, repeated
+from gateway.json_schemas import LARK, Schemas
 from gateway.output.formats.base import ToolFormat, read_calls
 from gateway.output.formats.json_calls import UNTAGGED, JsonCall, json_call_rules, read_untagged
 from gateway.output.message import ParsedMessage

@@ -10,12 +10,8 @@ import re
 from collections.abc import Container
 from typing import Final
 
-from gateway.grammars import (
-    Schemas,
-    arguments,
-    decode,
-    literal,
-)
+from gateway.grammars import arguments, literal
+from gateway.json_schemas import Schemas, decode
 from gateway.output.bracketed_values import read_value, stream_value
 from gateway.output.message import ParsedMessage
 from gateway.output.reading import Incoming, Malformed, Steps

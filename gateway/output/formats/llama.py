@@ -5,11 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from gateway.grammars import (
-    Schemas,
-    Special,
-    repeated,
-)
+from gateway.grammars import Special, repeated
+from gateway.json_schemas import Schemas
 from gateway.output.formats.base import ToolFormat, read_calls
 from gateway.output.formats.json_calls import (
     SEPARATOR,

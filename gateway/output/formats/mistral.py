@@ -6,13 +6,8 @@ import re
 from functools import partial
 from typing import Final
 
-from gateway.grammars import (
-    Schemas,
-    Special,
-    literal,
-    marker,
-    repeated,
-)
+from gateway.grammars import Special, literal, marker, repeated
+from gateway.json_schemas import Schemas
 from gateway.output.formats.base import ToolFormat, read_calls
 from gateway.output.formats.json_calls import (
     JsonCall,

@@ -11,17 +11,8 @@ import re
 import warnings
 from typing import Final
 
-from gateway.grammars import (
-    Schema,
-    Schemas,
-    Special,
-    decode,
-    encode,
-    json_value,
-    literal,
-    parameters,
-    repeated,
-)
+from gateway.grammars import Special, json_value, literal, repeated
+from gateway.json_schemas import Schema, Schemas, decode, encode, parameters
 from gateway.output.bracketed_values import PYTHON, read_value
 from gateway.output.formats.base import ToolFormat, pass_content
 from gateway.output.message import ParsedMessage

@@ -10,21 +10,16 @@ import re
 from functools import partial
 from typing import Final
 
-from gateway.grammars import (
+from gateway.grammars import Special, json_value, literal, marker, repeated, string_until
+from gateway.json_schemas import (
     Schema,
     Schemas,
-    Special,
     decode,
     encode,
-    json_value,
     kind_of,
     kinds,
-    literal,
-    marker,
     parameters,
     properties,
-    repeated,
-    string_until,
 )
 from gateway.output.bracketed_values import read_value
 from gateway.output.formats.base import ToolFormat, read_calls
