@@ -36,7 +36,7 @@ from gateway.endpoints.answerer import CHATS, model_of
 from gateway.endpoints.bodies import checked, parse, read
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.endpoint import sent_event
-from gateway.endpoints.request import parameters_of, shown_names
+from gateway.endpoints.parameters import parameters_of, shown_names
 from gateway.endpoints.services import Forward, Services
 from gateway.errors import (
     OPENAI,

@@ -13,11 +13,12 @@ from starlette.datastructures import Headers
 
 from gateway.documents import Route, answer_version
 from gateway.endpoints import (
-    chat,
-    completions,
-    llama_server,
+    chat_answer,
+    completions_answer,
+    llama_server_answer,
     messages_answer,
-    ollama,
+    ollama_answer,
+    ollama_models,
     responses_handlers,
 )
 from gateway.endpoints.chat import ChatRequest
@@ -47,7 +48,7 @@ def shape_of(path: str, headers: Headers) -> Shape:
     listed = path.startswith("/v1/models") and "anthropic-version" in headers
     if listed or path.startswith("/v1/messages"):
         return messages_answer.SHAPE
-    return ollama.SHAPE if path.startswith("/api/") else OPENAI
+    return ollama_answer.SHAPE if path.startswith("/api/") else OPENAI
 
 
 def _endpoint(
@@ -63,15 +64,17 @@ _CHATS: Final = "/v1/chat/completions/{name}"
 _SAME: Final = "The same as with /v1"
 _LINES: Final = "application/x-ndjson"
 _COUNT: Final = partial(count_prompt, MessagesRequest, messages_answer.convert)
-_CHAT: Final = partial(ollama.convert, ollama.OllamaChatAnswer)
-_TEXT: Final = partial(ollama.convert, ollama.TextAnswer)
-_COMPLETION: Final = ("Go on with a text", NativeCompletionRequest, llama_server.convert)
+_CHAT: Final = partial(ollama_answer.convert, ollama_answer.OllamaChatAnswer)
+_TEXT: Final = partial(ollama_answer.convert, ollama_answer.TextAnswer)
+_COMPLETION: Final = ("Go on with a text", NativeCompletionRequest, llama_server_answer.convert)
 
 ROUTES: Final = (
-    Route("POST", "/v1/chat/completions", "Answer a chat", chat.create, ChatRequest),
+    Route("POST", "/v1/chat/completions", "Answer a chat", chat_answer.create, ChatRequest),
     Route("GET", _CHATS, "A chat of the page, joined again", responses_handlers.retrieve),
     Route("POST", f"{_CHATS}/cancel", "End a chat of the page", responses_handlers.cancel),
-    _endpoint("/v1/completions", "Go on with a text", CompletionRequest, completions.convert),
+    _endpoint(
+        "/v1/completions", "Go on with a text", CompletionRequest, completions_answer.convert
+    ),
     _endpoint(
         "/v1/messages",
         "Answer messages, as Anthropic does",
@@ -129,25 +132,35 @@ ROUTES: Final = (
     Route("GET", "/status", "What this service is, and how it is", status),
     Route("GET", "/metrics", "Metrics", prometheus_metrics, answer_type="text/plain"),
     Route("GET", "/version", "The version of this service", answer_version),
-    _endpoint("/chat/completions", _SAME, ChatRequest, chat.convert),
+    _endpoint("/chat/completions", _SAME, ChatRequest, chat_answer.convert),
     Route("GET", "/models", _SAME, list_models),
     Route("GET", "/v1/health", "The same as without /v1", health),
     Route("GET", "/ping", "The same as /health", health),
     Route("GET", "/props", "The model, as llama-server tells it", props),
     _endpoint("/completion", *_COMPLETION),
     _endpoint("/completions", *_COMPLETION),
-    _endpoint("/infill", "Fill in between two texts", InfillRequest, llama_server.convert),
+    _endpoint(
+        "/infill", "Fill in between two texts", InfillRequest, llama_server_answer.convert
+    ),
     _endpoint("/api/chat", "Answer a chat", OllamaChat, _CHAT, _LINES),
     _endpoint("/api/generate", "Answer a prompt", OllamaGenerate, _TEXT, _LINES),
-    Route("POST", "/api/show", "What a model can do", ollama.show, ollama.ShowRequest),
-    Route("GET", "/api/tags", "The model, by each of its names", ollama.tags),
-    Route("GET", "/api/ps", "The same, as what is loaded", ollama.running),
-    Route("GET", "/api/version", "The version of Ollama whose API this is", ollama.version),
-    Route("POST", "/api/embed", "Not served", ollama.no_embeddings),
-    Route("POST", "/api/embeddings", "Not served", ollama.no_embeddings),
-    Route("DELETE", "/api/delete", "Not served", ollama.not_served),
+    Route(
+        "POST",
+        "/api/show",
+        "What a model can do",
+        ollama_models.show,
+        ollama_models.ShowRequest,
+    ),
+    Route("GET", "/api/tags", "The model, by each of its names", ollama_models.tags),
+    Route("GET", "/api/ps", "The same, as what is loaded", ollama_models.running),
+    Route(
+        "GET", "/api/version", "The version of Ollama whose API this is", ollama_models.version
+    ),
+    Route("POST", "/api/embed", "Not served", ollama_models.no_embeddings),
+    Route("POST", "/api/embeddings", "Not served", ollama_models.no_embeddings),
+    Route("DELETE", "/api/delete", "Not served", ollama_models.not_served),
     *(
-        Route("POST", f"/api/{name}", "Not served", ollama.not_served)
+        Route("POST", f"/api/{name}", "Not served", ollama_models.not_served)
         for name in ("pull", "push", "create", "copy")
     ),
 )

@@ -18,7 +18,7 @@ from gateway.endpoints.bodies import checked, parse
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.completions import text_of
 from gateway.endpoints.messages_schema import ChatMessage
-from gateway.endpoints.request import parameters_of
+from gateway.endpoints.parameters import parameters_of
 from gateway.endpoints.services import Services
 from gateway.errors import InvalidRequest, PromptTooLong
 from gateway.http import json_response

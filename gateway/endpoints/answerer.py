@@ -17,13 +17,8 @@ from starlette.responses import Response
 
 from gateway.endpoints.bodies import checked, parse, read
 from gateway.endpoints.endpoint import Body, Convert, EndpointRequest
-from gateway.endpoints.request import (
-    GenerationRequest,
-    Parameters,
-    TokenIds,
-    parameters_of,
-    shown_names,
-)
+from gateway.endpoints.parameters import Parameters, parameters_of, shown_names
+from gateway.endpoints.request import GenerationRequest, TokenIds
 from gateway.endpoints.services import Backend, Forward, Json, ProxyPort, Services, no_model
 from gateway.errors import ApiError, InvalidRequest, Unsupported, renamed
 from gateway.hosting.settings import MAX_CHOICES

@@ -23,7 +23,8 @@ from edge_agent.link import verifier as verifying
 from edge_agent.proxy import DIRECT
 from gateway.answer_fields import OPERATORS
 from gateway.endpoints.completions import CompletionRequest
-from gateway.endpoints.services import Json, ResponseStore, StoredResponse
+from gateway.endpoints.response_store import ResponseStore, StoredResponse
+from gateway.endpoints.services import Json
 from gateway.ports import Facts
 from picospec.link import Link
 from tests.edge_agent.proxying import (

@@ -32,11 +32,12 @@ import httpx
 import pytest
 
 from gateway import errors, structured_outputs
-from gateway.endpoints import chat, responses_handlers
+from gateway.endpoints import chat_answer, responses_handlers
 from gateway.endpoints.chat import ChatRequest
-from gateway.endpoints.request import SERVABLE, GenerationRequest
+from gateway.endpoints.parameters import SERVABLE
+from gateway.endpoints.request import GenerationRequest
+from gateway.endpoints.response_store import ResponseStore
 from gateway.endpoints.responses import ResponsesRequest
-from gateway.endpoints.services import ResponseStore
 from gateway.endpoints.tools import ToolUse
 from gateway.ports import Sampling
 from gateway.routes import ROUTES
@@ -255,7 +256,7 @@ def generation(endpoint: str, body: Body) -> GenerationRequest:
         parsed = ResponsesRequest.model_validate(body)
         return responses_handlers.convert(ResponseStore(lambda: 0.0), parsed).body
     if endpoint == "/v1/chat/completions":
-        return chat.convert(ChatRequest.model_validate(body)).body
+        return chat_answer.convert(ChatRequest.model_validate(body)).body
     handler: Any = next(route.handler for route in ROUTES if route.path == endpoint)
     schema, convert = handler.args
     converted: GenerationRequest = convert(schema.model_validate(body)).body

@@ -25,7 +25,7 @@ import pytest
 
 from bench.run.services import free_port
 from gateway.endpoints.chat import ChatRequest
-from gateway.endpoints.request import SERVABLE
+from gateway.endpoints.parameters import SERVABLE
 from gateway.errors import InvalidRequest
 from local_models.template import ChatTemplate
 from local_models.tokenizer import Tokenizer
