@@ -24,7 +24,7 @@ from speculation.noise import noise_index
 from speculation.verify_session import Pass
 from tests.edge_agent.fake_cache import FakeCache, V, truth
 from tests.local_models.grammars.small import TOKENIZER
-from verifier.llama_target.scheduler import PassPart, judge
+from verifier.llama_target.pass_part import PassPart, judge
 
 PROMPT = (1, 2, 3)
 STOP = 98

@@ -30,7 +30,7 @@ from speculation.messages import (
 )
 from speculation.verify_session import VerifyingSession
 from tests.speculation.small_models import slow
-from verifier.llama_target.scheduler import PassPart, judge
+from verifier.llama_target.pass_part import PassPart, judge
 
 V = 4
 STOP = 3

@@ -35,8 +35,8 @@ from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening
 from tests.verifier.served_llama import LONG, job_of, plain, serving
 from tests.verifier.test_llama_scheduler import TOKEN, RecordingEngine, scheduling, text_of
 from tests.verifier.test_sessions import rest, running, tenant
-from verifier.app import PlainEngine
-from verifier.llama_target.target import KvSlots
+from verifier.llama_target.kv_slots import KvSlots
+from verifier.plain_engine import PlainEngine
 
 Ask = Callable[[str, str], Awaitable[object]]
 

@@ -21,9 +21,10 @@ from speculation.drafting import DraftingSession
 from speculation.messages import Commit, Draft, Finish, Limits, Open, Sampling, TokenId
 from speculation.wire import Framed
 from tests.verifier.down import replies_of
-from verifier.app import PlainEngine, opening
+from verifier.app import opening
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import VerifierMetrics
+from verifier.plain_engine import PlainEngine
 from verifier.settings import LlamaSettings
 from verifier.target import Host, Target, UnknownSession
 

@@ -46,7 +46,8 @@ from tests.verifier.served_llama import (
     useless,
     with_drafts,
 )
-from verifier.app import PlainEngine, opening
+from verifier.app import opening
+from verifier.plain_engine import PlainEngine
 from verifier.target import Host, TargetFull
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
