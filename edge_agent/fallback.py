@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot
+from edge_agent.draft_grammars import EdgeGrammars
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.proposals import EdgeGrammars
 from gateway.errors import InvalidRequest, Overloaded, Unavailable
 from gateway.ports import (
     Delta,

@@ -24,8 +24,9 @@ from starlette.routing import Route as AnyMethod
 from starlette.types import Message, Receive, Scope, Send
 
 from edge_agent import forwarding
-from edge_agent.link.connection import Connection, Peer
+from edge_agent.link.connection import Connection
 from edge_agent.link.connection import Response as Answering
+from edge_agent.link.errors import Peer
 from edge_agent.link.verifier import ANSWER_TIMEOUT_S
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metering import EVENTS, Meter, WithoutUsageEvent

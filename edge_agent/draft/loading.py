@@ -22,7 +22,7 @@ from rich.console import Console
 
 from edge_agent.draft.drafter import LoadedDrafter
 from edge_agent.draft.llama import LlamaDrafter
-from edge_agent.draft.retokeniser import Translation
+from edge_agent.draft.token_mapping import Translation
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.settings import EdgeSettings, ModelSettings

@@ -17,7 +17,8 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Final
 
-from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection, LinkDown
+from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
+from edge_agent.link.errors import LinkDown
 from gateway.background_work import start
 from gateway.errors import ApiError
 from speculation import upload_records

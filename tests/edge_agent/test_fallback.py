@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from edge_agent.app import open_verifiers
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.fallback import FEATURES, DraftEngine, DraftFallback
-from edge_agent.link.failover_policy import Event
+from edge_agent.link.known_verifiers import Event
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
 from gateway.errors import ApiError, EngineFault, Overloaded, Unavailable

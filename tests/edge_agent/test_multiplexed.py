@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from edge_agent.link import uploads
-from edge_agent.link.connection import Connection, LinkDown
+from edge_agent.link.connection import Connection
+from edge_agent.link.errors import LinkDown
 from edge_agent.link.session import EdgeSession
 from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import EdgeMetrics

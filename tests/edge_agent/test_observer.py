@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.draft.slot import FIRST_TOKENS, MIN_TOKENS, ReadingPolicy, StepRequest, View
-from edge_agent.link.failover_policy import KnownVerifier
+from edge_agent.link.known_verifiers import KnownVerifier
 from edge_agent.observer import AnswerObserver
 from gateway.watching import ChainEvent, LinkUse, Origin, PassEvent
 from local_models.llama_cpp.model import Context

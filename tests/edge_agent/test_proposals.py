@@ -13,14 +13,9 @@ import numpy as np
 import pytest
 
 from edge_agent.draft.drafter import NoDrafter, step_sampler
+from edge_agent.draft_grammars import DraftGrammar, EdgeGrammars, GrammarProposer
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.proposals import (
-    DraftGrammar,
-    EdgeAnswerCaches,
-    EdgeGrammars,
-    GrammarProposer,
-    ProposalFinder,
-)
+from edge_agent.proposals import EdgeAnswerCaches, ProposalFinder
 from edge_agent.settings import EdgeSettings
 from gateway.errors import InvalidRequest
 from local_models.errors import GrammarFailed

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.link.connection import LinkDown
+from edge_agent.link.errors import LinkDown
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from gateway.background_work import running_alongside

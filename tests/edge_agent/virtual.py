@@ -16,8 +16,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from edge_agent.link import uploads
-from edge_agent.link.connection import LinkDown, VerifierResponse
-from edge_agent.link.failover_policy import Event
+from edge_agent.link.errors import LinkDown, VerifierResponse
+from edge_agent.link.known_verifiers import Event
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import AnswerSessions, Verifiers
 from edge_agent.metrics import EdgeMetrics

@@ -14,8 +14,8 @@ from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.draft_grammars import EdgeGrammars
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.proposals import EdgeGrammars
 from edge_agent.settings import EdgeSettings
 from gateway.errors import Overloaded, RateLimited
 from gateway.hosting.settings import GatewaySettings

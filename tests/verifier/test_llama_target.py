@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gateway.errors import Overloaded
+from gateway.ports import opening
 from local_models.store import open_store
 from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import StreamPolicy
@@ -46,7 +47,6 @@ from tests.verifier.served_llama import (
     useless,
     with_drafts,
 )
-from verifier.app import opening
 from verifier.plain_engine import PlainEngine
 from verifier.target import Host, TargetFull
 
