@@ -22,6 +22,7 @@ from gateway.schema import (
     count_structure,
 )
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
+from tests.guards import GUARD_S
 
 MORE_S = 0.5
 """How much longer than without such a body another client may wait: it is what is promised. It
@@ -105,6 +106,7 @@ def no_others_objects() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_others_objects")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_body_of_any_kind_delays_nobody_else(kind: str) -> None:
@@ -114,7 +116,7 @@ async def test_a_body_of_any_kind_delays_nobody_else(kind: str) -> None:
     engine.pause = lambda: asyncio.sleep(0.002)
     async with (
         served(make_app(engine)) as url,
-        httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client,
+        httpx.AsyncClient(base_url=url, timeout=GUARD_S, trust_env=False) as client,
         others(client) as other,
     ):
         await other.longest_s()
