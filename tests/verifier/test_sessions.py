@@ -32,9 +32,10 @@ from speculation.messages import (
 )
 from speculation.wire import Framed
 from tests.verifier.conftest import metrics, until_open
-from tests.verifier.down import opened
+from tests.verifier.down import opened, text_of
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
 from verifier.metrics import VerifierMetrics
+from verifier.sessions import session as sessions_module
 from verifier.sessions.session import Session, Sessions, SessionUsage
 from verifier.sessions.streams import Downstream
 from verifier.settings import SessionSettings
@@ -96,6 +97,21 @@ async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
             await session.task
         assert ended.outcome.status == 499
         assert session.ending == Fault("cancelled", "nobody reads the session's stream")
+
+
+async def test_a_session_that_is_read_too_slowly_ends_after_the_beginning_of_its_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions_module, "MAX_UNREAD_BYTES", 100, raising=False)
+    async with running() as (sessions, _, _m):
+        session = await sessions.open(opening(max_tokens=100), tenant())
+        await asyncio.wait([session.task], timeout=QUICK)
+        *messages, last = await rest(session)
+
+    text = text_of(messages)
+    assert last == Fault("cancelled", "its stream is not read", retryable=True)
+    assert text == [said(opening().prompt, at) for at in range(len(text))]
+    assert 0 < sum(len(wire.encode(message)) for message in messages) <= 100
 
 
 async def test_a_stream_heartbeats_in_each_silence_until_its_edge_reads_no_more(
