@@ -89,7 +89,7 @@ async def replies_of(
     target: Target, session: str, request: Open
 ) -> AsyncGenerator[Framed[Reply]]:
     """Yield what a target serves, without what it did not have to read."""
-    async with aclosing(target.serve(session, request)) as replies:
+    async with aclosing(target.replies(session, request)) as replies:
         async for reply in replies:
             if not isinstance(reply.message, CachedPromptTokens):
                 yield reply

@@ -294,7 +294,7 @@ async def _of_tenant(
 async def test_drafts_reach_the_core_as_they_came(encoded: list[Message]) -> None:
     engine = FakeEngine(FRAMES)
     target = vllm_target(engine)
-    async with aclosing(target.serve("s", opening())) as replies:
+    async with aclosing(target.replies("s", opening())) as replies:
         await anext(replies)
         encoded.clear()
         for framed in wire.Decoder().frames(BODY):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import httpx
@@ -39,7 +39,7 @@ from verifier.sessions import session as sessions_module
 from verifier.sessions.session import Session, Sessions, SessionUsage
 from verifier.sessions.streams import Downstream
 from verifier.settings import SessionSettings
-from verifier.target import Host, Reply, TargetFull, Unservable
+from verifier.target import Deliver, Host, TargetFull, Unservable
 
 QUICK = 0.05
 
@@ -164,11 +164,8 @@ async def test_what_a_check_finds_is_raised_before_there_is_a_session() -> None:
 
 async def test_a_bug_in_a_target_ends_the_session_with_a_fault_and_is_raised() -> None:
     class Broken(FakeTarget):
-        async def serve(
-            self, session: str, request: Open, tenant: str | None = None
-        ) -> AsyncGenerator[Framed[Reply]]:
+        async def serve(self, *_: object) -> None:
             raise ZeroDivisionError
-            yield
 
     async with running(Broken()) as (sessions, _, _m):
         session = await sessions.open(opening(), tenant())
@@ -181,12 +178,10 @@ async def test_a_bug_in_a_target_ends_the_session_with_a_fault_and_is_raised() -
 async def test_what_was_reused_is_sent() -> None:
     class Reusing(FakeTarget):
         async def serve(
-            self, session: str, request: Open, tenant: str | None = None
-        ) -> AsyncGenerator[Framed[Reply]]:
-            yield Framed(CachedPromptTokens(7))
-            async with aclosing(super().serve(session, request, tenant)) as replies:
-                async for reply in replies:
-                    yield reply
+            self, session: str, request: Open, deliver: Deliver, tenant: str | None = None
+        ) -> None:
+            deliver(Framed(CachedPromptTokens(7)))
+            await super().serve(session, request, deliver, tenant)
 
     async with running(Reusing()) as (sessions, _, _m):
         sent = await rest(await sessions.open(opening(), tenant()))

@@ -22,9 +22,17 @@ from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.segments import Segment
 from speculation.distributions import Distribution, Logits, distribution, logprob_of
 from speculation.logits import Adjust
-from speculation.messages import Down, Open, TokenId, TokenLogprob
+from speculation.messages import (
+    CachedPromptTokens,
+    Down,
+    Finish,
+    Open,
+    TokenId,
+    TokenLogprob,
+)
 from speculation.verify_machine import Offer, Verdict, VerifyMachine
 from speculation.verify_session import Pass, VerifyingSession
+from speculation.wire import Framed
 from verifier.llama_target.exactness import (
     TEXT,
     Rounding,
@@ -38,7 +46,7 @@ from verifier.llama_target.exactness import (
 from verifier.llama_target.placing import Plan
 from verifier.metrics import VerifierMetrics
 from verifier.settings import LlamaSettings
-from verifier.target import Reply, TargetFailed, weights_of
+from verifier.target import Deliver, Reply, TargetFailed, weights_of
 
 # A pass judges the draft tokens of each session by that session's part of its logits.
 #
@@ -88,20 +96,19 @@ def judge(part: PassPart, logits: Callable[[int], Logits]) -> Verdict:
     return Verdict(judgement, tuple(logprob_of(logits(i), token, most) for i, token in tokens))
 
 
-# A slot is one session of the embedded target: its place in the KV cache and unsent replies.
-#
-# Replies wait here until the session's generator takes them. The answer bounds their number:
-# every reply but a Reject commits a token, and each Reject answers a message of the edge.
+# A slot is one session of the embedded target: its place in the KV cache, and its end.
 
 
 class Slot:
-    """Keeps one session. session: the machine's record of it, which is only read here. adjust:
-    called only in the engine's thread. owner: the owner of its tokens in the KV cache."""
+    """Keeps one session. session: the machine's record of it, which is only read here. deliver:
+    gets its replies. adjust: called only in the engine's thread. owner: the owner of its tokens
+    in the KV cache."""
 
     def __init__(
         self,
         name: str,
         session: VerifyingSession,
+        deliver: Deliver = lambda _: None,
         adjust: Adjust | None = None,
         owner: str | None = None,
     ) -> None:
@@ -125,9 +132,13 @@ class Slot:
         self.waits_since: float | None = None
         """The session's pass has waited for drafts since this time; None while it does not."""
 
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """It is done once nothing more will be delivered, or raises why."""
+
         self._session = session
+        self._deliver = deliver
         self._adjust = adjust
-        self._waiting: asyncio.Queue[Reply | TargetFailed] = asyncio.Queue()
+        self._has_replied = False
         self._failed = False
 
     @property
@@ -181,21 +192,33 @@ class Slot:
         )
 
     def send(self, down: Sequence[Down]) -> None:
-        """Queue the replies among these messages for the session's generator."""
-        for message in down:
-            if isinstance(message, Reply):
-                self._waiting.put_nowait(message)
+        """Deliver the replies among these messages. If that fails, this session alone is
+        lost."""
+        try:
+            for message in down:
+                if isinstance(message, Reply):
+                    self._reply(message)
+        except Exception as bug:
+            self.fail(bug)
 
-    def fail(self, failure: TargetFailed) -> None:
-        """End the session: the queued replies are still sent, then the failure is raised."""
+    def _reply(self, message: Reply) -> None:
+        if not self._has_replied and self.cached_tokens:
+            self._deliver(Framed(CachedPromptTokens(self.cached_tokens)))
+        self._has_replied = True
+        self._deliver(Framed(message))
+        if isinstance(message, Finish):
+            self.end()
+
+    def end(self) -> None:
+        """Note that nothing more will be delivered."""
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def fail(self, failure: Exception) -> None:
+        """End the session: `over` raises the failure."""
         self._failed = True
-        self._waiting.put_nowait(failure)
-
-    async def next(self) -> Reply:
-        """Return the next message, once there is one. Raises TargetFailed."""
-        if isinstance(message := await self._waiting.get(), TargetFailed):
-            raise message
-        return message
+        if not self.over.done():
+            self.over.set_exception(failure)
 
 
 class PromptLogprobs(Slot):
@@ -208,9 +231,8 @@ class PromptLogprobs(Slot):
         super().__init__(name, session, owner=owner)
         self.most = most
         self._found: list[TokenLogprob] = []
-        self._over = asyncio.get_running_loop().create_future()
         if len(self.opening) == 1:
-            self._over.set_result(None)
+            self.end()
 
     @property
     def ready(self) -> bool:
@@ -229,17 +251,12 @@ class PromptLogprobs(Slot):
     def decoded(self, count: int, logprobs: Sequence[TokenLogprob]) -> None:
         super().decoded(count, logprobs)
         self._found += logprobs
-        if not self.unread and not self._over.done():
-            self._over.set_result(None)
-
-    def fail(self, failure: TargetFailed) -> None:
-        super().fail(failure)
-        if not self._over.done():
-            self._over.set_exception(failure)
+        if not self.unread:
+            self.end()
 
     async def scores(self) -> Sequence[TokenLogprob]:
         """Return all of them, once the prompt was read. Raises TargetFailed."""
-        await self._over
+        await self.over
         return self._found
 
 

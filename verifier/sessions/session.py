@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -249,11 +249,9 @@ class Session:
 
     async def _run(self) -> None:
         try:
-            replies = self._target.serve(self.name, self._request, self.tenant.identity)
             self._arm()
-            async with aclosing(replies):
-                async for reply in replies:
-                    self._record(reply)
+            tenant = self.tenant.identity
+            await self._target.serve(self.name, self._request, self._record, tenant)
         except asyncio.CancelledError:
             self.end(self._cause or Fault("cancelled", "the session was cancelled"))
         except RemoteProtocolError as error:

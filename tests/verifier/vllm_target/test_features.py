@@ -262,7 +262,7 @@ async def test_a_prompt_is_read_once_for_each_tenant(
     request = replace(asked, prompt=prompt)
     cached_tokens = list[list[CachedPromptTokens]]()
     for i, tenant in enumerate(["ann", "ann", "ben"]):
-        async with aclosing(target.serve(f"prefix {i}", request, tenant)) as replies:
+        async with aclosing(target.replies(f"prefix {i}", request, tenant)) as replies:
             cached_tokens.append(
                 [r.message async for r in replies if isinstance(r.message, CachedPromptTokens)]
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -37,6 +37,7 @@ from speculation.ngrams import Owner
 from speculation.wire import Framed
 from verifier.metrics import VerifierMetrics
 from verifier.target import (
+    Deliver,
     Reply,
     Target,
     TargetFailed,
@@ -289,9 +290,9 @@ class VllmTarget(Target):
         return await self._engine.figures()
 
     async def serve(
-        self, session: str, request: Open, tenant: str | None = None
-    ) -> AsyncGenerator[Framed[Reply]]:
-        """Run one session to its Finish; closing the generator frees its KV within a step."""
+        self, session: str, request: Open, deliver: Deliver, tenant: str | None = None
+    ) -> None:
+        """Run one session to its Finish; cancelling it frees its KV within a step."""
         engine = self._engine
         if len(self._sessions) >= (room := engine.max_sessions):
             raise TargetFull(f"all {room} sequences are taken")
@@ -313,7 +314,7 @@ class VllmTarget(Target):
             async with aclosing(frames):
                 async for outgoing in frames:
                     reply = self._decoded(outgoing)
-                    yield reply
+                    deliver(reply)
                     if isinstance(reply.message, Finish):
                         return
             raise TargetFailed("vLLM ended the session")
