@@ -224,6 +224,7 @@ class FakeEngine:
     async def generate(self, *_: object) -> AsyncGenerator[OutgoingFrame]:
         for frame in self._frames:
             yield OutgoingFrame(frame)
+            await asyncio.sleep(0)  # its reader takes it
 
     async def push(self, session: str, frame: bytes) -> None:
         self.pushed.append(frame)
