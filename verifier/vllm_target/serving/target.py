@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -306,18 +305,21 @@ class VllmTarget(Target):
             drawn_by_vllm=engine.drawn_by_vllm,
             owner=self.owner_of_answers(tenant, request),
         )
+        has_finished = False
+
+        def take(outgoing: OutgoingFrame) -> None:
+            nonlocal has_finished
+            reply = self._decoded(outgoing)
+            has_finished = isinstance(reply.message, Finish)
+            deliver(reply)
+
         self._sessions.add(session)
         try:
             text = (*request.prompt, *request.committed)
             owner = self.owner_of_prefixes(tenant, request)
-            frames = engine.generate(session, text, wanted, owner, adapter)
-            async with aclosing(frames):
-                async for outgoing in frames:
-                    reply = self._decoded(outgoing)
-                    deliver(reply)
-                    if isinstance(reply.message, Finish):
-                        return
-            raise TargetFailed("vLLM ended the session")
+            await engine.generate(session, text, wanted, take, owner, adapter)
+            if not has_finished:
+                raise TargetFailed("vLLM ended the session")
         finally:
             self._sessions.discard(session)
 
