@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from itertools import pairwise
@@ -93,3 +94,9 @@ async def replies_of(
         async for reply in replies:
             if not isinstance(reply.message, CachedPromptTokens):
                 yield reply
+
+
+async def begun() -> None:
+    """Let another task begin a session, which has a task of its own."""
+    for _ in range(2):
+        await asyncio.sleep(0)

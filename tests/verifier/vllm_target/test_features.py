@@ -154,7 +154,7 @@ async def test_what_vllm_refuses_is_refused_before_anything_is_awaited(
 ) -> None:
     nonsense = {"json": {"type": "nonsense"}}
     request = opening(target, PROMPTS[0], with_extras(GREEDY, structured_outputs=nonsense))
-    asking = asyncio.create_task(plain(target, "nonsense", request))
+    asking = asyncio.create_task(target.serve("nonsense", request, print))
 
     await asyncio.sleep(0)
 
