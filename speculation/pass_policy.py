@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 from speculation.latency import PassLatency
 from speculation.learning import running_mean
 from speculation.messages import Fill
-from speculation.verify_session import VerifyingSession
 
 # Learns when a session's next draft tokens are due, from what was sent and what arrived.
 #
@@ -71,11 +70,12 @@ class Arrivals:
     _is_paused: bool = False
     _last_at: float | None = None
 
-    def committed(self, session: VerifyingSession, now: float) -> None:
-        """Note that a Commit was sent."""
-        self._commits.append((len(session.committed), now))
-        if session.chain.broken:
-            self.chain_broke(session.chain.wrong_at)
+    def committed(self, length: int, now: float, wrong_at: int | None = None) -> None:
+        """Note that a Commit was sent. length: the text's after it. wrong_at: see
+        `chain_broke`; None if the chain goes on."""
+        self._commits.append((length, now))
+        if wrong_at is not None:
+            self.chain_broke(wrong_at)
         elif self._awaited is None and (self._is_paused or self._late_s(now) > 0.0):
             self._awaited, self._is_after_break = self._commits[-1], False
 
@@ -114,10 +114,11 @@ class Arrivals:
         """Return how soon the next draft token should arrive; inf if none is expected."""
         return inf if self._late_s(now) > 0.0 else self._next_at - now
 
-    def lag_tokens(self, session: VerifyingSession) -> int:
-        """Return how many draft tokens must arrive before one is ahead of the text."""
-        begins = max(session.chain.reach, self._awaited[0] if self._awaited else 0)
-        return max(0, len(session.committed) - begins)
+    def lag_tokens(self, length: int, reach: int) -> int:
+        """Return how many draft tokens must arrive before one is ahead of the text. length: the
+        text's. reach: where the chain ends."""
+        begins = max(reach, self._awaited[0] if self._awaited else 0)
+        return max(0, length - begins)
 
     @property
     def _next_at(self) -> float:
@@ -156,14 +157,6 @@ class Waiting:
     lag_tokens: int
     interval_s: float
     restart_s: float
-
-
-def waiting(session: VerifyingSession, arrivals: Arrivals, now: float) -> Waiting:
-    """Return the values that decide how long the session's pass waits for drafts."""
-    fill, acceptance = session.request.fill, session.chain.acceptance
-    due_s, lag_tokens = arrivals.due_s(now), arrivals.lag_tokens(session)
-    interval_s, restart_s = arrivals.interval_s, arrivals.restart_s
-    return Waiting(fill, session.pending, acceptance, due_s, lag_tokens, interval_s, restart_s)
 
 
 def draft_wait_s(session: Waiting, latency: PassLatency, max_verify: int) -> float:
