@@ -31,7 +31,8 @@ class Channel(Generic[T]):
         self._weight = 0
         self._is_closed = False
         self._error: Exception | None = None
-        self._written, self._room = asyncio.Event(), asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
+        self._room = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._unread)
@@ -57,7 +58,7 @@ class Channel(Generic[T]):
             self._add(value)
         if not self._is_closed:
             self._is_closed, self._error = True, error
-        self._written.set()
+        self._wake()
 
     def drain(self) -> list[T]:
         """Return all values that wait."""
@@ -92,12 +93,16 @@ class Channel(Generic[T]):
         if not self._is_closed:
             self._unread.append(value)
             self._weight += self._weigh(value)
-            self._written.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     async def _filled(self) -> None:
         while not (self._unread or self._is_closed):
-            self._written.clear()
-            await self._written.wait()
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
 
 
 async def as_generator(
