@@ -8,7 +8,7 @@ from contextlib import aclosing, nullcontext, suppress
 from functools import partial
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.channel import Channel, ChannelFull, as_generator
@@ -67,6 +67,7 @@ class World:
             self.read.append(value)
 
 
+@example([(each, 0) for each in ("put", "put", "send", "turn", "take", "turn")], False)
 @given(st.lists(st.tuples(ACTION, st.integers(0, WRITERS - 1))), st.booleans())
 async def test_each_value_is_read_once_and_in_order_within_the_bound(
     actions: list[tuple[str, int]], fails: bool
