@@ -235,7 +235,7 @@ async def read(llm: Any, session: str = "s") -> list[bytes]:
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
 async def test_outputs_that_vllm_merges_lose_no_frame() -> None:
-    others = SimpleNamespace(kv_transfer_params=None)
+    others = SimpleNamespace(kv_transfer_params=None, request_id="theirs")
     llm = Llm([output("s", b"a"), others, output("s", b"b", b"c")], [], [output("s", b"d")])
 
     assert await read(llm) == [b"a", b"b", b"c", b"d"]

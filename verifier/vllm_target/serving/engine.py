@@ -47,11 +47,27 @@ OF_MODEL: Final = (
 
 @dataclass(slots=True)
 class _Reader:
-    """Takes the frames of a session. failure: what ends the session."""
+    """Reads one session. take: gets its frames. failure: what ends it, if anything does."""
 
     take: Callable[[OutgoingFrame], object]
-    has_begun: bool = False
     failure: Exception | None = None
+    _has_begun: bool = False
+
+    def read(self, frames: Sequence[Any], error: str | None, cached_tokens: int) -> None:
+        """Take the frames of an output, and before the first of all what the KV cache had."""
+        try:
+            if not self._has_begun and cached_tokens:
+                self.take(OutgoingFrame(wire.encode(CachedPromptTokens(cached_tokens))))
+            self._has_begun = True
+            for frame in frames:
+                self.take(OutgoingFrame(*frame))
+            if error is not None:
+                raise RemoteProtocolError(error)
+        except Exception as failure:  # this session alone is lost
+            self.failure = failure
+
+
+_NOTHING: Final = "", (), None
 
 
 class VllmEngine:
@@ -189,51 +205,32 @@ class VllmEngine:
     ) -> Any:
         """Take the sessions' frames from the core's outputs here, because vLLM merges outputs
         for a slow reader and would keep only the last one's frames."""
-        if not self._readers:
-            return original(outputs, *args, **kwargs)
         states = self._llm.output_processor.request_states
-        ours = [
-            (*of_session, states.get(output.request_id))
-            for output in outputs
-            if (of_session := (output.kv_transfer_params or {}).get(FIELD))
-        ]
-        left = [output for output in outputs if not self._counts(output, *args)]
+        left, ours = list[Any](), list[tuple[Any, ...]]()
+        for output in outputs:
+            session, *of_session = (output.kv_transfer_params or {}).get(FIELD, _NOTHING)
+            reader, state = self._readers.get(session), states.get(output.request_id)
+            if reader is not None:
+                ours.append((reader, state, *of_session))
+            if reader is None or not self._counts(output, state, *args):
+                left.append(output)
         processed = original(left, *args, **kwargs)  # and the cached tokens are known
-        for session, frames, error, state in ours:
-            if reader := self._readers.get(session):
-                self._hand_on(reader, frames, error, state)
+        for reader, state, frames, error in ours:
+            reader.read(frames, error, (state and state.num_cached_tokens) or 0)
+            if reader.failure is not None and state is not None:
+                state.queue.put(RequestOutput("", None, None, None, [], finished=False))
         return processed
 
-    def _counts(self, output: Any, timestamp: float = 0.0, stats: Any = None) -> bool:
+    def _counts(
+        self, output: Any, state: Any, timestamp: float = 0.0, stats: Any = None
+    ) -> bool:
         """Count the tokens of a session's output as vLLM does, and return True, if vLLM need
         not process the output: its reader needs the frames alone."""
-        session, *_ = (output.kv_transfer_params or {}).get(FIELD, ("",))
-        if session not in self._readers or output.finished:
+        if output.finished or state is None or state.is_prefilling:
             return False
         processor = self._llm.output_processor
-        state = processor.request_states.get(output.request_id)
-        if state is None or state.is_prefilling:
-            return False
         processor._update_stats_from_output(state, output, timestamp, stats)
         return True
-
-    def _hand_on(
-        self, reader: _Reader, frames: Sequence[Any], error: str | None, state: Any
-    ) -> None:
-        """Hand the frames of an output on. What fails ends this session alone."""
-        try:
-            if not reader.has_begun and state is not None and state.num_cached_tokens:
-                cached_tokens = CachedPromptTokens(state.num_cached_tokens)
-                reader.take(OutgoingFrame(wire.encode(cached_tokens)))
-            reader.has_begun = True
-            for frame in frames:
-                reader.take(OutgoingFrame(*frame))
-            if error is not None:
-                raise RemoteProtocolError(error)
-        except Exception as failure:
-            reader.failure = failure
-            if state is not None:
-                state.queue.put(RequestOutput("", None, None, None, [], finished=False))
 
     async def push(self, session: str, frames: bytes) -> None:
         """Send messages of a running session, see CoreChannel.push."""
