@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Generic, TypeVar
 
-from gateway.drain import start
+from gateway.background_work import start
 
 T = TypeVar("T")
 

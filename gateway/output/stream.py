@@ -11,11 +11,11 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Final
 
+from gateway.background_work import running_alongside
 from gateway.channel import Channel, as_generator
-from gateway.drain import running_alongside
 from gateway.errors import EngineFault
 from gateway.output.detokenise import Detokeniser, TextDelta
-from gateway.output.output_format import OutputParser
+from gateway.output.output_parser import OutputParser
 from gateway.ports import Delta
 
 QUEUED: Final = 64

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from bench.run.services import free_port
 from gateway.hosting import limits
-from gateway.hosting.server import protocol
+from gateway.hosting.http1 import protocol
 from gateway.ports import Delta, Job
 from speculation.messages import RUN_CHARACTERS
 from tests.gateway.scripted import ANN, BEN, MODEL, ScriptedEngine, make_app, served, table

@@ -15,6 +15,7 @@ import pytest
 
 from speculation import wire
 from speculation.messages import CachedPromptTokens, RemoteProtocolError
+from tests.guards import GUARD_S
 from verifier.target import TargetFailed
 from verifier.vllm_target.core.slot import OutgoingFrame
 from verifier.vllm_target.ipc_messages import FIELD, PUSH, Batch
@@ -152,7 +153,7 @@ async def test_a_session_that_fills_up_while_an_answer_is_awaited_gets_another()
     await asyncio.sleep(0.01)
     core.step.set()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(GUARD_S):
         await filling
 
 
@@ -164,7 +165,7 @@ async def test_a_session_that_ends_leaves_nothing_behind() -> None:
 
     core.channel.forget("a")
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(GUARD_S):
         await waiting
 
 
