@@ -23,11 +23,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speculation.arrivals import LATE_INTERVALS, Arrivals
+from speculation.arrivals import LATE_INTERVALS
 from speculation.latency import PassLatency
 from speculation.learning import running_mean
 from speculation.messages import Fill
-from speculation.verify_session import VerifyingSession
 
 MAX_AWAITED: Final = 4
 """No pass waits with this many pending draft tokens: more would come too late to pay."""
@@ -55,14 +54,6 @@ class Waiting:
     lag_tokens: int
     interval_s: float
     restart_s: float
-
-
-def waiting(session: VerifyingSession, arrivals: Arrivals, now: float) -> Waiting:
-    """Return the values that decide how long the session's pass waits for drafts."""
-    fill, acceptance = session.request.fill, session.chain.acceptance
-    due_s, lag_tokens = arrivals.due_s(now), arrivals.lag_tokens(session)
-    interval_s, restart_s = arrivals.interval_s, arrivals.restart_s
-    return Waiting(fill, session.pending, acceptance, due_s, lag_tokens, interval_s, restart_s)
 
 
 def draft_wait_s(session: Waiting, latency: PassLatency, max_verify: int) -> float:

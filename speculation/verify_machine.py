@@ -38,11 +38,11 @@ from speculation.pass_policy import (
     MIN_EXPECTED_ACCEPTED,
     MIN_GAIN,
     Calibration,
+    Waiting,
     accepted_after,
     allocate,
     draft_wait_s,
     left_s,
-    waiting,
 )
 from speculation.verify_session import Pass, VerifyingSession
 
@@ -102,6 +102,19 @@ class _Observed:
     waits_since: int | None = None
     """The session's pass was found to pay for a wait after this many observations of latency;
     None if something has happened to the session since."""
+
+    def waiting(self, now: float) -> Waiting:
+        """Return the values that decide how long the session's pass waits for drafts."""
+        session, arrivals = self.session, self.arrivals
+        return Waiting(
+            fill=session.request.fill,
+            pending=session.pending,
+            acceptance=session.chain.acceptance,
+            due_s=arrivals.due_s(now),
+            lag_tokens=arrivals.lag_tokens(len(session.committed), session.chain.reach),
+            interval_s=arrivals.interval_s,
+            restart_s=arrivals.restart_s,
+        )
 
 
 class VerifyMachine:
@@ -230,8 +243,7 @@ class VerifyMachine:
     def _expected_accepted(self, name: str, now: float, pass_s: float) -> float:
         observed = self._sessions[name]
         session = observed.session
-        state = waiting(session, observed.arrivals, now)
-        return accepted_after(state, session.gains, session.judging, pass_s)
+        return accepted_after(observed.waiting(now), session.gains, session.judging, pass_s)
 
     def offer(
         self,
@@ -289,8 +301,9 @@ class VerifyMachine:
         if observed.waits_since == self.latency.observed:  # waiting has only become cheaper
             seconds = left_s(observed.arrivals.due_s(now), observed.arrivals.interval_s)
         else:
-            state = waiting(session, observed.arrivals, now)
-            seconds = draft_wait_s(state, self.latency, session.limits.max_verify)
+            seconds = draft_wait_s(
+                observed.waiting(now), self.latency, session.limits.max_verify
+            )
         observed.waits_since = self.latency.observed if seconds > MIN_DRAFT_WAIT_S else None
         return seconds if seconds > MIN_DRAFT_WAIT_S else 0.0
 
@@ -366,7 +379,9 @@ class VerifyMachine:
                 logprobs=verdict.logprobs,
             )
             observed.passed_at, observed.waits_since = now, None
-            observed.arrivals.committed(observed.session, now)
+            chain = observed.session.chain
+            wrong_at = chain.wrong_at if chain.broken else None
+            observed.arrivals.committed(len(observed.session.committed), now, wrong_at)
         return down
 
 

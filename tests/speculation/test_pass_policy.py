@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -23,9 +22,8 @@ from speculation.pass_policy import (
     allocate,
     best_rate,
     draft_wait_s,
-    waiting,
 )
-from speculation.verify_machine import Verdict, VerifyMachine
+from speculation.verify_machine import Verdict, VerifyMachine, _Observed
 from tests.speculation import verifiers
 from tests.speculation.verifiers import V, counting, latency, opening
 
@@ -139,7 +137,7 @@ def test_what_decides_is_read_from_the_session_and_its_arrivals() -> None:
     session.receive(Draft(0, 0, 0, (1, 2)))
     arrivals.drafts_arrived(1.0, 2)
 
-    found = waiting(session, arrivals, 1.04)
+    found = _Observed(session, 0.0, arrivals=arrivals).waiting(1.04)
 
     assert found == Waiting("auto", 2, 0.9, pytest.approx(0.06), 0, 0.1, pytest.approx(0.5))
 
@@ -148,20 +146,18 @@ def test_what_decides_is_read_from_the_session_and_its_arrivals() -> None:
 
 
 class Text:
-    """What Arrivals look at of a session."""
+    """A text that grows, and where its chain ends."""
 
     def __init__(self, reach: int = 0) -> None:
-        self.committed: list[int] = []
-        self.chain = SimpleNamespace(broken=False, wrong_at=None, reach=reach)
+        self.length, self._reach = 0, reach
 
     def into(self, seen: Arrivals, now: float, wrong_at: int | None = None) -> None:
         """Grow by a token that is sent now."""
-        self.committed.append(0)
-        self.chain.broken, self.chain.wrong_at = wrong_at is not None, wrong_at
-        seen.committed(self, now)  # type: ignore[arg-type]
+        self.length += 1
+        seen.committed(self.length, now, wrong_at)
 
     def lag_tokens(self, seen: Arrivals) -> int:
-        return seen.lag_tokens(self)  # type: ignore[arg-type]
+        return seen.lag_tokens(self.length, self._reach)
 
 
 def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
@@ -181,7 +177,7 @@ def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
 def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
     seen, text = Arrivals(), Text()
     for broke, came in ((0.0, 0.4), (10.0, 90.0)):  # the edge paused
-        text.into(seen, broke, wrong_at=len(text.committed))
+        text.into(seen, broke, wrong_at=text.length)
         seen.drafts_arrived(came, 1)
     seen.drafts_arrived(90.1, 1)
     seen.drafts_arrived(160.0, 1)

@@ -20,7 +20,7 @@ from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
 from speculation.messages import Commit, Draft, Finish, Limits, Open, Sampling, TokenId
 from speculation.wire import Framed
-from tests.verifier.down import replies_of
+from tests.verifier.down import begun, replies_of
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import VerifierMetrics
 from verifier.plain_engine import PlainEngine
@@ -115,7 +115,7 @@ async def with_drafts(
         request = replace(request, fill="never")
     async with aclosing(replies_of(target, name, request)) as session:
         coming = asyncio.create_task(anext(session))
-        await asyncio.sleep(0)
+        await begun()
         if drafter is perfect:
             await target.push(name, Framed(Draft(0, 0, 0, tuple(text[:6]))))
         while not isinstance(message := (await coming).message, Finish):

@@ -187,7 +187,10 @@ PATCHES: Final = (
         "serving.engine:VllmEngine._collect",
         "vLLM merges outputs for a slow reader, and would keep the last one's frames alone.",
         _OUTPUTS, on="outputs",
-        needs=("_update_stats_from_output", "is_prefilling", "request_states"),
+        needs=(
+            "_update_stats_from_output", "is_prefilling", "num_cached_tokens",
+            "request_states",
+        ),
     ),
     Patch(
         "accounts", "vllm.v1.engine.async_llm:AsyncLLM.generate",
