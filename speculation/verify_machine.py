@@ -368,6 +368,7 @@ class VerifyMachine:
         *,
         rows: int | None,
         with_prompt: bool = False,
+        with_drafts: bool = False,
         extra_judging_s: float = 0.0,
         after_s: float | None = None,
         ahead: bool = False,
@@ -375,7 +376,8 @@ class VerifyMachine:
         """Return what each session sends now. Sessions that were closed meanwhile are left out.
 
         rows: those of the whole pass; None if its latency says nothing. with_prompt: True if
-        the pass also read a prompt, whose tokens are not among the rows.
+        the pass also read a prompt, whose tokens are not among the rows. with_drafts: True if
+        some request of it had draft tokens, in an engine where that may take longer.
         extra_judging_s: how much longer judging took than with the cheapest settings, such as
         without a grammar. It is not learned as latency, or every session would get fewer rows.
         after_s: how long after the last pass this one ended; None if nothing was to be done
@@ -387,7 +389,8 @@ class VerifyMachine:
             self.outcome.observe(after_s, self.latency.of(rows - drafts), ahead=ahead)
         if rows is not None and pass_s > 0.0:  # else the clock is too coarse
             observe = self.latency.observe_with_prompt if with_prompt else self.latency.observe
-            observe(rows, max(MIN_PASS_S, pass_s - extra_judging_s))
+            seconds = max(MIN_PASS_S, pass_s - extra_judging_s)
+            observe(rows, seconds, with_drafts=with_drafts)
         down = {}
         for name, verdict in verdicts.items():
             if not (observed := self._sessions.get(name)):

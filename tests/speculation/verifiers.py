@@ -103,7 +103,8 @@ def snapshot(verifier: VerifyMachine) -> str:
         (name, state(held.session), held.arrivals, held.passed_at)
         for name, held in verifier._sessions.items()
     ]
-    sizes = {rows: list(size._recent_s) for rows, size in verifier.latency._sizes.items()}
+    kinds = verifier.latency._sizes.values()
+    sizes = [{rows: list(size._recent_s) for rows, size in kind.items()} for kind in kinds]
     return repr((sessions, sizes))
 
 

@@ -324,6 +324,7 @@ class PicoScheduler(SessionScheduler):
             now,
             rows=learned,
             with_prompt=reads,
+            with_drafts=bool(scheduler_output.scheduled_spec_decode_tokens),
             after_s=None if ahead is None else now - last_ended_at,
             ahead=bool(ahead),
         )
