@@ -27,7 +27,7 @@ from speculation.pass_policy import (
     draft_wait_s,
     waiting,
 )
-from speculation.verify_machine import Verdict, VerifyMachine
+from speculation.verify_machine import PassRecord, Verdict, VerifyMachine
 from tests.speculation import verifiers
 from tests.speculation.verifiers import V, counting, latency, opening
 
@@ -473,7 +473,7 @@ def judged_rows(
         plan, taken = verifier.begin({"a": len(draft)}, now), 1 + len(draft)
         now += pass_s(taken)
         verdict = Verdict(Judgement((*draft, 1), len(draft)))
-        verifier.ran(plan, {"a": verdict}, now, rows=taken)
+        verifier.ran(plan, {"a": verdict}, now, PassRecord(taken))
         rows.append(taken)
     return rows
 

@@ -23,7 +23,7 @@ from local_models.llama_cpp.segments import Segment
 from speculation.distributions import Distribution, Logits, distribution, logprob_of
 from speculation.logits import Adjust
 from speculation.messages import Down, Open, TokenId, TokenLogprob
-from speculation.verify_machine import Offer, Verdict, VerifyMachine
+from speculation.verify_machine import Offer, PassRecord, Verdict, VerifyMachine
 from speculation.verify_session import Pass, VerifyingSession
 from verifier.llama_target.exactness import (
     TEXT,
@@ -506,7 +506,8 @@ class Scheduler:
                 continue
             verdicts[name] = verdict
             self.metrics.judged(len(part.judged.draft), verdict.judgement.accepted)
-        down = self.machine.ran(plan, verdicts, now, rows=rows, extra_judging_s=extra_judging_s)
+        record = PassRecord(rows, extra_judging_s=extra_judging_s)
+        down = self.machine.ran(plan, verdicts, now, record)
         for name, messages in down.items():
             slots[name].send(messages)
 
