@@ -147,14 +147,13 @@ def size_class(rows: int) -> int:
 def _joined(own: Mapping[int, _Size], others: Mapping[int, _Size]) -> dict[int, _Size]:
     """Return the sizes of one kind of pass, and those of the other kind that are larger or
     smaller than all of them: nothing better is known there."""
-    known = {rows: size for rows, size in own.items() if size.usual_s}
-    first, last = min(known, default=inf), max(known, default=0)
+    first, last = min(own, default=inf), max(own, default=0)
     beyond = {
         rows: size
         for rows, size in others.items()
         if size.usual_s and not first <= rows <= last
     }
-    return beyond | known
+    return beyond | dict(own)
 
 
 def _curve(sizes: Mapping[int, _Size]) -> _Curve:
@@ -255,7 +254,8 @@ class PassLatency:
 
     def _curve(self, with_drafts: bool) -> _Curve:
         if with_drafts not in self._known:
-            own, others = self._sizes[with_drafts], self._sizes[not with_drafts]
+            own = {n: size for n, size in self._sizes[with_drafts].items() if size.usual_s}
+            others = self._sizes[not with_drafts] if with_drafts or not own else {}
             self._known[with_drafts] = _curve(_joined(own, others))
         return self._known[with_drafts]
 

@@ -423,6 +423,21 @@ def test_no_more_rows_than_there_are_and_no_more_drafts_than_pending(
     assert sum(counts) <= max(0, rows - len(sessions))
 
 
+@pytest.mark.parametrize(("piecewise_s", "judged"), [(0.012, 0), (0.008, 4)])
+def test_one_sessions_draft_tokens_are_judged_only_if_they_cost_the_others_less(
+    piecewise_s: float, judged: int
+) -> None:
+    """Beside 60 to 63 requests of one row, without which no pass has fewer rows."""
+    learned = latency(0.008)
+
+    for step in range(100):
+        (count,) = allocate(gains([4], [0.8]), learned, rows=1024, others=60 + step % 4)
+        rows, taken_s = 61 + step % 4 + count, piecewise_s if count else 0.008
+        learned.observe(rows, taken_s, with_drafts=count > 0)
+
+    assert count == judged
+
+
 def test_a_size_that_was_slow_once_is_tried_again() -> None:
     learned, truth = latency(1.0, 1.1, 50.0), (1.0, 1.1, 1.2)
     judged = []
