@@ -268,6 +268,17 @@ PATCHES: Final = (
         _WIDTH, needs=("uniform_decode_query_len",),
     ),
     Patch(
+        "v2 modules", "vllm.v1.worker.utils:AttentionGroup.create_metadata_builders",
+        "worker.heads:create_metadata_builders",
+        "FlashInfer waits for the lengths of requests in each step if there may be drafts.",
+        "FlashInfer takes the host's lengths wherever they are exact",
+        needs=(
+            "metadata_builders",
+            "vllm.v1.attention.backends.flashinfer:_num_speculative_tokens",
+            "vllm.v1.attention.backends.flashinfer:seq_lens_cpu_upper_bound",
+        ),
+    ),
+    Patch(
         "v2 speculator", f"{_V2}.spec_decode.speculator:BaseSpeculator.propose",
         "worker.heads:HeadProposals.widened",
         "A head's proposal fits into rows that are as wide as an edge's draft.",

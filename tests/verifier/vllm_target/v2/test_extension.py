@@ -16,9 +16,11 @@ from vllm.config import CompilationConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.triton_utils.dispatcher import KernelOverride
 from vllm.v1.attention.backend import AttentionCGSupport
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.worker.gpu import model_runner, structured_outputs, warmup
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.structured_outputs import StructuredOutputsWorker
+from vllm.v1.worker.utils import AttentionGroup
 
 from verifier.vllm_target.core.scheduler import PicoScheduler, narrowed
 from verifier.vllm_target.ipc_messages import MASK_ROWS, MOST_ROWS, RunnerChoice
@@ -72,6 +74,23 @@ def test_a_backend_with_graphs_of_single_tokens_keeps_them(head: int) -> None:
 
     kept = CUDAGraphMode.FULL_AND_PIECEWISE
     assert found == (CUDAGraphMode.PIECEWISE if head else kept)
+
+
+def test_attention_takes_the_hosts_lengths_if_nothing_is_proposed(head: int) -> None:
+    class Builder:
+        requires_block_table_width = False
+
+        def __init__(self, spec: object, layers: object, config: Any, device: object) -> None:
+            self._num_speculative_tokens = config.num_speculative_tokens
+
+    backend: Any = SimpleNamespace(get_builder_cls=lambda: Builder)
+    group = AttentionGroup(backend, [], FullAttentionSpec(16, 1, 1, torch.float32), 0)
+
+    group.create_metadata_builders(SimpleNamespace(num_speculative_tokens=33), CPU)
+
+    assert [vars(each) for each in group.metadata_builders] == [
+        {"_num_speculative_tokens": 33 if head else 0}
+    ]
 
 
 @pytest.mark.parametrize(("most", "width", "requests"), [(1024, 34, 30), (4, 34, 4)])
