@@ -17,7 +17,8 @@ where rows are dear from some number on, one pass finds it out.
 
 Passes with draft tokens have sizes of their own: an engine may have a faster way for a pass in
 which each request has one row, such as vLLM's FULL graphs. One draft token then makes the pass
-longer for all requests, by more than its row.
+longer for all requests, by more than its row. Where passes with draft tokens were not observed,
+those without stand in for them; the other way round, they would hide the faster way for ever.
 """
 
 from __future__ import annotations
