@@ -10,12 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.config.compilation import CUDAGraphMode
+from vllm.logger import init_logger
 from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.attn_utils import get_varlen_cudagraph_unsupported_backend
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
 from verifier.vllm_target.ipc_messages import RunnerChoice
+
+_log = init_logger(__name__)
 
 
 class UnequalGraphs(model_runner.ModelCudaGraphManager):
@@ -28,10 +31,15 @@ class UnequalGraphs(model_runner.ModelCudaGraphManager):
         choice = RunnerChoice.of(self.vllm_config)
         if choice and choice.unequal_graphs and not choice.head:
             config, width = self.vllm_config, self.decode_query_len
-            others, _ = model_state.get_additional_cg_support()
-            refused = get_varlen_cudagraph_unsupported_backend(attn_groups, config, width)
-            if refused is None and others == AttentionCGSupport.ALWAYS:
+            support, other = model_state.get_additional_cg_support()
+            lacking = None if support == AttentionCGSupport.ALWAYS else (other, 0)
+            lacking = lacking or get_varlen_cudagraph_unsupported_backend(
+                attn_groups, config, width
+            )
+            if lacking is None:
                 self._add_unequal()
+            else:
+                _log.warning("speculation.unequal_graphs: not with attention of %s", lacking[0])
         parts = model, model_state, input_buffers, intermediate_tensors, block_tables
         super().capture(*parts, attn_groups, *args, **more)
 
