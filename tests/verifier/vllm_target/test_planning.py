@@ -198,3 +198,36 @@ def test_steps_are_learned_apart_if_vllm_has_no_full_graph_for_them(tmp_path: Pa
 
     assert (without, with_draft) == (CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE)
     assert [*latency.learned_statistics()] == ["1", "3", "3 with drafts"]
+
+
+def test_a_plan_has_the_length_that_each_request_will_have_on_the_device(
+    tmp_path: Path,
+) -> None:
+    """Two batches are under way, and all draft tokens are rejected."""
+    planner, lengths, drafted = Planner(tmp_path), dict[str, int](), 0
+    planner.scheduler._machine.latency.observe(1, 1.0)
+
+    def plan() -> None:
+        nonlocal drafted
+        planner.plan()
+        output = planner.under_way[-1]
+        cached = output.scheduled_cached_reqs
+        known = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        for name, rows in output.num_scheduled_tokens.items():
+            drafts = output.scheduled_spec_decode_tokens.get(name, ())
+            assert known.get(name, 0) == lengths.get(name, 0)
+            lengths[name] = lengths.get(name, 0) + rows - len(drafts)
+            drafted += len(drafts)
+
+    planner.add("session", fill="auto")
+    planner.add("other")
+    plan()
+    planner.end()
+    for known in range(1, 4):
+        planner.drafted("session", known, 7, 7)
+        plan()
+        plan()  # while the draft tokens are judged
+        planner.end()
+        planner.end()
+
+    assert drafted > 0
