@@ -167,7 +167,7 @@ async def test_the_host_knows_each_length_beside_draft_tokens_that_are_rejected(
     workers, ahead = target._engine._llm, await asynchronous_steps(target)
     await workers.collective_rpc("compare_lengths")
 
-    scripts = [Script(wrong=0.3, window=i + 2, seed=i) for i in range(3)]
+    scripts = [Script(wrong=0.5, window=i + 2, seed=i) for i in range(3)]
     sessions = (run(target, texts, "T=1", i, script) for i, script in enumerate(scripts))
     answers, _ = await asyncio.gather(asyncio.gather(*sessions), own(target, "T=1", 2))
 
@@ -175,7 +175,7 @@ async def test_the_host_knows_each_length_beside_draft_tokens_that_are_rejected(
         assert (steps > MAX_TOKENS, differing) == (True, 0)
     assert await asynchronous_steps(target) > ahead + MAX_TOKENS // 2
     totals = [answer.finish.totals for answer in answers if answer.finish]
-    assert [each.accepted < each.judged for each in totals] == [True] * 3
+    assert sum(each.judged - each.accepted for each in totals) > 0
 
 
 async def test_beside_a_session_that_needs_each_result_steps_wait_for_it(
