@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speculation.head import Head
 from speculation.judge import Judgement, Rejection
 from speculation.messages import Commit, Draft, RemoteProtocolError, TokenLogprob
 from speculation.separate import Separate
 from speculation.verify_machine import (
     MIN_DRAFT_WAIT_S,
-    Head,
     Offer,
     PassRecord,
     Verdict,
