@@ -81,6 +81,27 @@ class PassPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class PassRecord:
+    """What a pass was, so that its duration says something."""
+
+    rows: int
+    """Those of the whole pass, without the tokens of a prompt."""
+
+    with_prompt: bool = False  # it also read a prompt
+    with_drafts: bool = False
+    """Some request of it had draft tokens, in an engine where that may take longer."""
+
+    extra_judging_s: float = 0.0
+    """How much longer judging took than with the cheapest settings, such as without a grammar.
+    It is not learned as latency, or every session would get fewer rows."""
+
+    after_s: float | None = None
+    """How long after the last pass it ended; None if nothing was to be done between."""
+
+    ahead: bool = False  # it was planned before the last one had ended
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The outcome of a pass for one session."""
 
@@ -342,29 +363,13 @@ class VerifyMachine:
         plan: PassPlan,
         verdicts: Mapping[str, Verdict],
         now: float,
-        *,
-        rows: int | None,
-        with_prompt: bool = False,
-        extra_judging_s: float = 0.0,
-        after_s: float | None = None,
-        ahead: bool = False,
+        record: PassRecord | None,
     ) -> dict[str, list[Down]]:
         """Return what each session sends now. Sessions that were closed meanwhile are left out.
-
-        rows: those of the whole pass; None if its latency says nothing. with_prompt: True if
-        the pass also read a prompt, whose tokens are not among the rows.
-        extra_judging_s: how much longer judging took than with the cheapest settings, such as
-        without a grammar. It is not learned as latency, or every session would get fewer rows.
-        after_s: how long after the last pass this one ended; None if nothing was to be done
-        between. ahead: True if it was planned before the last one had ended.
-        """
+        record: None if the latency of the pass says nothing."""
         pass_s = now - plan.started
-        if rows is not None and after_s is not None and not with_prompt:
-            drafts = sum(len(each.draft) + each.head for each in plan.passes.values())
-            self.outcome.observe(after_s, self.latency.of(rows - drafts), ahead=ahead)
-        if rows is not None and pass_s > 0.0:  # else the clock is too coarse
-            observe = self.latency.observe_with_prompt if with_prompt else self.latency.observe
-            observe(rows, max(MIN_PASS_S, pass_s - extra_judging_s))
+        if record is not None:
+            self._learn(plan, record, pass_s)
         down = {}
         for name, verdict in verdicts.items():
             if not (observed := self._sessions.get(name)):
@@ -383,6 +388,18 @@ class VerifyMachine:
             wrong_at = chain.wrong_at if chain.broken else None
             observed.arrivals.committed(len(observed.session.committed), now, wrong_at)
         return down
+
+    def _learn(self, plan: PassPlan, record: PassRecord, pass_s: float) -> None:
+        """Learn from the duration of a pass."""
+        rows, latency = record.rows, self.latency
+        if record.after_s is not None and not record.with_prompt:
+            drafts = sum(len(each.draft) + each.head for each in plan.passes.values())
+            others_s = latency.of(rows - drafts)
+            self.outcome.observe(record.after_s, others_s, ahead=record.ahead)
+        if pass_s > 0.0:  # else the clock is too coarse
+            observe = latency.observe_with_prompt if record.with_prompt else latency.observe
+            seconds = max(MIN_PASS_S, pass_s - record.extra_judging_s)
+            observe(rows, seconds, with_drafts=record.with_drafts)
 
 
 def _fitting(heads: Mapping[str, int], rows: int) -> dict[str, int]:

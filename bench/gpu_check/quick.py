@@ -7,6 +7,7 @@ Engines run one after another, and each part is reported when it ends:
     without async scheduling   the same requests
     batch-invariant            texts of sessions and of requests without sessions
     two adapters               the same, with both at once
+    FULL graphs, unequal rows  the same, and sessions
     on two GPUs                the same, if there are two
 
 A session's text may differ from stock vLLM's where two logits are nearly equal, because passes
@@ -94,6 +95,7 @@ LEAST_P: Final = 0.05
 
 SWITCHED: Final = "sessions beside a grammar"
 TWO_GPUS: Final = "two GPUs"
+UNEQUAL: Final = "FULL graphs of unequal rows"
 ADAPTERS: Final = "two adapters"
 WITHOUT_ASYNC: Final = f"{UNPLUGGED}, no async scheduling"
 INVARIANT: Final = "batch-invariant"
@@ -223,6 +225,7 @@ class Quick:
         ours = replace(stock, rival=None, verifier_arguments=more)
         sync = (*stock.verifier_arguments, "--vllm.async-scheduling", "false")
         invariant = {**environment, "VLLM_BATCH_INVARIANT": "1"}
+        unequal = {**environment, "PICOSPEC_VERIFIER__SPECULATION__UNEQUAL_GRAPHS": "true"}
         both = (*more, "--vllm.tensor-parallel-size", "2")
         modules = [f"{folder.name}={folder}" for folder in self.adapters]
         # one slot for two; on CPUs vLLM gives the last one to requests without an adapter
@@ -237,6 +240,7 @@ class Quick:
             f"{WITHOUT_ASYNC}, starts": replace(stock, verifier_arguments=sync),
             f"{INVARIANT} start-up": replace(ours, environment=invariant),
             f"{ADAPTERS} start-up": replace(ours, verifier_arguments=with_adapters),
+            f"{UNEQUAL} start-up": replace(ours, environment=unequal),
             f"{TWO_GPUS} start-up": replace(ours, verifier_arguments=both),
         }
 
@@ -246,7 +250,7 @@ class Quick:
             {
                 "PicoSpec's texts": partial(self._own, ""),
                 PLUGGED: partial(self._plain, PLUGGED),
-                f"{AT_ONCE} sessions": self._sessions,
+                f"{AT_ONCE} sessions": partial(self._sessions, FAST),
                 SWITCHED: self._switch,
             },
             {
@@ -257,6 +261,10 @@ class Quick:
             {WITHOUT_ASYNC: partial(self._plain, WITHOUT_ASYNC)},
             {INVARIANT: partial(self._own, INVARIANT)},
             {ADAPTERS: self._with_adapters},
+            {
+                UNEQUAL: partial(self._own, UNEQUAL),
+                f"{AT_ONCE} sessions, {UNEQUAL}": partial(self._sessions, UNEQUAL),
+            },
             {TWO_GPUS: partial(self._own, TWO_GPUS)},
         )
         if self.check.out:
@@ -325,6 +333,8 @@ class Quick:
         """Return what this host lacks for some parts; "" if it has all. Write adapters."""
         if TWO_GPUS in works and (count := await self._gpus()) < 2:
             return f"This needs two GPUs; here are {count}."
+        if UNEQUAL in works and self.device == "cpu":
+            return "A CPU has no CUDA graphs."
         if ADAPTERS in works:
             model = self.engines.plan.target_model
             try:
@@ -349,7 +359,8 @@ class Quick:
 
     async def _own(self, name: str, services: Services) -> tuple[bool, str]:
         """Compare texts of sessions with those of requests without one, in one engine. In a
-        batch-invariant one none may differ; on two GPUs no more than in the control group."""
+        batch-invariant one none may differ; on two GPUs, or with other graphs, no more than in
+        the control group."""
         alone = await self._asked(_stock_url(services))
         self._keep_sources(alone)
         sessions = await self._in_sessions(services.verifier_url, alone)
@@ -359,7 +370,7 @@ class Quick:
             f"{count} of {of} texts of sessions, {AT_ONCE} at once, differ from those of this "
             f"engine's requests without sessions, one at a time."
         )
-        if name != TWO_GPUS:
+        if name not in (TWO_GPUS, UNEQUAL):
             return not (name and count), found
         return self._as_control(count, of), found
 
@@ -431,8 +442,8 @@ class Quick:
         url, counts = _stock_url(services), self.engines.sessions
         return await self._loaded(self.engines.load(url, {"cloud": name}, counts))
 
-    async def _sessions(self, services: Services) -> tuple[bool, str]:
-        url, arms = services.verifier_url, {"picospec": FAST}
+    async def _sessions(self, name: str, services: Services) -> tuple[bool, str]:
+        url, arms = services.verifier_url, {"picospec": name}
         return await self._loaded(self.engines.load(url, arms, [AT_ONCE], FAST_STEP_S))
 
     async def _loaded(self, load: Awaitable[tuple[bool, str]]) -> tuple[bool, str]:

@@ -17,7 +17,7 @@ from speculation.draft_token import DraftToken
 from speculation.judge import Judgement
 from speculation.latency import measured
 from speculation.messages import Down, Limits, Open, Opened, Pushed, TokenId, Up
-from speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine
+from speculation.verify_machine import Offer, PassPlan, PassRecord, Verdict, VerifyMachine
 from speculation.verify_session import Pass
 
 # Simulates a user's device: drives the DraftMachine on virtual time.
@@ -294,8 +294,8 @@ class Verifier:
             name: Verdict(self._judge(name, each)) for name, each in plan.passes.items()
         }
         whole = all(self._served[name].prefilled for name in plan.passes)
-        rows = self._rows_of(plan) if whole else None
-        down = self._machine.ran(plan, verdicts, self._clock.now_s, rows=rows)
+        record = PassRecord(self._rows_of(plan)) if whole else None
+        down = self._machine.ran(plan, verdicts, self._clock.now_s, record)
         for name, messages in down.items():
             served = self._served[name]
             served.prefilled = True

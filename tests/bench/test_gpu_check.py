@@ -329,9 +329,10 @@ def test_what_differs_beyond_the_compared_tokens_does_not_count() -> None:
 
 def test_the_quick_check_starts_its_engines_and_ours_first() -> None:
     plans = Quick(engines(), "cpu").plans.values()
-    ours, _, sync, invariant, _, two = plans
+    ours, _, sync, invariant, _, unequal, two = plans
 
-    assert [plan.rival is None for plan in plans] == [True, False, False, True, True, True]
+    assert [plan.rival is None for plan in plans] == [True, False, False, *[True] * 4]
+    assert unequal.environment["PICOSPEC_VERIFIER__SPECULATION__UNEQUAL_GRAPHS"] == "true"
     assert sync.verifier_arguments == ("--vllm.async-scheduling", "false")
     assert invariant.environment["VLLM_BATCH_INVARIANT"] == "1"
     assert two.verifier_arguments[-2:] == ("--vllm.tensor-parallel-size", "2")

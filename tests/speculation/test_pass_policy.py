@@ -23,7 +23,7 @@ from speculation.pass_policy import (
     best_rate,
     draft_wait_s,
 )
-from speculation.verify_machine import Verdict, VerifyMachine, _Observed
+from speculation.verify_machine import PassRecord, Verdict, VerifyMachine, _Observed
 from tests.speculation import verifiers
 from tests.speculation.verifiers import V, counting, latency, opening
 
@@ -417,6 +417,21 @@ def test_no_more_rows_than_there_are_and_no_more_drafts_than_pending(
     assert sum(counts) <= max(0, rows - len(sessions))
 
 
+@pytest.mark.parametrize(("piecewise_s", "judged"), [(0.012, 0), (0.008, 4)])
+def test_one_sessions_draft_tokens_are_judged_only_if_they_cost_the_others_less(
+    piecewise_s: float, judged: int
+) -> None:
+    """Beside 60 to 63 requests of one row, without which no pass has fewer rows."""
+    learned = latency(0.008)
+
+    for step in range(100):
+        (count,) = allocate(gains([4], [0.8]), learned, rows=1024, others=60 + step % 4)
+        rows, taken_s = 61 + step % 4 + count, piecewise_s if count else 0.008
+        learned.observe(rows, taken_s, with_drafts=count > 0)
+
+    assert count == judged
+
+
 def test_a_size_that_was_slow_once_is_tried_again() -> None:
     learned, truth = latency(1.0, 1.1, 50.0), (1.0, 1.1, 1.2)
     judged = []
@@ -467,7 +482,7 @@ def judged_rows(
         plan, taken = verifier.begin({"a": len(draft)}, now), 1 + len(draft)
         now += pass_s(taken)
         verdict = Verdict(Judgement((*draft, 1), len(draft)))
-        verifier.ran(plan, {"a": verdict}, now, rows=taken)
+        verifier.ran(plan, {"a": verdict}, now, PassRecord(taken))
         rows.append(taken)
     return rows
 
