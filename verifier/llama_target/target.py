@@ -67,7 +67,11 @@ S = TypeVar("S", bound=Slot)
 
 
 class KvSlots:
-    def __init__(self, count: int) -> None:
+    """only_whole: a prompt reuses all tokens of a sequence or none, because recurrent layers do
+    not go back to earlier ones."""
+
+    def __init__(self, count: int, only_whole: bool = False) -> None:
+        self._only_whole = only_whole
         self._held: dict[int, Sequence[TokenId]] = dict.fromkeys(range(count), ())
         self._owners: dict[int, str | None] = dict.fromkeys(range(count))
         """The tokens of a free sequence belong to this owner. None, the unknown owner, is an
@@ -88,9 +92,16 @@ class KvSlots:
         no sequence is free.
         """
         best = min(self._held, key=lambda sequence: self._cost(sequence, prompt, owner))
-        held = self._held.pop(best)
+        reused = self._common(best, prompt[:-1], owner)
+        del self._held[best]
         self._takes += 1
-        return best, common_prefix(held, prompt[:-1]) if self._owners[best] == owner else 0
+        return best, reused
+
+    def _common(self, sequence: int, prompt: Sequence[TokenId], owner: str | None) -> int:
+        """Return the number of tokens of a prompt that a free sequence can go on from."""
+        held = self._held[sequence]
+        common = common_prefix(held, prompt) if self._owners[sequence] == owner else 0
+        return 0 if self._only_whole and common < len(held) else common
 
     def release(self, sequence: int, held: Sequence[TokenId], owner: str | None = None) -> None:
         """Free a sequence. held: the tokens that its KV certainly holds, from position 0 on,
@@ -100,7 +111,7 @@ class KvSlots:
 
     def _cost(self, sequence: int, prompt: Sequence[TokenId], owner: str | None) -> float:
         held, unused = self._held[sequence], self._takes - self._released[sequence]
-        common = common_prefix(held, prompt) if self._owners[sequence] == owner else 0
+        common = self._common(sequence, prompt, owner)
         lost = (len(held) - common) / (1 + unused / len(self._owners))
         return len(prompt) - common + lost
 
@@ -148,6 +159,7 @@ class LlamaTarget(Target):
         """Load the model and time it, both in the thread, and start the scheduler."""
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(self._thread, self._load)
+        self._kv_slots = KvSlots(self._settings.slots, engine.model.is_recurrent)
         self._metrics.serves(model := self.facts.model)
         self._metrics.follow(model, self._kv_usage, lambda: len(self._waiting()))
         pieces = {"prefill_rows": engine.prefill_rows}
@@ -274,9 +286,27 @@ class LlamaTarget(Target):
         """Forget a session. If a pass of it is running, its outcome is dropped."""
         del self._slots[session]
         self._machine.close(session)
-        if slot.has_sequence:
+        if slot.has_sequence and self._engine and self._engine.model.is_recurrent:
+            self._release_recurrent(slot, self._engine)
+        elif slot.has_sequence:
             self._kv_slots.release(slot.sequence, slot.held, slot.owner)
         self._place()
+
+    def _release_recurrent(self, slot: Slot, engine: PassRunner) -> None:
+        """Free a session's sequence once its running pass has ended: a pass that is not judged
+        leaves states after tokens that are not the text's."""
+
+        def release(kept: asyncio.Future[int]) -> None:
+            has_failed = kept.cancelled() or kept.exception()
+            held = () if has_failed else text[: kept.result()]
+            self._kv_slots.release(slot.sequence, held, slot.owner)
+            self._place()
+
+        text = slot.text
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(self._thread, engine.keep, slot.sequence, text).add_done_callback(
+            release
+        )
 
     def _waiting(self) -> list[Slot]:
         """Return the sessions that wait for a sequence of the KV cache, oldest first."""
