@@ -310,8 +310,8 @@ class Context:
         return int(lib.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
     def truncate(self, sequence: int, length: int) -> int:
-        """Remove a sequence's tokens from position `length` on. Return the number of tokens that
-        are left: fewer if recurrent layers can only go back farther."""
+        """Remove a sequence's tokens from position `length` on. Return the number of tokens
+        that are left: fewer if recurrent layers can only go back farther."""
         held = self.length(sequence)
         if self.model.is_recurrent and length < held:
             length = self._go_back(sequence, held - length, length)

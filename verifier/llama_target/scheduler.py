@@ -315,8 +315,8 @@ class PassRunner:
         if self._context.rollback < max_rows - 1:
             raise CannotOpen(
                 f"{self.model.path}: this llama.cpp cannot take the recurrent layers of"
-                f" {self.model.architecture} back to an earlier token, as a target with rejected"
-                " draft tokens must go; it can for qwen35, qwen35moe, nemotron_h, lfm2 and others"
+                f" {self.model.architecture} back to an earlier token, as it must after a"
+                " rejected draft token; it can for qwen35, qwen35moe, nemotron_h and lfm2"
             )
         text = [token % self._tokens for token in range(3, 4 + max_rows)]
         check_rollback(self._forced(text), text, max_rows)

@@ -19,7 +19,7 @@ EXPERTS: Final = 2
 
 Shape = tuple[int, ...]
 Layer = Mapping[str, Shape]
-"""The tensors of a layer by their names; the shapes as ggml has them, the inner length first."""
+"""The tensors of a layer by their names; the shapes are ggml's, the inner length first."""
 
 FORWARD_LAYER: Final[Layer] = {
     "ffn_gate.weight": (WIDTH, FORWARD),

@@ -1,4 +1,4 @@
-"""Recurrent layers go back to an earlier token, or the sequence is shorter: never another state.
+"""Recurrent layers go back to an earlier token, or are as if newly begun: never wrong.
 
 llama.cpp itself goes back to a wrong state in two of these cases, and says that all is well.
 """
