@@ -258,9 +258,8 @@ class Context:
         settings.n_batch = settings.n_ubatch = batch_tokens
         if model.is_recurrent:
             settings.n_rs_seq = rollback
-            settings.n_batch = settings.n_ubatch = max(
-                batch_tokens, rollback + 2
-            )  # or it aborts
+            rows = max(batch_tokens, rollback + 2)  # with fewer llama.cpp ends the process
+            settings.n_batch = settings.n_ubatch = rows
         settings.n_seq_max = sequences
         settings.n_threads = settings.n_threads_batch = threads
         kind = {True: "ENABLED", False: "DISABLED", None: "AUTO"}[flash_attention]

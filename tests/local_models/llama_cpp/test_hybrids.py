@@ -118,6 +118,22 @@ def test_passes_of_other_sequences_leave_a_sequence_as_it_is(
     np.testing.assert_array_equal(read(context, 3, TEXT[:16], 16)[10:], shared[:6])
 
 
+@of_rollback()
+def test_a_copy_is_as_its_source_and_changes_apart_from_it(
+    model: Model, context: Context
+) -> None:
+    alone = read(context, 1, TEXT[:16], rows=1)
+    read(context, 0, [*TEXT[:6], *OTHER[:2]])
+    context.truncate(0, 6)
+
+    context.copy(0, 2)
+
+    np.testing.assert_array_equal(read(context, 2, TEXT[6:11]), alone[6:11])
+    assert context.truncate(2, 8) == 8
+    for sequence, start in ((0, 6), (2, 8)):
+        np.testing.assert_array_equal(read(context, sequence, TEXT[start:16]), alone[start:])
+
+
 @of_rollback([*ARCHITECTURES])
 def test_checkpoints_go_back_to_shortly_before_every_token(model: Model) -> None:
     context = Context(model, 128, sequences=3, checkpoints=4)
@@ -130,10 +146,7 @@ def test_checkpoints_go_back_to_shortly_before_every_token(model: Model) -> None
         left = context.truncate(0, length)
 
         assert length - CHECKPOINT_TOKENS < left <= length
-        context.copy(0, 2)
-        for sequence in (0, 2):
-            again = read(context, sequence, TEXT[left:40], rows=1)
-            np.testing.assert_array_equal(again, alone[left:])
+        np.testing.assert_array_equal(read(context, 0, TEXT[left:40], rows=1), alone[left:])
     context.close()
 
 
