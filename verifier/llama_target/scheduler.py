@@ -318,8 +318,9 @@ class PassRunner:
                 f" {self.model.architecture} back to an earlier token, as it must after a"
                 " rejected draft token; it can for qwen35, qwen35moe, nemotron_h and lfm2"
             )
-        text = [token % self._tokens for token in range(3, 4 + max_rows)]
-        check_rollback(self._forced(text), text, max_rows)
+        rows = min(max_rows, self.length.tokens - 1)
+        text = [token % self._tokens for token in range(rows + 1)]
+        check_rollback(self._forced(text), text, rows)
 
     def _forced(self, text: Sequence[TokenId]) -> Decode:
         """Return what decodes tokens at a place of a text in the first sequence; it reads what
