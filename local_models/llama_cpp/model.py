@@ -234,9 +234,9 @@ class Context:
     not that of the keys. Without `flash_attention` no pass is exact, and passes over long
     contexts take at most two thirds of the time on a CPU; None: llama.cpp finds out whether the
     devices have it. rollback: recurrent layers keep so many copies of their states in each
-    sequence, to go back by as many tokens of a pass. checkpoints: copies in a sequence that
-    outlast the pass, one after each CHECKPOINT_TOKENS tokens. Raises CannotOpen if memory is
-    short.
+    sequence, to go back by as many tokens of a pass. checkpoints: copies of a sequence that
+    outlast the pass: with a rollback, after each segment without logits, as prompts are read;
+    else one after each CHECKPOINT_TOKENS tokens. Raises CannotOpen if memory is short.
     """
 
     def __init__(
@@ -317,6 +317,10 @@ class Context:
         lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
         return min(length, held)
 
+    def checkpoints(self, sequence: int) -> list[int]:
+        """Return the lengths of a recurrent model's sequence at which it has a checkpoint."""
+        return [length for length, _ in self._checkpoints[sequence]]
+
     def _go_back(self, sequence: int, tokens: int, length: int) -> int:
         """Prepare recurrent layers to go back by `tokens` to `length`. Return the length to
         which they can."""
@@ -383,7 +387,10 @@ class Context:
             self._rollback[sequence] = min(self.rollback, len(segment.tokens) - 1)
             checkpoints = self._checkpoints[sequence]
             last = checkpoints[-1][0] if checkpoints else 0
-            if checkpoints.maxlen and length - last >= CHECKPOINT_TOKENS:
+            is_due = length - last >= CHECKPOINT_TOKENS
+            if self.rollback:
+                is_due = segment.logits == 0
+            if checkpoints.maxlen and is_due:
                 checkpoints.append((length, self._state(sequence)))
 
     def logits(self, index: int) -> Logits:

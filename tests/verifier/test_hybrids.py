@@ -22,6 +22,7 @@ from speculation.wire import Framed
 from tests.local_models.llama_cpp.hybrids import ARCHITECTURES, ROLLBACK, write
 from tests.verifier.down import replies_of
 from tests.verifier.served_llama import (
+    LONG,
     PROMPTS,
     TEMPERATURES,
     job_of,
@@ -107,6 +108,25 @@ async def test_a_session_that_ends_during_a_pass_can_be_resumed(
     monkeypatch.setattr(engine, "run", run)
 
     assert await tokens_of(host, "resumed", request) == text[7:]
+
+
+async def test_another_answer_to_a_prompt_reads_little_of_it_again(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so does a next turn that shows less of the first answer."""
+    first = job_of(host, LONG, 0.0, min_tokens=24)
+    other = replace(first, prompt=(*first.prompt[:-3], *first.prompt[:40]))
+    texts = [await plain(host, other), await plain(host, first)]
+    engine, read = host.ready()._engine, list[int]()  # type: ignore[attr-defined]
+    prefill = engine.prefill
+    monkeypatch.setattr(
+        engine, "prefill", lambda *given: (read.append(len(given[2])), prefill(*given))
+    )
+
+    again = [await plain(host, other), await plain(host, first)]
+
+    assert again == texts
+    assert sum(read) < 40 + 3 * 32
 
 
 @pytest.mark.parametrize("architecture", sorted({*ARCHITECTURES} - {*ROLLBACK}))

@@ -12,7 +12,7 @@ from local_models.llama_cpp.devices import Device, Placement
 from local_models.llama_cpp.model import Model
 from tests.local_models.llama_cpp.hybrids import write
 from verifier.llama_target import placing
-from verifier.llama_target.placing import Plan
+from verifier.llama_target.placing import CHECKPOINTS, Plan
 from verifier.settings import LlamaSettings
 
 CARD = Device("CUDA0", "a card", "CUDA", "gpu", 23 << 30, 24 << 30)
@@ -61,8 +61,8 @@ def test_states_of_recurrent_layers_are_counted_and_must_fit(
 
     monkeypatch.setattr(placing, "memory_bytes", lambda: length.state_bytes - 1)
 
-    assert length.state_bytes == 2 * 17 * state_bytes(model.metadata())
-    with pytest.raises(CannotOpen, match="16 draft tokens in each of 2 slots"):
+    assert length.state_bytes == 2 * (17 + CHECKPOINTS) * state_bytes(model.metadata())
+    with pytest.raises(CannotOpen, match="16 draft tokens and 4 more in each of 2 slots"):
         plan.length(model, 512, max_verify=16)
     plan.length(model, 512, max_verify=15)
     model.close()

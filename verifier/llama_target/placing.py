@@ -38,6 +38,10 @@ from verifier.settings import LlamaSettings
 MIN_TOKENS: Final = 4096
 """A context has at least this many tokens on any machine, if its model supports them."""
 
+CHECKPOINTS: Final = 3
+"""A slot of a recurrent model keeps its states after as many of the last pieces of a prompt:
+the next turn often begins with all of it but its last tokens, and a piece may be short."""
+
 FILLED: Final = 0.9
 """A context that no setting chooses takes at most this share of a device's room for KV."""
 
@@ -135,12 +139,13 @@ class Plan:
             cache=self.cache,
             cache_v=self.cache_v,
             min_tokens=MIN_TOKENS,
-            rollback=max_verify,
+            rollback=max_verify + CHECKPOINTS,
         )
         if not self.devices and length.state_bytes > (most := memory_bytes()):
             raise CannotOpen(
                 f"the states of {model.architecture}'s recurrent layers, one for each of"
-                f" {max_verify} draft tokens in each of {length.sequences} slots, take"
+                f" {max_verify} draft tokens and {CHECKPOINTS + 1} more in each of"
+                f" {length.sequences} slots, take"
                 f" {mib(length.state_bytes)} MiB of {mib(most)}; take fewer llama.slots, or a"
                 " lower speculation.max_verify"
             )

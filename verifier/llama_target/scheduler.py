@@ -38,7 +38,7 @@ from verifier.llama_target.exactness import (
     sample,
     windows,
 )
-from verifier.llama_target.placing import Plan
+from verifier.llama_target.placing import CHECKPOINTS, Plan
 from verifier.metrics import VerifierMetrics
 from verifier.settings import LlamaSettings
 from verifier.target import Reply, TargetFailed, weights_of
@@ -282,6 +282,7 @@ class PassRunner:
             cache_v=plan.cache_v,
             flash_attention=plan.flash_attention,
             rollback=max_rows - 1,
+            checkpoints=CHECKPOINTS,
         )
         self.rounding: Rounding | None = None
         """The findings of the self-test; None if passes are exact by the settings alone."""
@@ -402,11 +403,12 @@ class PassRunner:
                 text = self._texts.setdefault(segment.sequence, [])
                 text[segment.start :] = segment.tokens
 
-    def keep(self, sequence: int, text: Sequence[TokenId]) -> int:
-        """Take a sequence of a recurrent model back to its common prefix with a text. Return
-        the prefix's length; 0 if the sequence cannot go back so far."""
+    def keep(self, sequence: int, text: Sequence[TokenId]) -> Sequence[int]:
+        """Take a sequence of a recurrent model back to its common prefix with a text, or to
+        less. Return the lengths from which it can go on, in rising order."""
         read = self._texts.get(sequence, [])[: self._context.length(sequence)]
-        return self._context.truncate(sequence, common_prefix(read, list(text)))
+        kept = self._context.truncate(sequence, common_prefix(read, list(text)))
+        return sorted({*self._context.checkpoints(sequence), kept})
 
     def _decode_padded(self, segment: Segment, rows: int) -> None:
         """Decode a segment in padded passes, and copy its logits. The next decode removes the

@@ -67,12 +67,11 @@ S = TypeVar("S", bound=Slot)
 
 
 class KvSlots:
-    """only_whole: a prompt reuses all tokens of a sequence or none, because recurrent layers do
-    not go back to earlier ones."""
-
-    def __init__(self, count: int, only_whole: bool = False) -> None:
-        self._only_whole = only_whole
+    def __init__(self, count: int) -> None:
         self._held: dict[int, Sequence[TokenId]] = dict.fromkeys(range(count), ())
+        self._lengths: dict[int, Sequence[int] | None] = dict.fromkeys(range(count))
+        """A prompt can go on from these lengths of a sequence alone; None: from each."""
+
         self._owners: dict[int, str | None] = dict.fromkeys(range(count))
         """The tokens of a free sequence belong to this owner. None, the unknown owner, is an
         owner like any other."""
@@ -101,12 +100,21 @@ class KvSlots:
         """Return the number of tokens of a prompt that a free sequence can go on from."""
         held = self._held[sequence]
         common = common_prefix(held, prompt) if self._owners[sequence] == owner else 0
-        return 0 if self._only_whole and common < len(held) else common
+        if (lengths := self._lengths[sequence]) is None:
+            return common
+        return max((length for length in lengths if length <= common), default=0)
 
-    def release(self, sequence: int, held: Sequence[TokenId], owner: str | None = None) -> None:
+    def release(
+        self,
+        sequence: int,
+        held: Sequence[TokenId],
+        owner: str | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
         """Free a sequence. held: the tokens that its KV certainly holds, from position 0 on,
-        for a prompt of `owner`."""
+        for a prompt of `owner`. lengths: a recurrent model can go on from these alone."""
         self._held[sequence], self._owners[sequence] = held, owner
+        self._lengths[sequence] = lengths
         self._released[sequence] = self._takes
 
     def _cost(self, sequence: int, prompt: Sequence[TokenId], owner: str | None) -> float:
@@ -159,7 +167,6 @@ class LlamaTarget(Target):
         """Load the model and time it, both in the thread, and start the scheduler."""
         loop = asyncio.get_running_loop()
         engine = await loop.run_in_executor(self._thread, self._load)
-        self._kv_slots = KvSlots(self._settings.slots, engine.model.is_recurrent)
         self._metrics.serves(model := self.facts.model)
         self._metrics.follow(model, self._kv_usage, lambda: len(self._waiting()))
         pieces = {"prefill_rows": engine.prefill_rows}
@@ -296,17 +303,16 @@ class LlamaTarget(Target):
         """Free a session's sequence once its running pass has ended: a pass that is not judged
         leaves states after tokens that are not the text's."""
 
-        def release(kept: asyncio.Future[int]) -> None:
-            has_failed = kept.cancelled() or kept.exception()
-            held = () if has_failed else text[: kept.result()]
-            self._kv_slots.release(slot.sequence, held, slot.owner)
+        def release(keeping: asyncio.Future[Sequence[int]]) -> None:
+            has_failed = keeping.cancelled() or keeping.exception()
+            lengths = [0] if has_failed else keeping.result()
+            self._kv_slots.release(slot.sequence, text[: lengths[-1]], slot.owner, lengths)
             self._place()
 
         text = slot.text
         loop = asyncio.get_running_loop()
-        loop.run_in_executor(self._thread, engine.keep, slot.sequence, text).add_done_callback(
-            release
-        )
+        keeping = loop.run_in_executor(self._thread, engine.keep, slot.sequence, text)
+        keeping.add_done_callback(release)
 
     def _waiting(self) -> list[Slot]:
         """Return the sessions that wait for a sequence of the KV cache, oldest first."""

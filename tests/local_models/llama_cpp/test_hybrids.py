@@ -134,6 +134,24 @@ def test_a_copy_is_as_its_source_and_changes_apart_from_it(
         np.testing.assert_array_equal(read(context, sequence, TEXT[start:16]), alone[start:])
 
 
+@of_rollback()
+def test_a_target_goes_back_to_the_last_pieces_of_a_prompt(model: Model) -> None:
+    context = Context(model, 128, sequences=2, rollback=ROWS - 1, checkpoints=2)
+    alone = read(context, 1, TEXT[:40], rows=1)
+    for length in (24, 16):
+        context.truncate(0, 0)
+        for start in (0, 8, 16):
+            context.decode([Segment(0, start, TEXT[start : start + 8], logits=0)])
+        read(context, 0, [*TEXT[24:28], *OTHER[:4]])
+        context.truncate(0, 28)
+        read(context, 0, OTHER[:8])
+
+        assert context.checkpoints(0) == [16, 24]
+        assert context.truncate(0, length + 1) == length
+        np.testing.assert_array_equal(read(context, 0, TEXT[length:40]), alone[length:])
+    context.close()
+
+
 @of_rollback([*ARCHITECTURES])
 def test_checkpoints_go_back_to_shortly_before_every_token(model: Model) -> None:
     context = Context(model, 128, sequences=3, checkpoints=4)
