@@ -219,7 +219,7 @@ NONE: Final = "none"
 MIN_TOKENS: Final = 8192
 """A slot holds this many tokens on the smallest machine, if the draft model allows it."""
 
-CHECKPOINTS: Final = 8
+CHECKPOINTS: Final = 9
 """A draft model with recurrent layers keeps so many copies of their states in each slot. They
 reach back by 32 tokens, as many as an edge drafts ahead."""
 
