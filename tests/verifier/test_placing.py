@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,7 @@ def test_states_of_recurrent_layers_are_counted_and_must_fit(
         plan.length(model, 512, max_verify=16)
     plan.length(model, 512, max_verify=15)
     model.close()
+    on_card = Plan(LlamaSettings(slots=2), [replace(CARD, free_bytes=300 << 20)])
+    assert on_card.tokens(tmp_path / "model.gguf", max_verify=16) == 2048
+    with pytest.raises(CannotOpen, match="for the states of recurrent layers"):
+        on_card.tokens(tmp_path / "model.gguf", max_verify=4000)

@@ -97,7 +97,7 @@ SHORT_CONVOLUTION: Final[Layer] = {
 }
 POST_NORM: Final[Layer] = {"post_attention_norm.weight": (WIDTH,)}
 
-ARCHITECTURES: Final[Mapping[str, Sequence[Layer]]] = {
+ARCHITECTURES: Final[dict[str, Sequence[Layer]]] = {
     "qwen35": [
         {**NORM, **DELTA_NET, **POST_NORM, **FORWARD_LAYER},
         {**NORM, **GATED_ATTENTION, **POST_NORM, **FORWARD_LAYER},
@@ -132,6 +132,36 @@ ARCHITECTURES: Final[Mapping[str, Sequence[Layer]]] = {
 }
 """The layers of each architecture, which are repeated."""
 
+SLIDING: Final[dict[str, Sequence[Layer]]] = {
+    "gpt-oss": [
+        {
+            **NORM,
+            **ATTENTION,
+            **POST_NORM,
+            **{name: shape for name, shape in EXPERT_LAYER.items() if "shexp" not in name},
+            "attn_output.bias": (WIDTH,),
+            "attn_sinks.weight": (HEADS,),
+            "ffn_gate_inp.bias": (EXPERTS,),
+            "ffn_gate_exps.bias": (FORWARD, EXPERTS),
+            "ffn_up_exps.bias": (FORWARD, EXPERTS),
+            "ffn_down_exps.bias": (WIDTH, EXPERTS),
+        }
+    ],
+    "gemma4": [
+        {
+            **NORM,
+            **ATTENTION,
+            **QK_NORMS,
+            **POST_NORM,
+            **FORWARD_NORM,
+            **FORWARD_LAYER,
+            "post_ffw_norm.weight": (WIDTH,),
+        }
+    ],
+}
+"""These have no recurrent layers; every second layer sees the last WINDOW tokens alone."""
+
+WINDOW: Final = 8
 ROLLBACK: Final = ("qwen35", "qwen35moe", "nemotron_h", "lfm2")
 """llama.cpp takes the recurrent layers of these architectures back to earlier tokens."""
 
@@ -141,7 +171,7 @@ TEMPLATE: Final = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 def write(architecture: str, path: Path, seed: int = 0, context_tokens: int = 2048) -> Path:
     """Write a model of this architecture to `path`, and return it."""
-    layers = [*ARCHITECTURES[architecture]] * ROUNDS
+    layers = [*(ARCHITECTURES | SLIDING)[architecture]] * ROUNDS
     chance = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     _describe(writer, layers, context_tokens)
@@ -152,6 +182,8 @@ def write(architecture: str, path: Path, seed: int = 0, context_tokens: int = 20
         f"{output_norm}.weight": (WIDTH,),
         "output.weight": (WIDTH, TOKENS),
     }
+    if architecture == "gemma4":
+        tensors["rope_freqs.weight"] = (HEAD // 2,)
     for index, layer in enumerate(layers):
         tensors |= {f"blk.{index}.{name}": shape for name, shape in layer.items()}
     for name, shape in tensors.items():
@@ -177,6 +209,8 @@ def _weights(name: str, shape: Shape, chance: np.random.Generator) -> np.ndarray
     drawn = chance.standard_normal(shape[::-1]).astype(np.float32)
     if "norm" in name:
         return 1 + drawn / 4
+    if name.startswith("rope_freqs"):
+        return np.exp(drawn)
     if name.endswith("ssm_a"):
         return -np.exp(drawn / 2)
     if name.endswith("ssm_dt.bias"):
@@ -204,7 +238,13 @@ def _describe(writer: gguf.GGUFWriter, layers: Sequence[Layer], context_tokens: 
     writer.add_value_length(HEAD)
     writer.add_rope_dimension_count(HEAD)
     writer.add_rope_dimension_sections([6, 5, 5, 0])
-    if writer.arch == "lfm2":
+    if writer.arch in SLIDING:
+        writer.add_sliding_window(WINDOW)
+        writer.add_sliding_window_pattern([bool(i % 2) for i in range(len(layers))])
+        writer.add_key_length_swa(HEAD)
+        writer.add_value_length_swa(HEAD)
+        writer.add_embedding_length_per_layer_input(0)
+    elif writer.arch == "lfm2":
         writer.add_shortconv_l_cache(CONVOLUTION)
     else:
         writer.add_ssm_conv_kernel(CONVOLUTION)

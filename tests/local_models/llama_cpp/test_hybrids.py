@@ -13,7 +13,7 @@ import pytest
 from local_models.llama_cpp.context_length import state_bytes
 from local_models.llama_cpp.model import CHECKPOINT_TOKENS, Context, Model
 from local_models.llama_cpp.segments import Segment
-from tests.local_models.llama_cpp.hybrids import ARCHITECTURES, ROLLBACK, write
+from tests.local_models.llama_cpp.hybrids import ARCHITECTURES, ROLLBACK, SLIDING, write
 
 ROWS = 8
 TEXT = [int(token) for token in np.random.default_rng(1).integers(0, 256, 64)]
@@ -61,7 +61,7 @@ def test_rows_are_equal_whatever_the_pass(model: Model, context: Context) -> Non
         np.testing.assert_array_equal(read(context, 0, TEXT, rows), alone)
 
 
-@of_rollback()
+@of_rollback([*ROLLBACK, *SLIDING])
 @pytest.mark.parametrize("rows", range(1, ROWS + 1))
 def test_a_pass_is_taken_back_to_any_of_its_rows(
     model: Model, context: Context, rows: int
