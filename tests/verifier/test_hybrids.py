@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from gateway.ports import opening
 from local_models.errors import CannotOpen
 from local_models.file_hashes import FileHashes
 from speculation.messages import Draft, Limits, TokenId
@@ -40,8 +41,8 @@ from tests.verifier.test_llama_target import (  # noqa: F401
     test_sessions_side_by_side_do_not_change_each_other,
     test_the_next_turn_reads_only_what_is_new_and_generates_the_same,
 )
-from verifier.app import opening
-from verifier.llama_target.scheduler import PassPart, PassRunner
+from verifier.llama_target.pass_part import PassPart
+from verifier.llama_target.pass_runner import PassRunner
 from verifier.settings import LlamaSettings
 from verifier.target import Host
 
