@@ -8,8 +8,8 @@ A Context decodes rows of several sequences in one pass, which is one call of ll
   of a sequence in a pass. tests/local_models/llama_cpp checks it.
 * There are no locks: one thread at a time may use a Context. llama_decode releases the GIL.
 * Recurrent layers keep a state in place of each token's KV, and go back by copies of it, which
-  llama.cpp makes for the last tokens of a pass. llama.cpp 0.3.36 goes back to a wrong state,
-  and says that all is well, if a pass had no more rows than are taken back, or if other
+  llama.cpp makes for the last tokens of a pass. That of llama-cpp-python 0.3.36 goes back to a
+  wrong state, and says that all is well, if a pass had no more rows than are taken back, or if other
   sequences shared its rows. So a Context counts the rows, and divides such a pass by sequences.
 """
 
@@ -38,8 +38,8 @@ Logits = NDArray[np.float32]
 _State = ctypes.Array[ctypes.c_uint8]
 
 CHECKPOINT_TOKENS: Final = 4
-"""A draft model goes back to every token, and reads at most three again. A copy of its states
-takes a tenth of a step's time (19 MB for Qwen3.5-0.8B), a token read again a whole step's."""
+"""A draft model goes back to every token, and reads at most three again. To copy its states
+takes a part of a step's time, to read a token again a whole step's."""
 
 _FAILURES: Final = {-1: BadSegment, 1: NoRoom}
 EXACT_ROWS: Final = 63
@@ -337,13 +337,16 @@ class Context:
     def _state(self, sequence: int) -> _State:
         """Return a copy of the states that a sequence's recurrent layers are in."""
         where = sequence, lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-        state = (ctypes.c_uint8 * lib.llama_state_seq_get_size_ext(self._handle, *where))()
+        size = lib.llama_state_seq_get_size_ext(self._handle, *where)
+        state: _State = (ctypes.c_uint8 * size)()
         lib.llama_state_seq_get_data_ext(self._handle, state, len(state), *where)
         return state
 
     def _set_state(self, sequence: int, state: _State) -> None:
+        """Put a sequence's recurrent layers into a state. Raises DecodeFailed."""
         where = sequence, lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
-        lib.llama_state_seq_set_data_ext(self._handle, state, len(state), *where)
+        if not lib.llama_state_seq_set_data_ext(self._handle, state, len(state), *where):
+            raise DecodeFailed("llama.cpp could not restore a state")
 
     def copy(self, source: int, target: int) -> None:
         """Replace the tokens of `target` by those of `source`."""
