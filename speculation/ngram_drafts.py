@@ -44,7 +44,7 @@ ANSWER_CACHE_TOKENS: Final = 32_768
 RESUMPTION_PRIORS: Final = {1: (0.4, 4), 2: (0.6, 4), 3: (0.7, 4)}
 """Maps the number of tokens before a place that the broken chain and the text share to how
 often the chain's next token is right, and to the observations that this prior counts as. It is
-fitted to the Qwen pair (docs/decisions.md); each session corrects it by what it sees."""
+fitted to the Qwen pair; each session corrects it by what it sees."""
 
 
 class AnswerCaches:

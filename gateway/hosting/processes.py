@@ -115,7 +115,7 @@ class Child:
                 stdout=write_end,
                 stderr=write_end,
                 env={**self.service.environment, **os.environ},
-                process_group=0,  # in our session: see docs/decisions.md, "One session"
+                process_group=0,  # in our session: docs/decisions.md, "A service that stops"
             )
         except BaseException:
             os.close(read_end)

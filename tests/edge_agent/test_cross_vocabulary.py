@@ -34,6 +34,7 @@ from tests.edge_agent.cross_vocabulary import (
     WordEncoder,
     translation,
 )
+from tests.guards import GUARD_S
 
 PROMPT = "<|im_start|>user\nWrite.<|im_end|>\n<|im_start|>assistant\n"
 
@@ -71,7 +72,7 @@ class Pair:
         return all(each.bytes_of(each.tokenise(text)) == text for each in decoded)
 
     async def step(self, output: Sequence[int], ahead: Sequence[int] = ()) -> list[DraftToken]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(GUARD_S):
             return await self.slot.step([*self.prompt, *output], greedy, ahead=ahead)
 
     @property

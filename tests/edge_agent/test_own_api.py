@@ -38,6 +38,7 @@ from tests.edge_agent.proxying import (
 )
 from tests.end_to_end.traced import serving
 from tests.gateway.scripted import ByteTokenizer
+from tests.guards import GUARD_S
 from tests.verifier.fake_target import FACTS
 
 CHATS, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -281,7 +282,7 @@ async def test_nothing_is_proxied_over_an_idle_connection_that_carries_nothing(
                 connection.stall(True)
             now += verifying.IDLE_S + 1
 
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(GUARD_S):
                 after = await client.post(path, json=body)
 
     assert before.content == after.content == SAID

@@ -81,7 +81,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 @contextmanager
 def served(command: list[str], port: int) -> Iterator[None]:
     with running(command, KEY) as process:
-        wait_for(port, process, within_s=30)
+        wait_for(port, process)
         yield
 
 

@@ -39,6 +39,7 @@ from tests.gateway.scripted import (
     writes,
 )
 from tests.gateway.test_responses import EVENTS, TEXT, TOOLS
+from tests.guards import GUARD_S
 
 ENDED = ("completed", "incomplete", "failed", "cancelled")
 sdk = partial(openai_sdk.sdk, tokenizer=ByteTokenizer(template="<think><tool_call>"))
@@ -51,7 +52,7 @@ async def begun(client: AsyncOpenAI, **request: Any) -> Any:  # noqa: ANN401 - S
 
 async def until(client: AsyncOpenAI, id: str, *statuses: str) -> Response:
     """Poll until the response has one of these statuses; by default any that ends it."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         while True:
             found = await client.responses.retrieve(id)
             if found.status in (statuses or ENDED):
@@ -66,7 +67,7 @@ async def waiting(
     """Give a client, and an engine that waits for the event after its first three tokens."""
     on = asyncio.Event()
     engine = writes("Hi there", pause=on.wait)
-    async with sdk(engine, **settings) as client, asyncio.timeout(20):
+    async with sdk(engine, **settings) as client, asyncio.timeout(GUARD_S):
         yield client, on, engine
         on.set()
 

@@ -26,6 +26,7 @@ from tests.gateway.scripted import (
     make_app,
     served,
 )
+from tests.guards import GUARD_S
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 STREAM = CHAT | {"stream": True}
@@ -86,7 +87,7 @@ async def test_an_answer_that_runs_finishes_and_then_draining_is_over() -> None:
 
 async def test_an_answer_that_is_cut_off_says_so_and_closes_its_generator() -> None:
     drain = Drain()
-    async with running(drain, asyncio.Event()) as (engine, answers), asyncio.timeout(5):
+    async with running(drain, asyncio.Event()) as (engine, answers), asyncio.timeout(GUARD_S):
         drain.begin(0.01)
         await drain.over.wait()
         await drain.cut()
@@ -129,7 +130,7 @@ async def connection(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
         client.connect(("127.0.0.1", port))
         reader, writer = await asyncio.open_connection(sock=client)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD_S):
             yield reader, writer
         writer.transport.abort()
 

@@ -26,6 +26,7 @@ from gateway.hosting.settings import ServiceSettings
 from gateway.hosting.strangers import check_listening, hosts_of, is_loopback
 from gateway.ports import GatewayTokenizer
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app, served
+from tests.guards import GUARD_S
 from verifier.settings import VerifierSettings
 
 
@@ -196,7 +197,7 @@ def test_what_may_not_listen_is_said_in_a_line(module: str) -> None:
     command = [sys.executable, "-m", module, "--host", "0.0.0.0", "--port", "1"]
     environ = {"PYTHONPATH": str(ROOT), "PATH": ""}
     ended = subprocess.run(
-        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=GUARD_S
     )
 
     assert ended.returncode == 2
@@ -324,7 +325,7 @@ async def test_the_bodies_of_a_key_hold_a_limited_number_of_bytes_until_their_an
             return (await client.post(path, content=content, headers=headers)).status_code
 
         first = asyncio.create_task(ask("ann", unfinished()))
-        await asyncio.wait_for(is_held.wait(), 30)
+        await asyncio.wait_for(is_held.wait(), GUARD_S)
         beside = [await ask("ann"), await ask("ben")]
         may_end.set()
 
