@@ -9,8 +9,8 @@ A Context decodes rows of several sequences in one pass, which is one call of ll
 * There are no locks: one thread at a time may use a Context. llama_decode releases the GIL.
 * Recurrent layers keep a state in place of each token's KV, and go back by copies of it, which
   llama.cpp makes for the last tokens of a pass. That of llama-cpp-python 0.3.36 goes back to a
-  wrong state, and says that all is well, if a pass had no more rows than are taken back, or if other
-  sequences shared its rows. So a Context counts the rows, and divides such a pass by sequences.
+  wrong state, and says that all is well, if a pass had no more rows than are taken back, or if
+  other sequences shared it. So a Context counts rows, and divides such a pass by sequences.
 """
 
 from __future__ import annotations
