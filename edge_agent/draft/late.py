@@ -189,7 +189,7 @@ class Drafts:
 
 
 def _size_bytes(stored: StoredModel, length: Length) -> int:
-    return stored.path.stat().st_size + length.kv_bytes
+    return stored.path.stat().st_size + length.kv_bytes + length.state_bytes
 
 
 State = Literal["asleep", "loading", "loaded", "failed"]

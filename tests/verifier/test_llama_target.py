@@ -269,7 +269,7 @@ async def test_the_next_turn_reads_only_what_is_new_and_generates_the_same(
     text = await plain(host, second)
 
     assert sum(read) == len(more)  # the last generated token, and all but the last of these
-    async with serving() as fresh:
+    async with serving(engine.model.path) as fresh:
         assert text == await plain(fresh, second)
 
 

@@ -68,13 +68,18 @@ class Slot:
         return self._session.finished is not None
 
     @property
+    def text(self) -> tuple[TokenId, ...]:
+        """Return its tokens, of prompt and answer; none after a failure."""
+        return () if self._failed else (*self.request.prompt, *self._session.committed)
+
+    @property
     def held(self) -> tuple[TokenId, ...]:
         """Return the tokens surely in its KV: all but the last, which begins a pass."""
-        if self._failed or not self.has_sequence:
+        if not self.has_sequence:
             return ()
         if self.unread:
             return self.opening[: self.prefilled]
-        return (*self.request.prompt, *self._session.committed)[:-1]
+        return self.text[:-1]
 
     @property
     def unread(self) -> int:

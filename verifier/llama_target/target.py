@@ -213,9 +213,26 @@ class LlamaTarget(Target):
         """Forget a session. If a pass of it is running, its outcome is dropped."""
         del self._slots[session]
         self._machine.close(session)
-        if slot.has_sequence:
+        if slot.has_sequence and self._engine and self._engine.model.is_recurrent:
+            self._release_recurrent(slot, self._engine)
+        elif slot.has_sequence:
             self._kv_slots.release(slot.sequence, slot.held, slot.owner)
         self._place()
+
+    def _release_recurrent(self, slot: Slot, engine: PassRunner) -> None:
+        """Free a session's sequence once its running pass has ended: a pass that is not judged
+        leaves states after tokens that are not the text's."""
+
+        def release(keeping: asyncio.Future[Sequence[int]]) -> None:
+            has_failed = keeping.cancelled() or keeping.exception()
+            lengths = [0] if has_failed else keeping.result()
+            self._kv_slots.release(slot.sequence, text[: lengths[-1]], slot.owner, lengths)
+            self._place()
+
+        text = slot.text
+        loop = asyncio.get_running_loop()
+        keeping = loop.run_in_executor(self._thread, engine.keep, slot.sequence, text)
+        keeping.add_done_callback(release)
 
     def _waiting(self) -> list[Slot]:
         """Return the sessions that wait for a sequence of the KV cache, oldest first."""
