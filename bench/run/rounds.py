@@ -15,7 +15,9 @@ from typing import Annotated, Final, Self
 import numpy as np
 import typer
 
+from edge_agent import engine
 from edge_agent.__main__ import serve
+from edge_agent.draft import loading
 from edge_agent.draft.drafter import NoDrafter, StepSampler
 from edge_agent.settings import EdgeSettings, load
 from local_models.llama_cpp.context_length import Length
@@ -114,6 +116,15 @@ def make_drafter(model: Model, settings: EdgeSettings, _: Length) -> UselessDraf
     )
 
 
+def become(rounds: str) -> None:
+    """Make the edge of this process, which serves one arm, draft like it. Raises ValueError."""
+    if rounds == "useless":
+        loading.make_drafter = make_drafter  # type: ignore[assignment]
+    else:
+        policy = RoundPolicy.parse(rounds)
+        engine.StreamPolicy = lambda *_, **__: policy  # type: ignore[assignment, misc]
+
+
 def main(
     rounds: Annotated[str, typer.Argument(help="sync:G, paper:G or useless.")],
     host: Annotated[str, typer.Option()],
@@ -127,10 +138,8 @@ def main(
         "lookup": False,
     }  # fmt: skip
     try:
-        if rounds == "useless":
-            serve(load(None, os.environ, named), None, make_drafter)
-        else:
-            serve(load(None, os.environ, named), RoundPolicy.parse(rounds))
+        become(rounds)
+        serve(load(None, os.environ, named))
     except ValueError as error:
         sys.exit(f"settings: {error}")
 

@@ -219,8 +219,6 @@ NONE: Final = "none"
 MIN_TOKENS: Final = 8192
 """A slot holds this many tokens on the smallest machine, if the draft model allows it."""
 
-MakeDrafter = Callable[[Model, EdgeSettings, Length], LoadedDrafter]
-
 
 def find(reference: str, store: Store) -> Path:
     """Return the path of the draft model's file; local_models.references describes references.

@@ -23,11 +23,15 @@ from bench.results import Answer, Results, load
 from bench.run.client import AnswerError, Client, Question, TooLong
 from bench.run.command import Plan, Run, turns
 from bench.run.live_arms import LiveArm, parse
-from bench.run.rounds import RoundPolicy
+from bench.run.rounds import RoundPolicy, become
 from bench.run.services import ServicesPlan
 from bench.run.versus import Key, deal, report
+from edge_agent import engine
 from picospec.link import Conditions
+from speculation.messages import Commit, Finish
 from tests.bench.answers import answer
+from tests.edge_agent.fakes import JOB, FakeVerifiers, deltas, quiet, scripted
+from tests.edge_agent.fakes import engine as edge
 
 ARMS = "cloud,picospec,sync:2,paper:2,colocated:2"
 SMALL = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": "512"}
@@ -153,6 +157,16 @@ def test_arms_that_cannot_be_are_refused(arms: str, named: str) -> None:
 def test_what_is_no_policy_of_rounds_is_an_error_that_names_it(text: str) -> None:
     with pytest.raises(ValueError, match=text):
         RoundPolicy.parse(text)
+
+
+async def test_an_edge_becomes_an_arm_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "StreamPolicy", engine.StreamPolicy)  # put back at the end
+    verifiers = FakeVerifiers(scripted(quiet, Commit(0, 0, (3,)), quiet, Finish("stop")))
+
+    become("sync:1")
+    await deltas(edge(verifiers).generate(JOB))
+
+    assert verifiers.link.drafted == [3, 4]
 
 
 def test_an_arm_sends_its_prompts_prediction_or_anothers_or_none() -> None:

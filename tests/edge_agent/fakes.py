@@ -27,7 +27,7 @@ from local_models.vocabulary import Relation, Vocabulary
 from speculation import coupled
 from speculation.distributions import DraftToken
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import DraftPolicy, StreamPolicy
+from speculation.drafting import StreamPolicy
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
 from speculation.messages import (
@@ -364,7 +364,6 @@ def engine(
     settings: EdgeSettings | None = None,
     paired: Paired | None = None,
     draft_tokens: int = 1000,
-    policy: DraftPolicy | None = None,
 ) -> EdgeEngine:
     return EdgeEngine(
         verifiers,
@@ -372,7 +371,6 @@ def engine(
         settings or EdgeSettings(),
         metrics or EdgeMetrics(CollectorRegistry()),
         paired or Paired(draft_tokens=draft_tokens),
-        policy,
     )
 
 
