@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from bench.calibrate import speeds
-from bench.capacity import capacity
 from bench.options import VERIFIER_OPTIONS
 from bench.pace.command import host, standin
-from bench.report import join, report
+from bench.report import report
 from bench.run.command import run
-from bench.simulator.command import agree, pace, simulate
+from bench.simulator.command import pace, simulate
 from bench.traces import record
 
 app = typer.Typer(
@@ -21,10 +19,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(context_settings=VERIFIER_OPTIONS)(run)
-for command in (report, join, record, simulate, agree, pace, host, standin):
+for command in (report, record, simulate, pace, host, standin):
     app.command()(command)
-app.command(context_settings=VERIFIER_OPTIONS)(speeds)
-app.command(context_settings=VERIFIER_OPTIONS)(capacity)
 
 if __name__ == "__main__":
     app(prog_name="python -m bench")

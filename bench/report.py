@@ -1,4 +1,4 @@
-"""`python -m bench report` and `join` report results as tables, plots and Markdown: the
+"""`python -m bench report` reports results as tables, a plot and Markdown: the
 costs of an arm, and speed-ups of arm over arm.
 """
 
@@ -11,7 +11,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Final
 
-import msgspec
 import numpy as np
 import typer
 from rich.console import Console
@@ -25,9 +24,7 @@ from bench.results import (
     link_name,
     load,
     references,
-    rows,
     same_texts,
-    save,
     with_rate,
 )
 from bench.statistics import (
@@ -359,42 +356,3 @@ def report(
     page = results.with_suffix(".md")
     page.write_text(markdown(runs, plot))
     Console().print(*map(str, filter(None, (page, plot))), sep="\n")
-
-
-def join(
-    runs: Annotated[list[Path], typer.Argument(help="What `run` wrote, some times.")],
-    out: Annotated[Path, typer.Option("--json", help="Where the whole goes.")],
-) -> None:
-    """Put runs of the same models on one machine together: each is a repeat."""
-    with options.checked():
-        save(joined([load(path, Results) for path in runs]), out)
-
-
-def joined(runs: Sequence[Results]) -> Results:
-    """Return the runs as one; the repeats of each are numbered on from those before.
-
-    An answer is compared with cloud's of its own run. The host is the first run's. Raises a
-    ValueError that names the difference if the runs are not repeats of one another.
-    """
-    first, repeats = runs[0], 0
-    answers: list[Answer] = []
-    for each in runs:
-        for name, ours, theirs in (
-            ("models", first.models, each.models),
-            ("link", first.link, each.link),
-            ("tokens", first.settings["tokens"], each.settings["tokens"]),
-            ("processor", first.host.processor, each.host.processor),
-        ):
-            if ours != theirs:
-                raise ValueError(f"{name}: the runs differ, {ours} and {theirs}")
-        answers += [
-            msgspec.structs.replace(answer, repeat=answer.repeat + repeats)
-            for answer in each.answers
-        ]
-        repeats = 1 + max((answer.repeat for answer in answers), default=-1)
-    arms = list(dict.fromkeys(answer.arm for answer in answers))
-    settings = {**first.settings, "arms": arms, "repeats": repeats}
-    commits = ", ".join(dict.fromkeys(each.commit for each in runs))
-    return msgspec.structs.replace(
-        first, commit=commits, settings=settings, rows=rows(answers), answers=answers
-    )

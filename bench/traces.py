@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -45,10 +45,6 @@ from speculation.noise import noise_index
 Ids = NDArray[np.int32]
 Logits = NDArray[np.float32]
 
-PER_TOKEN: Final = (
-    "tokens", "draft_tokens", "draft_logits", "after_miss_tokens", "after_miss_confidences",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -73,10 +69,6 @@ class Trace:
 
     after_miss_confidences: Logits
     """These draft tokens have these confidences: float32[n, m]."""
-
-    def cut(self, tokens: int | None) -> Trace:
-        """Return the trace of the answer's first `tokens` tokens; None: the whole trace."""
-        return replace(self, **{name: getattr(self, name)[:tokens] for name in PER_TOKEN})
 
     def save(self, folder: Path) -> Path:
         """Write the trace to `folder` and return the file."""
@@ -281,7 +273,7 @@ def record(
         Path | None, typer.Option(help="A file of `run`: the draft model reads its answers.")
     ] = None,
 ) -> None:
-    """Record what both models generate, for `simulate` and `agree`."""
+    """Record what both models generate, for `simulate`."""
     store = open_store(os.environ)
     pairs = store.catalogue.pairs
     with options.checked():

@@ -271,7 +271,7 @@ class Engines:
         if not self.sources:
             return False, "No engine gave answers to replay."
         arms = PLAIN if names.keys() == {*PLAIN} else tuple(arm for arm in ARMS if arm in names)
-        load, lines = Load(url, self.sources, RTT_MS, step_s, None), list[list[str]]()
+        load, lines = Load(url, self.sources, RTT_MS, step_s), list[list[str]]()
         self.check.step(f"it is loaded with {', '.join(map(str, sessions))} at once")
         async for row in load.rows(sessions, arms):
             line = self.loads.add(names[row.arm], row)

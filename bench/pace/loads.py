@@ -13,13 +13,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter, process_time
-from types import MappingProxyType
 from typing import Final
 
 import httpx
 import msgspec
 
-from bench.capacity import TIMEOUT_S, Answered, Client, ScriptedDrafter, scripted
+from bench.clients import Answered, Client, ScriptedDrafter, scripted
 from bench.pace import script
 from bench.pace.script import VOCABULARY, Drafts
 from bench.results import Host, commit, processor_s_by_title, this_host
@@ -30,7 +29,6 @@ from bench.simulator.source import Source
 from bench.statistics import markdown, mean
 from gateway.hosting.processes import Child, Service, until_ready, while_alive
 from picospec.link import HOST, Conditions, Link
-from speculation.messages import TokenId
 
 # The results of `bench host` and `standin`: their file, and its tables.
 
@@ -178,17 +176,12 @@ async def by_turns(arms: Mapping[str, Arm], tokens: int) -> dict[str, list[Turn]
 
 
 def rounds(
-    clients: int,
-    turns: int,
-    tokens: int,
-    drafts: Drafts = "right",
-    texts: Mapping[tuple[TokenId, ...], Sequence[TokenId]] = MappingProxyType({}),
+    clients: int, turns: int, tokens: int, drafts: Drafts = "right"
 ) -> list[list[Source]]:
-    """Return what each client asks in each turn, the warm-up included. texts: the answers by
-    prompt, if they are not the script's."""
+    """Return what each client asks in each turn, the warm-up included."""
     prompts = iter(script.prompts(clients * (turns + 1)))
     return [
-        [script.source(p, tokens, drafts, texts.get(p, ())) for p in islice(prompts, clients)]
+        [script.source(p, tokens, drafts) for p in islice(prompts, clients)]
         for _ in range(turns + 1)
     ]
 
@@ -249,19 +242,6 @@ async def edges(
             for _ in range(count)
         ]
         yield clients * (len(rounds_[0]) // count)
-
-
-async def texts(
-    url: str, model: str, prompts: Sequence[tuple[TokenId, ...]], tokens: int
-) -> dict[tuple[TokenId, ...], list[TokenId]]:
-    """Return the greedy answers of vLLM's own API, by prompt."""
-    body = {
-        "model": model, "prompt": prompts, "max_tokens": tokens, "temperature": 0,
-        "return_token_ids": True, "ignore_eos": True,
-    }  # fmt: skip
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
-        answered = (await http.post("/v1/completions", json=body)).raise_for_status().json()
-    return {prompts[each["index"]]: each["token_ids"] for each in answered["choices"]}
 
 
 def plain(url: str, model: str) -> Client:

@@ -47,15 +47,9 @@ def said(text: str, place: int) -> TokenId:
     return _FIRST + crc32(f"{text},{place}".encode()) % (VOCABULARY - _FIRST)
 
 
-def source(
-    prompt: Sequence[TokenId],
-    tokens: int,
-    drafts: Drafts = "right",
-    text: Sequence[TokenId] = (),
-) -> Source:
-    """Return an answer and an edge's draft tokens for it. text: the answer, if it is known and
-    not the script's."""
-    answer = list(text) or [said(key(prompt), len(prompt) + i) for i in range(tokens)]
+def source(prompt: Sequence[TokenId], tokens: int, drafts: Drafts = "right") -> Source:
+    """Return an answer and an edge's draft tokens for it."""
+    answer = [said(key(prompt), len(prompt) + i) for i in range(tokens)]
     right = {"right": 1.0, "mixed": MIXED, "useless": 0.0}[drafts]
     chance = Random(key(prompt))
     drafted = [

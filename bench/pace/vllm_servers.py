@@ -187,14 +187,6 @@ class Vllm:
         return Service("vLLM with the plugin", command, self.sessions_url, (), environment)
 
 
-def on_cpu(python: str, model: Path, clients: int, *, plugin: bool = True) -> Vllm:
-    """Return a server that computes the tiny Llama on this CPU."""
-    options = {
-        "dtype": "float32", "max-model-len": "512", "kv-cache-memory-bytes": str(1 << 27),
-    }  # fmt: skip
-    return Vllm(python, model, clients, plugin, options)
-
-
 def on_stand_in(
     python: str,
     model: Path,

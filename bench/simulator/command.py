@@ -18,8 +18,8 @@ from rich.table import Table
 
 from bench import options
 from bench.prompts import root
-from bench.results import Results, load, references, save
-from bench.simulator.hosts import TWICE_AT, Curve, Hosts, gpu, hosts_of
+from bench.results import save
+from bench.simulator.hosts import TWICE_AT, Curve, gpu, hosts_of
 from bench.simulator.rivals import (
     SUFFIX_SETTINGS,
     Speculation,
@@ -32,7 +32,6 @@ from bench.simulator.source import Source, made_up, traced
 from bench.simulator.world import (
     ARMS,
     Arm,
-    Group,
     SimulatedRow,
     World,
     candidates,
@@ -43,7 +42,7 @@ from bench.simulator.world import (
 )
 from bench.simulator.world import simulate as answers_of
 from bench.statistics import WAITS_PASSES, console, geometric_mean, grid
-from bench.traces import Trace, load_folder
+from bench.traces import load_folder
 from picospec.link import Conditions
 
 
@@ -74,21 +73,6 @@ def simulate(
         Console().print(waiting_table(cells, title))
 
 
-def agree(
-    measured: Annotated[Path, typer.Argument(help="What `run` wrote.")],
-    traces: options.Traces,
-    hosts: options.Hosts,
-) -> None:
-    """Compare simulated speed-ups with measured ones, cell by cell."""
-    with options.checked():
-        run = load(measured, Results)
-        predicted = list(predict(run, load_folder(traces), hosts_of(hosts)))
-    cells = compare(predicted, run)
-    title = "speed-up over cloud, simulated / measured; ! beyond 10 %"
-    Console().print(title, agreement_table(cells))
-    Console().print(*summary(cells), sep="\n")
-
-
 def table_of(rows: Sequence[SimulatedRow], title: str) -> Table:
     """Return a table: arms and families as lines, round trips as columns."""
     cells = {
@@ -103,94 +87,6 @@ def waiting_table(rows: Sequence[SimulatedRow], title: str) -> Table:
     """Return the shares of time in which a reader waits, in a table like the speed-ups'."""
     cells = {((r.arm, r.family), f"{r.rtt_ms:g} ms"): f"{r.waiting:0.1%}" for r in rows}
     return console(*grid(("arm", "family"), cells), title)
-
-
-WITHIN: Final = 0.10
-"""A prediction agrees with a measurement up to this relative difference."""
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """An Agreement has a speed-up over cloud, simulated and measured."""
-
-    arm: str
-    family: str
-    rtt_ms: float
-    temperature: float
-    simulated: float
-    measured: float
-
-    @property
-    def agrees(self) -> bool:
-        return abs(self.simulated / self.measured - 1.0) <= WITHIN
-
-    def __str__(self) -> str:
-        ratio, mark = self.simulated / self.measured, "" if self.agrees else " !"
-        return f"{self.simulated:.2f} / {self.measured:.2f} = {ratio:.2f}{mark}"
-
-
-def compare(simulated: Sequence[SimulatedRow], measured: Results) -> list[Agreement]:
-    """Return the cells that both have, in the order of the run."""
-    predicted = {row.place: row.speedup_vs_cloud for row in simulated}
-    return [
-        Agreement(*row.place, predicted[row.place], row.speedup_vs_cloud)
-        for row in measured.rows
-        if row.place in predicted and row.arm != "cloud"
-    ]
-
-
-def predict(measured: Results, traces: Sequence[Trace], hosts: Hosts) -> Iterator[SimulatedRow]:
-    """Yield the simulator's rows for the run's cells. Arms that it does not know are left out.
-
-    Raises a ValueError that names a prompt whose trace is missing or too short, or for a run
-    over links with a rate or losses.
-    """
-    if measured.link.get("loss") or any(row.rate_mbit for row in measured.rows):
-        raise ValueError("the run's links had a rate or losses: compared are RTT and jitter")
-    for temperature, family in dict.fromkeys((r.temperature, r.family) for r in measured.rows):
-        group = Group(family, temperature, _sources(measured, traces, family, temperature))
-        cells = [r for r in measured.rows if (r.family, r.temperature) == (family, temperature)]
-        for rtt_ms in dict.fromkeys(row.rtt_ms for row in cells):
-            arms = [row.arm for row in cells if row.rtt_ms == rtt_ms]
-            names = [arm for arm in arms if arm.partition(":")[0] in ARMS]
-            conditions = Conditions(rtt_ms, measured.link.get("jitter_ms") or 0.0)
-            yield from rows(World(hosts, conditions), [group], [rtt_ms], names)
-
-
-def _sources(
-    measured: Results, traces: Sequence[Trace], family: str, temperature: float
-) -> list[Source]:
-    lengths: dict[str, int] = {}
-    for a in references(measured.answers).values():
-        if (a.family, a.temperature) == (family, temperature):
-            lengths.setdefault(a.prompt, a.tokens)  # the trace is of the first repeat
-    traces_by_prompt = {
-        trace.prompt_id: trace for trace in traces if trace.temperature == temperature
-    }
-    for prompt, tokens in lengths.items():
-        if prompt not in traces_by_prompt or len(traces_by_prompt[prompt].tokens) < tokens - 2:
-            raise ValueError(f"no trace of {prompt} has {tokens} tokens at T = {temperature:g}")
-    return [traced(traces_by_prompt[prompt].cut(tokens)) for prompt, tokens in lengths.items()]
-
-
-def agreement_table(agreements: Sequence[Agreement]) -> Table:
-    """Return a table: arms and families as lines, round trips as columns."""
-    cells = {
-        ((c.arm, f"{c.temperature:g}", c.family), f"{c.rtt_ms:g} ms"): str(c)
-        for c in agreements
-    }
-    return console(*grid(("arm", "T", "family"), cells))
-
-
-def summary(cells: Sequence[Agreement]) -> list[str]:
-    """Return a line for each arm with the number of cells in which both agree."""
-    agreeing: dict[str, list[bool]] = {}
-    for cell in cells:
-        agreeing.setdefault(cell.arm, []).append(cell.agrees)
-    return [
-        f"{arm}: {sum(own)} of {len(own)} cells within {WITHIN:0.0%}"
-        for arm, own in agreeing.items()
-    ]
 
 
 # `pace`: the passes are a GPU's, of 6 to 72 ms. In each *cell* (operating point, round trip,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
@@ -85,17 +85,14 @@ class Edge:
         source: Source,
         machine: DraftMachine,
         draft_s: Curve,
-        *,
-        drafting: Callable[[float], None],
         done: Action,
     ) -> None:
-        """Set up. drafting: gets the end of each draft step. done: is called at the end."""
+        """Set up. done: is called at the end."""
         self.answer = Answer(source, clock.now_s)
         self.machine = machine
         self._clock = clock
         self._source = source
         self._draft_s = draft_s
-        self._drafting = drafting
         self._done = done
         self._cache: list[TokenId] = []  # output tokens that the draft model has read
         self._opened = False
@@ -145,7 +142,6 @@ class Edge:
         step_s = self._step_s(step, unread)
         self._busy = True
         self._cache = [*step.context, *(drafted.token for drafted in tokens[:-1])]
-        self._drafting(self._clock.now_s + step_s)
         self.answer.drafted += len(tokens)
         self.answer.edge_cpu_s += step_s
         self._clock.after(step_s, lambda: self._drafted(step, tokens))
@@ -202,9 +198,6 @@ class Verifier:
         self._machine = VerifyMachine(iter(()), measured(hosts.pass_s.of, limits.max_verify))
         self._served: dict[str, Served] = {}
         self._running = False
-        self._pass_rows = 0
-        self._disturbed_s = 0.0
-        self._drafting_until_s = 0.0
         self._due_s = inf
 
     def receive(self, served: Served, up: Up) -> None:
@@ -222,20 +215,9 @@ class Verifier:
             )
             served.downlink.send(Opened("", self._limits))
         else:
-            self._disturbed_s += self._hosts.message_s * self._running
             if name in self._served:  # its answer may have ended
                 self._machine.received(name, up, arrived=now_s)
         self._consider_soon()
-
-    def drafting(self, until_s: float) -> None:
-        """Note that a draft model works until then. It may share the memory."""
-        self._drafting_until_s = until_s
-        if self._running:
-            self._slow()
-
-    def _slow(self) -> None:
-        drafting_s = max(0.0, self._drafting_until_s - self._clock.now_s)
-        self._disturbed_s += self._hosts.lost_s(self._pass_rows, drafting_s)
 
     def _consider_soon(self) -> None:
         if self._colocated:
@@ -267,16 +249,8 @@ class Verifier:
         self._running, self._due_s = True, inf
         taken = {name: len(offer.start[name]) for name in self._served if name in offer.start}
         plan = self._machine.begin(taken, now_s)
-        self._disturbed_s = self._duration_s(plan)
-        self._pass_rows = max(1, self._rows_of(plan))
-        self._slow()
-        self._extend(plan)
-
-    def _extend(self, plan: PassPlan) -> None:
-        """Extend the pass by disturbances since it began; then end it."""
-        left_s, self._disturbed_s = self._disturbed_s, 0.0
-        if left_s > 0.0:
-            self._clock.after(left_s, lambda: self._extend(plan))
+        if (pass_s := self._duration_s(plan)) > 0.0:
+            self._clock.after(pass_s, lambda: self._end(plan))
         else:
             self._end(plan)
 
@@ -286,7 +260,7 @@ class Verifier:
         prompts_s = (len(served.source.prompt) * hosts.prefill_s for served in new)
         own_s = hosts.step_s.of(len(plan.passes)) if hosts.step_s else 0.0
         pass_s = hosts.pass_s.of(rows) if rows else 0.0
-        return pass_s + own_s + sum(prompts_s) + hosts.first_s * len(new)
+        return pass_s + own_s + sum(prompts_s)
 
     def _end(self, plan: PassPlan) -> None:
         self._running = False

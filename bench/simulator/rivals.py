@@ -215,7 +215,7 @@ class Engine:
         rows = sum(1 + len(request.proposed) for request in decoding)
         new = [request for request in started if not request.done]
         pass_s = hosts.pass_s.of(rows) if rows else 0.0
-        pass_s += sum(hosts.first_s + len(r.source.prompt) * hosts.prefill_s for r in new)
+        pass_s += sum(len(r.source.prompt) * hosts.prefill_s for r in new)
         if rows:
             pass_s += spec.tokens * spec.pass_share * hosts.pass_s.of(1)
         self._clock.after(pass_s, partial(self._end, started))
@@ -306,14 +306,13 @@ class CachingEdge(Edge):
         source: Source,
         machine: DraftMachine,
         draft_s: Curve,
+        done: Action,
         *,
         gamma: int,
         branches: int,
-        drafting: Callable[[float], None],
-        done: Action,
     ) -> None:
         """Set up. gamma: draft tokens of a round. branches: drafted while a round is away."""
-        super().__init__(clock, source, machine, draft_s, drafting=drafting, done=done)
+        super().__init__(clock, source, machine, draft_s, done)
         self._gamma = gamma
         self._branches = branches_by_depth(branches, gamma, source.acceptance)
         self._batch_s = draft_s.of(1 + branches)

@@ -67,13 +67,10 @@ class Arm:
     colocated: bool = False
     """True if the draft model runs on the target's host."""
 
-    waits: bool = False
-    """True if the target is idle while the draft model works."""
-
 
 def sync(gamma: int) -> Arm:
     """Return vanilla speculation with `gamma` draft tokens a round."""
-    return Arm("sync", "never", RoundPolicy(gamma), gamma=gamma, waits=True)
+    return Arm("sync", "never", RoundPolicy(gamma), gamma=gamma)
 
 
 def paper(gamma: int) -> Arm:
@@ -89,7 +86,7 @@ def acespec(gamma: int, branches: int) -> Arm:
 def colocated(gamma: int) -> Arm:
     """Return vanilla speculation with the draft model on the target's host."""
     policy = RoundPolicy(gamma)
-    return Arm("colocated", "never", policy, gamma=gamma, colocated=True, waits=True)
+    return Arm("colocated", "never", policy, gamma=gamma, colocated=True)
 
 
 def picospec(
@@ -118,9 +115,6 @@ class World:
 
 ANSWERS: Final = 3
 """Each client asks for at least this many answers: one of every family."""
-
-ROWS: Final = 1024
-"""A pass has at most this many rows, as serving engines limit the tokens of a step."""
 
 
 def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> list[Answer]:
@@ -154,9 +148,7 @@ class _Run:
         self._world = world
         self._arm = arm
         self._hosts = _as_used(world.hosts, arm)
-        link = Conditions() if arm.colocated else world.conditions
-        stack_ms = 1000 * self._hosts.stack_s  # the software at the link's ends
-        self._conditions = replace(link, rtt_ms=link.rtt_ms + stack_ms)
+        self._conditions = Conditions() if arm.colocated else world.conditions
         self._chance = Random(0)  # for the link's jitter and losses
         self._names = count()
         self._verifier = Verifier(
@@ -209,11 +201,11 @@ class _Run:
             else None,
             speedups=(lambda: speedups) if arm.fill == "auto" else None,
         )
-        drafting, draft_s = self._verifier.drafting, self._hosts.draft_s
+        draft_s = self._hosts.draft_s
         make: Callable[..., Edge] = Edge
         if arm.branches:
             make = partial(CachingEdge, gamma=arm.gamma, branches=arm.branches)
-        edge = make(self.clock, source, machine, draft_s, drafting=drafting, done=done)
+        edge = make(self.clock, source, machine, draft_s, done)
         owner = Owner(str(id(answer_cache))) if answer_cache is not None else None
         served = Served(
             str(next(self._names)), source, Line(self.clock, down, edge.receive), owner
@@ -226,16 +218,13 @@ class _Run:
 def _as_used(hosts: Hosts, arm: Arm) -> Hosts:
     """Return the speeds of both ends for this arm. Passes of a colocated arm include the draft
     model's gamma steps for all sessions, each of which has gamma + 1 rows."""
-    if arm.waits and hosts.alone_s is not None:
-        hosts = replace(hosts, draft_s=hosts.alone_s)
     if not arm.colocated:
         return hosts
-    drafts = hosts.colocated_s or Curve({1: hosts.draft_s.of(1)})
-
-    def drafting_s(rows: int) -> float:
-        return arm.gamma * drafts.of(max(1, rows // (arm.gamma + 1)))
-
-    return replace(hosts, pass_s=hosts.pass_s.plus(drafting_s), draft_s=Curve({1: 0.0}))
+    return replace(
+        hosts,
+        pass_s=hosts.pass_s.plus(arm.gamma * hosts.draft_s.of(1)),
+        draft_s=Curve({1: 0.0}),
+    )
 
 
 # Compares arms by cells: arm, family, temperature and link, at the best gamma.
@@ -272,16 +261,16 @@ class Group:
     sources: Sequence[Source]
 
 
-def groups(folder: Path, families: Sequence[str], tokens: int | None = None) -> list[Group]:
-    """Return the traces of some families, or of all, grouped by temperature and family; of each
-    the first `tokens` tokens, or all. Raises OSError, or ValueError, also without traces."""
+def groups(folder: Path, families: Sequence[str]) -> list[Group]:
+    """Return the traces of some families, or of all, grouped by temperature and family. Raises
+    OSError, or ValueError, also without traces."""
     traces = [t for t in load_folder(folder) if not families or root(t.family) in families]
     if not traces:
         raise ValueError(f"no traces of these families in {folder}")
     traces.sort(key=lambda trace: (trace.temperature, trace.family))
     grouped = groupby(traces, key=lambda trace: (trace.temperature, trace.family))
     return [
-        Group(family, temperature, [traced(trace.cut(tokens)) for trace in some])
+        Group(family, temperature, [traced(trace) for trace in some])
         for (temperature, family), some in grouped
     ]
 
@@ -355,11 +344,3 @@ def speedups(rows: Sequence[SimulatedRow]) -> dict[tuple[str, str], dict[float, 
         values = [value for *_, value in group]
         table.setdefault((arm, family), {})[rtt_ms] = geometric_mean(values)
     return table
-
-
-def alternating(groups: Sequence[Group]) -> list[Source]:
-    """Return all sources with the families alternating. Raises ValueError without groups."""
-    if not groups:
-        raise ValueError("there are no traces at this temperature")
-    most = max(len(group.sources) for group in groups)
-    return [group.sources[i % len(group.sources)] for i in range(most) for group in groups]

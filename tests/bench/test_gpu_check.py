@@ -172,9 +172,7 @@ async def test_the_edge_may_be_little_slower_than_cloud_at_either_load(
 
 
 def row(sessions: int, tokens_per_s: float) -> Row:
-    return Row(
-        sessions, "cloud", Figures(tokens_per_s, 1.0, 1.0, 5.0, 9.0, 1.0), None, 0, 0, 0.5
-    )
+    return Row(sessions, "cloud", Figures(tokens_per_s, 1.0, 1.0, 5.0, 9.0, 1.0), 0.5)
 
 
 @pytest.mark.parametrize(

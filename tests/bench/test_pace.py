@@ -243,13 +243,3 @@ def test_the_stand_in_answers_by_the_script_with_and_without_the_plugin(tmp_path
     assert found["sessions"]["passes a token"] < 0.8 < found["useless"]["passes a token"] <= 1.0
     assert found["sessions"]["simulated, over plain"] > 1.0
     assert all(each.keys() >= {"API, cores", "engine, cores"} for each in found.values())
-
-
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
-def test_one_vllm_is_loaded_with_plain_requests_and_sessions(tmp_path: Path) -> None:
-    found = lines(tmp_path, "host", "--parts", "vllm", "--vllm-clients", "2")
-
-    assert [*found] == ["plugin", "sessions", "mixed", "useless"]
-    assert found["sessions"]["passes a token"] < 1.0
-    assert "worker, cores" in found["plugin"]
