@@ -12,12 +12,14 @@ from typing import Final
 import numpy as np
 
 from picospec.link import Path as LinkPath
-from speculation.messages import Down, Message, Up
+from speculation.messages import Message
 from speculation.wire import encode
 
 # Simulates time: ordered events, durations as curves, and messages on a link.
 
 Action = Callable[[], None]
+Deliver = Callable[..., None]
+"""Delivers a message of one direction, an Up or a Down."""
 
 
 class Clock:
@@ -70,15 +72,10 @@ class Curve:
 class Line:
     """Delivers a connection's messages in one direction, in order, when the path lets them."""
 
-    def __init__(
-        self,
-        clock: Clock,
-        path: LinkPath,
-        deliver: Callable[[Up], None] | Callable[[Down], None],
-    ) -> None:
+    def __init__(self, clock: Clock, path: LinkPath, deliver: Deliver) -> None:
         self._clock = clock
         self._path = path
-        self._deliver: Callable[..., None] = deliver
+        self._deliver = deliver
         self._last_s = 0.0
 
     def send(self, message: Message) -> None:

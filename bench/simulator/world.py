@@ -20,7 +20,7 @@ from bench.prompts import root
 from bench.results import Cell, figures
 from bench.run.rounds import RoundPolicy
 from bench.simulator.ends import Answer, Edge, Served, Verifier
-from bench.simulator.hosts import Clock, Curve, Hosts, Line
+from bench.simulator.hosts import Clock, Curve, Deliver, Hosts, Line
 from bench.simulator.rivals import CachingEdge, Engine, Speculation, ask
 from bench.simulator.source import Source, traced
 from bench.statistics import gap_ms, geometric_mean
@@ -121,12 +121,7 @@ def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> lis
     """Return every answer. Each client asks for its sources one by one, beginning at time 0."""
     if arm.rival is not None:
         return _rival(world, arm.rival, clients)
-    run = _Run(world, arm)
-    for sources in clients:
-        answer_cache = AnswerCache(arm.answer_cache_tokens) if arm.answer_cache_tokens else None
-        run.ask(list(sources), answer_cache, SpeedupEstimates())
-    run.clock.run()
-    return run.answers
+    return Simulation(world, arm).run(clients)
 
 
 def _rival(
@@ -141,7 +136,9 @@ def _rival(
     return answers
 
 
-class _Run:
+class Simulation:
+    """A Simulation runs one arm's clients in a world."""
+
     def __init__(self, world: World, arm: Arm) -> None:
         self.clock = Clock()
         self.answers: list[Answer] = []
@@ -160,7 +157,21 @@ class _Run:
             colocated=arm.colocated,
         )
 
-    def ask(
+    def run(self, clients: Sequence[Sequence[Source]]) -> list[Answer]:
+        """Return every answer. Each client asks for its sources one by one."""
+        tokens = self._arm.answer_cache_tokens
+        for sources in clients:
+            self._ask(
+                list(sources), AnswerCache(tokens) if tokens else None, SpeedupEstimates()
+            )
+        self.clock.run()
+        return self.answers
+
+    def line(self, path: LinkPath, deliver: Deliver) -> Line:
+        """Return one direction of a client's link."""
+        return Line(self.clock, path, deliver)
+
+    def _ask(
         self,
         sources: list[Source],
         answer_cache: AnswerCache | None,
@@ -187,7 +198,7 @@ class _Run:
             if answer_cache is not None:
                 answer_cache.add(source.prompt, source.tokens)
             edge.machine.close()
-            self.ask(rest, answer_cache, speedups)
+            self._ask(rest, answer_cache, speedups)
 
         machine = DraftMachine(
             request,
@@ -207,10 +218,9 @@ class _Run:
             make = partial(CachingEdge, gamma=arm.gamma, branches=arm.branches)
         edge = make(self.clock, source, machine, draft_s, done)
         owner = Owner(str(id(answer_cache))) if answer_cache is not None else None
-        served = Served(
-            str(next(self._names)), source, Line(self.clock, down, edge.receive), owner
-        )
-        edge.uplink = Line(self.clock, up, partial(self._verifier.receive, served))
+        downlink = self.line(down, edge.receive)
+        served = Served(str(next(self._names)), source, downlink, owner)
+        edge.uplink = self.line(up, partial(self._verifier.receive, served))
         edge.uplink.send(request)
         edge.start(self._hosts.draft_prefill_s * len(source.prompt))
 
