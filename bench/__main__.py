@@ -6,10 +6,11 @@ import typer
 
 from bench.options import VERIFIER_OPTIONS
 from bench.pace.command import host, standin
+from bench.recording import record
 from bench.report import report
 from bench.run.command import run
-from bench.simulator.command import pace, simulate
-from bench.traces import record
+from bench.simulator.command import simulate
+from bench.simulator.pace import pace
 
 app = typer.Typer(
     help="Measure what PicoSpec gains, and what it costs.",

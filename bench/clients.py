@@ -60,9 +60,7 @@ class Answered:
 TIMEOUT_S: Final = 600.0
 """A plain answer fails after this many seconds without a byte."""
 
-
 GREEDY: Final = Sampling(temperature=0.0)
-
 
 Client = Callable[[Source, int], Awaitable[Answered]]
 """A Client asks for an answer to a source with at most this many tokens. Raises AnswerError,

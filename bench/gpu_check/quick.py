@@ -43,18 +43,19 @@ from bench.gpu_check.engines import (
     FAST,
     FAST_STEP_S,
     PLUGGED,
-    UNPLUGGED,
     Engines,
     answered,
     tokenized,
 )
+from bench.gpu_check.loads import UNPLUGGED
 from bench.gpu_check.parts import Check, NotRun, command, fenced
 from bench.identity import TIMEOUT_S
 from bench.run.rivals import PLAIN, Rival
 from bench.run.services import READY_WITHIN_S, Services, ServicesPlan, free_port
 from bench.simulator.hosts import Curve
 from bench.simulator.source import WRONG, Source
-from bench.statistics import fisher, markdown
+from bench.statistics import fisher
+from bench.tables import markdown
 from gateway.hosting.processes import ServiceError
 from picospec.link import HOST
 from speculation.messages import Sampling, TokenId

@@ -16,25 +16,17 @@ import typer
 from rich.console import Console
 
 from bench import options
-from bench.pace import loads, machine, vllm_servers
+from bench.files import save
+from bench.pace import loads, machine
 from bench.pace.fake_target import FAKE_S
-from bench.pace.loads import (
-    DRAFT_S,
-    Arm,
-    Found,
-    Line,
-    Server,
-    by_turns,
-    found,
-    rounds,
-    tables,
-)
+from bench.pace.loads import DRAFT_S, Arm, Server, by_turns, rounds
+from bench.pace.results import Found, Line, found, tables
 from bench.pace.script import Drafts
+from bench.pace.tiny_model import make
 from bench.pace.vllm_servers import MODEL, Vllm, on_stand_in
-from bench.results import save
 from bench.run.client import AnswerError
 from bench.run.services import free_port, port
-from bench.simulator.ends import Answer
+from bench.simulator.edge import Answer
 from bench.simulator.hosts import Curve, Hosts
 from bench.simulator.source import Source
 from bench.simulator.world import Arm as Cloud
@@ -215,7 +207,7 @@ async def _stood_in(
     most = max(count for _, count in grid)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model = vllm_servers.make(folder, weights=False)
+        model = make(folder)
         servers: dict[str, tuple[Vllm, Server]] = {}
         for kind in dict.fromkeys(name if "stock" in name else "plugin" for name in names):
             server = on_stand_in(

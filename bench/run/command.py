@@ -32,25 +32,17 @@ from rich.live import Live
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
-from bench import options
-from bench import prompts as script
+from bench import long_work, options
+from bench.files import save
+from bench.host import commit, this_host
 from bench.prompts import SHIPPED, Conversation, Prompt, read
-from bench.results import (
-    Answer,
-    Results,
-    Row,
-    Settings,
-    commit,
-    link_name,
-    rows,
-    save,
-    this_host,
-)
+from bench.results import Answer, Results, Row, Settings, link_name, rows
+from bench.run.arms import NAMES, Arm, parse
 from bench.run.client import AnswerError, Question, Reply, TooLong
-from bench.run.live_arms import NAMES, Arm, Costs, LiveArm, LiveArms, parse
+from bench.run.live_arms import Costs, LiveArm, LiveArms
 from bench.run.services import CONTEXT_TOKENS, ServicesPlan, pins, verifier_arguments
-from bench.statistics import console as console_table
-from bench.statistics import grid
+from bench.tables import console as console_table
+from bench.tables import grid
 from gateway.hosting.processes import ServiceError
 from local_models.errors import ModelError
 from picospec.link import Conditions
@@ -255,7 +247,7 @@ def run(
                 arm.rival.check(target, verifier_python, cloud_draft_model, plan.temperatures)
         cores = pins(pin)
     long = any(prompt.scenario for prompt in plan.prompts)
-    room = script.CONTEXT_TOKENS if long else CONTEXT_TOKENS
+    room = long_work.CONTEXT_TOKENS if long else CONTEXT_TOKENS
     services = ServicesPlan(
         target_model, draft_model, {}, target,
         verifier_arguments(target, 1, context.args, room), verifier_python,

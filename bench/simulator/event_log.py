@@ -26,10 +26,12 @@ from typing import Final
 import msgspec
 import typer
 
-from bench.simulator import world
-from bench.simulator.ends import Answer
-from bench.simulator.hosts import TWICE_AT, Deliver, Line, gpu, hosts_of
+from bench.simulator.clock import Deliver, Line
+from bench.simulator.comparison import candidates
+from bench.simulator.edge import Answer
+from bench.simulator.hosts import TWICE_AT, gpu, hosts_of
 from bench.simulator.source import Source, synthetic, traced
+from bench.simulator.world import Arm, Simulation, World
 from bench.traces import Trace
 from picospec.link import Conditions
 from picospec.link import Path as LinkPath
@@ -77,10 +79,10 @@ class LoggedLine(Line):
         self._of.write(what, now_s, self._number, type(message).__name__, *fields)
 
 
-class LoggedSimulation(world.Simulation):
+class LoggedSimulation(Simulation):
     """Lists every message in `lines`, and then every answer."""
 
-    def __init__(self, there: world.World, arm: world.Arm) -> None:
+    def __init__(self, there: World, arm: Arm) -> None:
         super().__init__(there, arm)
         self.lines: list[str] = []
         self.unused = count()
@@ -99,9 +101,9 @@ class LoggedSimulation(world.Simulation):
         self.lines.append(json.dumps(values, sort_keys=True) + "\n")
 
 
-def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) -> str:
+def events(there: World, arm: str, clients: Sequence[Sequence[Source]]) -> str:
     """Return the lines of one cell."""
-    simulation = LoggedSimulation(there, world.candidates(arm)[0])
+    simulation = LoggedSimulation(there, candidates(arm)[0])
     simulation.run(clients)
     return "".join(simulation.lines)
 
@@ -115,12 +117,12 @@ def cells(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
     }
     every_cell = product(ARMS, HOSTS.items(), RTTS_MS, sources_by_cell.items())
     for arm, (point, hosts), rtt_ms, (name, clients) in every_cell:
-        there = world.World(hosts, Conditions(rtt_ms))
+        there = World(hosts, Conditions(rtt_ms))
         yield f"{arm}, {point}, {rtt_ms:g} ms, {name}", events(there, arm, clients)
     for point, rtt_ms, (many, others) in product(
         ("72/24", "10/5", "dear rows"), (10.0, 50.0), CROWDS
     ):
-        there = world.World(HOSTS[point], Conditions(rtt_ms), rows=1024, others=others)
+        there = World(HOSTS[point], Conditions(rtt_ms), rows=1024, others=others)
         clients = [[every[i % len(every)]] for i in range(many)]
         name = f"picospec, {point}, {rtt_ms:g} ms, {many} clients, {others} others"
         yield name, events(there, "picospec", clients)

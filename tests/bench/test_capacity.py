@@ -7,9 +7,9 @@ import pytest
 from bench.capacity import Figures, Load, figures
 from bench.clients import Answered
 from bench.prompts import Prompt
+from bench.recording import Subject, traces
 from bench.run.services import Services, ServicesPlan
 from bench.simulator.source import traced
-from bench.traces import Subject, traces
 from local_models.store import open_store
 
 

@@ -13,15 +13,17 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.__main__ import app
+from bench.files import load
 from bench.pace.command import SERVICE
-from bench.pace.loads import Found, Turn, figures
+from bench.pace.loads import Turn, figures
 from bench.pace.machine import PART, Fleet
+from bench.pace.results import Found
 from bench.pace.script import said
-from bench.results import load
-from bench.simulator.command import HEADS
 from bench.simulator.hosts import gpu
+from bench.simulator.made_up import made_up
+from bench.simulator.pace import HEADS
 from bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
-from bench.simulator.source import Source, made_up, synthetic
+from bench.simulator.source import Source, synthetic
 from bench.simulator.world import Arm, World, simulate
 from picospec.link import Conditions
 from tests.bench.test_simulator import trace

@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.report import Comparison, figures, markdown
-from bench.results import Results, load, rows, save, stolen_s
+from bench.comparison import Comparison
+from bench.costs import figures
+from bench.files import load, save
+from bench.host import stolen_s
+from bench.report import markdown
+from bench.results import Results, rows
 from bench.statistics import Mean, mean, waiting
 from tests.bench.answers import answer, results
 

@@ -18,12 +18,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.__main__ import app
+from bench.files import load
 from bench.prompts import Prompt, read
-from bench.results import Answer, Results, load
+from bench.results import Answer, Results
+from bench.run.arms import parse
 from bench.run.client import AnswerError, Client, Question, TooLong
 from bench.run.command import Plan, Run, turns
-from bench.run.live_arms import LiveArm, parse
-from bench.run.rounds import RoundPolicy, become
+from bench.run.live_arms import LiveArm
+from bench.run.round_policy import RoundPolicy
+from bench.run.rounds import become
 from bench.run.services import ServicesPlan
 from bench.run.versus import Key, deal, report
 from edge_agent import engine

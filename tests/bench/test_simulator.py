@@ -17,20 +17,19 @@ from typer.testing import CliRunner
 
 from bench.__main__ import app
 from bench.prompts import sampling
+from bench.simulator.acespec import branches_by_depth
+from bench.simulator.clock import Clock
+from bench.simulator.comparison import GAMMAS, Group, rows
 from bench.simulator.event_log import events, report
-from bench.simulator.hosts import CPU_BOX, Clock, Curve, Hosts, gpu
-from bench.simulator.rivals import branches_by_depth
+from bench.simulator.hosts import CPU_BOX, Curve, Hosts, gpu
 from bench.simulator.source import WRONG, Source, dense, synthetic, traced
 from bench.simulator.world import (
-    GAMMAS,
     Arm,
-    Group,
     World,
     acespec,
     colocated,
     paper,
     picospec,
-    rows,
     simulate,
     sync,
 )
