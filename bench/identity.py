@@ -30,7 +30,6 @@ from bench.divergence import Divergence, TokenScores, divergence
 from bench.prompts import SHIPPED, Prompt, read
 from bench.run.client import Client, Question, Reply
 from bench.run.services import EdgePlan, Services, ServicesPlan, verifier_arguments
-from gateway.ports import NONE
 from local_models.store import open_store
 from local_models.tokenizer_file import tokenizer_file
 from local_models.vocabulary import Vocabulary
@@ -75,17 +74,11 @@ class Answer:
 
 
 async def ask(
-    url: str,
-    arm: str,
-    prompt: Prompt,
-    temperature: float,
-    *,
-    tokens: int,
-    likeliest: int | None,
-    settings: Mapping[str, object] = NONE,
+    url: str, arm: str, prompt: Prompt, temperature: float, *, of: Question
 ) -> Answer:
-    """Ask for one answer. Raises AnswerError or httpx.TransportError."""
-    question = Question(prompt.prompt, temperature, SEED, tokens, likeliest, settings)
+    """Ask for one answer. of: a question with the other fields. Raises AnswerError or
+    httpx.TransportError."""
+    question = replace(of, prompt=prompt.prompt, temperature=temperature)
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
         return Answer(arm, prompt.id, temperature, await Client(http).ask(question))
 
@@ -223,7 +216,8 @@ def main(
 ) -> None:
     """Compare edges' texts with the plain engine's. Unknown options go to the verifier."""
     likeliest = LIKELIEST if explain else None
-    asking = partial(ask, tokens=tokens, likeliest=likeliest, settings=json.loads(settings))
+    question = Question("", 0.0, SEED, tokens, likeliest, json.loads(settings))
+    asking = partial(ask, of=question)
     path = open_store(os.environ).find(target_model, "target").path
     vocabulary = tokenizer_file(path).open().vocabulary
     explain_difference: Explain = explainer(vocabulary) if explain else lambda plain, edge: None

@@ -29,6 +29,7 @@ from bench.identity import (
 )
 from bench.prompts import Prompt
 from bench.recording import Subject, replayed
+from bench.run.client import Question
 from bench.run.rivals import HEAD, Rival
 from bench.run.rivals import PLAIN as PLAIN_ENGINE
 from bench.run.services import Services, ServicesPlan
@@ -169,8 +170,8 @@ class Engines:
                         await answered(http, prompt_tokens, tokens=self.tokens),
                     )
                 )
-        asking = partial(ask, url, "stock", temperature=0.0, tokens=self.tokens)
-        self.texts = [await asking(prompt, likeliest=LIKELIEST) for prompt in self.prompts]
+        question = Question("", 0.0, SEED, self.tokens, LIKELIEST)
+        self.texts = [await ask(url, "stock", each, 0.0, of=question) for each in self.prompts]
         file = find(self.plan.draft_model, open_store(os.environ))
         traces = await asyncio.to_thread(lambda: list(replayed(file, answers)))
         self.sources = [traced(trace) for trace in traces]

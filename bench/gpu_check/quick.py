@@ -53,7 +53,7 @@ from bench.identity import TIMEOUT_S
 from bench.run.rivals import PLAIN, Rival
 from bench.run.services import READY_WITHIN_S, Services, ServicesPlan, free_port
 from bench.simulator.hosts import Curve
-from bench.simulator.source import WRONG, Source
+from bench.simulator.source import WRONG, Source, believed
 from bench.statistics import fisher
 from bench.tables import markdown
 from gateway.hosting.processes import ServiceError
@@ -183,7 +183,7 @@ def source(prompt: Text, text: Text) -> Source:
     """Return what a scripted edge drafts along a text: a share of its tokens."""
     chance = random.Random(len(prompt))
     drafts = [token if chance.random() < RIGHT else WRONG + token for token in text]
-    return Source(prompt, text, drafts, [RIGHT] * len(text))
+    return Source(prompt, text, believed(drafts, RIGHT))
 
 
 Work = Callable[[Services], Awaitable[tuple[bool, str]]]

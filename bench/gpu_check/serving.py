@@ -79,7 +79,7 @@ class Serving:
             packed = (await http.get("/v1/tokenizer")).raise_for_status().content
         explained = explainer(TokenizerFile.unpack(packed).open().vocabulary)
         batches = batched((0.0, 1.0), self.engines.prompts, max(CLIENTS))
-        asking = partial(ask, tokens=self.engines.tokens, likeliest=LIKELIEST)
+        asking = partial(ask, of=Question("", 0.0, SEED, self.engines.tokens, LIKELIEST))
         urls = services.verifier_url, services.edge_urls
         answers = list[Answer]()
         async for answer in compare(*urls, batches, asking, explained):

@@ -51,15 +51,14 @@ class CachingEdge(Edge):
         machine: DraftMachine,
         draft_s: Curve,
         done: Action,
-        *,
-        gamma: int,
-        branches: int,
+        branches: Sequence[int],
     ) -> None:
-        """Set up. gamma: draft tokens of a round. branches: drafted while a round is away."""
+        """Set up. branches: the numbers that are drafted at each of gamma + 1 depths, while a
+        round of gamma draft tokens is away."""
         super().__init__(clock, source, machine, draft_s, done)
-        self._gamma = gamma
-        self._branches = branches_by_depth(branches, gamma, source.acceptance)
-        self._batch_s = draft_s.of(1 + branches)
+        self._gamma = len(branches) - 1
+        self._branches = branches
+        self._batch_s = draft_s.of(1 + sum(branches))
         self._round_start, self._sent_s = 0, 0.0
         self._epoch = 0
         self._cached_end = 0

@@ -26,7 +26,7 @@ from zipfile import ZipFile
 
 from bench.long_work import SOURCES
 from bench.prompts import read
-from bench.simulator.source import WRONG, Source
+from bench.simulator.source import Source, guessed
 
 ANSWERS: Final = 8
 """Each family has this many answers."""
@@ -73,8 +73,7 @@ def _sources(texts: Texts, family: str) -> Iterator[Source]:
         )
         right = ACCEPTANCE[family]
         target = target[:ANSWER_TOKENS]
-        drafts = [t if chance.random() < right else WRONG + i for i, t in enumerate(target)]
-        yield Source(read, target, drafts, [right] * len(target))
+        yield Source(read, target, guessed(target, right, chance, right))
 
 
 def _functions(text: str, least: int, most: int) -> list[str]:

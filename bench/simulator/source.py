@@ -34,7 +34,7 @@ VOCABULARY: Final = 1 << 20
 class Source:
     """A Source has one answer of n tokens, and the draft model's output for it.
 
-    drafts[i]: the draft token after tokens[:i]. confidences: float[n], of these.
+    drafts[i]: the draft token after tokens[:i].
     after_miss[i]: the draft tokens after drafts[i], if that is not the target's token.
     ranks[i]: the number of tokens that the draft model prefers to the target's, drafts[i] not
     counted; inf if unknown.
@@ -45,8 +45,7 @@ class Source:
         self,
         prompt: Sequence[TokenId],
         tokens: Sequence[TokenId],
-        drafts: Sequence[TokenId],
-        confidences: Sequence[float],
+        drafts: Sequence[DraftToken],
         after_miss: Sequence[Sequence[DraftToken]] = (),
         ranks: Sequence[float] = (),
         predicted: Sequence[TokenId] = (),
@@ -55,7 +54,6 @@ class Source:
         self.predicted = tuple(predicted)
         self.tokens = list(tokens)
         self._drafts = list(drafts)
-        self._confidences = list(confidences)
         self._after_miss = list(after_miss) or [()] * len(self.tokens)
         self.ranks = list(ranks) or [inf] * len(self.tokens)
         self.distributions = [Distribution(np.array([t]), np.ones(1)) for t in self.tokens]
@@ -66,23 +64,37 @@ class Source:
     def acceptance(self) -> float:
         """Return the share of tokens that are drafted right in the right context."""
         pairs = zip(self._drafts, self.tokens, strict=True)
-        return sum(drafted == token for drafted, token in pairs) / len(self.tokens)
+        return sum(drafted.token == token for drafted, token in pairs) / len(self.tokens)
 
     def draft(self, context: Sequence[TokenId]) -> DraftToken:
         """Return the draft token after `context`, which has output tokens only."""
         position, at = len(context), common_prefix(context, self.tokens)
         if at == position:
-            return DraftToken(self._drafts[position], self._confidences[position])
+            return self._drafts[position]
         since = list(context[at:])  # the miss and the tokens after it
-        recorded = [self._drafts[at], *(each.token for each in self._after_miss[at])]
+        recorded = [each.token for each in (self._drafts[at], *self._after_miss[at])]
         if since == recorded[: len(since)] and len(since) < len(recorded):
             return self._after_miss[at][len(since) - 1]
-        return DraftToken(WRONG + position, self._confidences[position])
+        return DraftToken(WRONG + position, self._drafts[position].confidence)
 
     def drafts(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[DraftToken]:
         """Return the result of a step that also reads `ahead` (edge_agent...drafter)."""
         room = len(self.tokens) - len(context) - 1
         return drafts_while_matching(lambda n: self.draft([*context, *ahead[:n]]), ahead[:room])
+
+
+def believed(tokens: Sequence[TokenId], confidence: float) -> list[DraftToken]:
+    """Return draft tokens that all have the same confidence."""
+    return [DraftToken(token, confidence) for token in tokens]
+
+
+def guessed(
+    answer: Sequence[TokenId], right: float, chance: Random, confidence: float
+) -> list[DraftToken]:
+    """Return draft tokens of which each is the answer's with the same probability."""
+    pairs = enumerate(answer)
+    tokens = [token if chance.random() < right else WRONG + i for i, token in pairs]
+    return believed(tokens, confidence)
 
 
 def synthetic(
@@ -94,7 +106,7 @@ def synthetic(
     answer = list(range(tokens))
     drafts = [token if chance.random() < acceptance else WRONG for token in answer]
     ranks = [0 if chance.random() < hits else inf for _ in answer]
-    return Source((0,) * prompt_tokens, answer, drafts, [acceptance] * tokens, ranks=ranks)
+    return Source((0,) * prompt_tokens, answer, believed(drafts, acceptance), ranks=ranks)
 
 
 def traced(trace: Trace) -> Source:
@@ -106,8 +118,7 @@ def traced(trace: Trace) -> Source:
     return Source(
         trace.prompt.tolist(),
         trace.tokens.tolist(),
-        [draft.token for draft in drafts],
-        [draft.confidence for draft in drafts],
+        drafts,
         [
             [DraftToken(t, c) for t, c in zip(tokens, confidences, strict=True) if t >= 0]
             for tokens, confidences in zip(*after_miss, strict=True)

@@ -16,7 +16,7 @@ from random import Random
 from typing import Final
 
 from bench.run.round_policy import RoundPolicy
-from bench.simulator.acespec import CachingEdge
+from bench.simulator.acespec import CachingEdge, branches_by_depth
 from bench.simulator.clock import Clock, Deliver, Line
 from bench.simulator.edge import Answer, Edge
 from bench.simulator.hosts import Curve, Hosts
@@ -77,7 +77,7 @@ def paper(gamma: int) -> Arm:
 
 
 def acespec(gamma: int, branches: int) -> Arm:
-    """Return `paper` with a cache of branches; see bench.simulator.rivals."""
+    """Return `paper` with a cache of branches; see bench.simulator.acespec."""
     return replace(paper(gamma), name="acespec", branches=branches)
 
 
@@ -213,7 +213,8 @@ class Simulation:
         draft_s = self._hosts.draft_s
         make: Callable[..., Edge] = Edge
         if arm.branches:
-            make = partial(CachingEdge, gamma=arm.gamma, branches=arm.branches)
+            branches = branches_by_depth(arm.branches, arm.gamma, source.acceptance)
+            make = partial(CachingEdge, branches=branches)
         edge = make(self.clock, source, machine, draft_s, done)
         owner = Owner(str(id(answer_cache))) if answer_cache is not None else None
         downlink = self.line(down, edge.receive)

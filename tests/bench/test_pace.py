@@ -23,13 +23,13 @@ from bench.simulator.hosts import gpu
 from bench.simulator.made_up import made_up
 from bench.simulator.pace import HEADS
 from bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
-from bench.simulator.source import Source, synthetic
+from bench.simulator.source import Source, believed, synthetic
 from bench.simulator.world import Arm, World, simulate
 from picospec.link import Conditions
 from tests.bench.test_simulator import trace
 
 GPU = World(gpu(0.01, 0.005, twice_at=256), Conditions(10.0))
-COPY = Source(range(50), range(50), range(50), [0.9] * 50)
+COPY = Source(range(50), range(50), believed(range(50), 0.9))
 """An answer that repeats its prompt."""
 
 
@@ -40,7 +40,7 @@ def rate(arm: Arm, *clients: Source) -> float:
 
 def proposed(prompt: list[int], most: int = 4) -> list[int]:
     proposer = Ngram()
-    proposer.begin(Source(prompt, (), (), ()))
+    proposer.begin(Source(prompt, (), ()))
     return list(proposer.propose(most))
 
 
@@ -108,10 +108,10 @@ def test_a_wrong_head_proposes_all_its_tokens() -> None:
 @pytest.mark.skipif(not find_spec("arctic_inference"), reason="arctic-inference is missing")
 def test_suffix_decoding_remembers_earlier_answers() -> None:
     proposer = Suffix(4.0, 0.1, 64)
-    first = Source([90, 91], range(20), range(20), [0.9] * 20)
+    first = Source([90, 91], range(20), believed(range(20), 0.9))
     proposer.begin(first)
     proposer.extend(first.tokens)
-    proposer.begin(Source([95, 96], range(20), range(20), [0.9] * 20))
+    proposer.begin(Source([95, 96], range(20), believed(range(20), 0.9)))
     proposer.extend([0, 1])
 
     assert list(proposer.propose(4)) == [2, 3, 4, 5]

@@ -22,7 +22,7 @@ from bench.simulator.clock import Clock
 from bench.simulator.comparison import GAMMAS, Group, rows
 from bench.simulator.event_log import events, report
 from bench.simulator.hosts import CPU_BOX, Curve, Hosts, gpu
-from bench.simulator.source import WRONG, Source, dense, synthetic, traced
+from bench.simulator.source import WRONG, Source, believed, dense, synthetic, traced
 from bench.simulator.world import (
     Arm,
     World,
@@ -132,7 +132,7 @@ def test_colocated_speculation_knows_no_distance(rtt_ms: float) -> None:
 def test_picospec_with_a_useless_draft_is_as_fast_as_the_cloud(
     hosts: Hosts, rtt_ms: float, confidence: float, tokens: int
 ) -> None:
-    useless = Source((), range(tokens), [WRONG] * tokens, [confidence] * tokens)
+    useless = Source((), range(tokens), believed([WRONG] * tokens, confidence))
 
     answer = run(picospec(), useless, rtt_ms=rtt_ms, hosts=hosts)
 
@@ -161,7 +161,7 @@ def test_a_perfect_draft_fills_every_pass() -> None:
 
 def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_cheap() -> None:
     text = list(range(200))
-    copy = Source(text, text, text, [0.9] * 200)
+    copy = Source(text, text, believed(text, 0.9))
     costly = replace(gpu(0.1, 0.01), draft_s=Curve({1: 0.01, 2: 0.02}))
     only = picospec(ngram_drafts=False)
     without = picospec(lookup=False, ngram_drafts=False)
@@ -179,7 +179,7 @@ def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_che
 
 def test_a_right_prediction_is_as_fast_at_any_distance() -> None:
     text = list(range(200))
-    expected = Source((1,), text, [WRONG] * 200, [0.1] * 200, predicted=text)
+    expected = Source((1,), text, believed([WRONG] * 200, 0.1), predicted=text)
 
     near, far = (
         run(picospec(), expected, rtt_ms=rtt_ms, hosts=gpu(0.07, 0.02)).tokens_per_s
