@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from bench.run.rivals import PLAIN, TOKENS, Rival
 from bench.run.round_policy import RoundPolicy
 from bench.run.services import LINKED, EdgePlan
 from edge_agent.settings import EdgeSettings
-from gateway.ports import NONE
 
 GAMMA: Final = 4
 """A round has this many tokens if the arm's name has no number; it is the paper's number."""
-
-WATCHED: Final = MappingProxyType({"include_speculation": True})
-"""The page sends this option too, to show how the text comes about."""
 
 ANSWER_CACHE_TOKENS: Final[int] = EdgeSettings.model_fields["answer_cache_tokens"].default
 """An edge's cache holds this many tokens by default."""
@@ -39,9 +33,6 @@ class Arm:
     """If prompts have predictions, a request sends its prompt's own, or that of another prompt
     of its family."""
 
-    stream_options: Mapping[str, object] = field(default_factory=lambda: NONE)
-    """The request's stream_options have these fields too, see bench.run.client.Question."""
-
     rival: Rival | None = None
     """This rival, if any, answers in place of this product's verifier."""
 
@@ -52,13 +43,11 @@ class Arm:
 
     def at_long_work(self) -> Arm:
         """Return the arm for scenarios. A rival, and the product's edge as it ships, remember
-        requests if they can. An edge also reports the origins of its tokens."""
-        rival = self.rival and replace(self.rival, remembers=True)
-        edge, watched = self.edge, WATCHED if self.edge else NONE
+        requests if they can."""
+        rival, edge = self.rival and replace(self.rival, remembers=True), self.edge
         if edge and not edge.rounds:
             edge = replace(edge, answer_cache_tokens=ANSWER_CACHE_TOKENS)
-        options = {**self.stream_options, **watched}
-        return replace(self, rival=rival, edge=edge, stream_options=options)
+        return replace(self, rival=rival, edge=edge)
 
 
 _FIXED: Final = {
@@ -70,16 +59,10 @@ _FIXED: Final = {
         Arm("picospec-separate", "far", EdgePlan(judge="separate", link=LINKED)),
         Arm("picospec-nofill", "far", EdgePlan(fill="never", link=LINKED)),
         Arm("picospec-nolookup", "far", EdgePlan(lookup=False, link=LINKED)),
-        Arm(
-            "picospec-pool",
-            "far",
-            EdgePlan(answer_cache_tokens=ANSWER_CACHE_TOKENS, link=LINKED),
-        ),
         Arm("picospec-noown", "far", EdgePlan(ngram_drafts=False, link=LINKED)),
         Arm("picospec-useless", "far", EdgePlan(rounds="useless", link=LINKED)),
         Arm("picospec-predicted", "far", EdgePlan(link=LINKED), "own"),
         Arm("picospec-mispredicted", "far", EdgePlan(link=LINKED), "other"),
-        Arm("picospec-watched", "far", EdgePlan(link=LINKED), stream_options=WATCHED),
         Arm("colocated-edge", "near", EdgePlan()),
     )
 }

@@ -131,14 +131,6 @@ def test_cloud_is_measured_in_every_repeat_and_checked_at_the_last_link() -> Non
     assert links == {(0, 10), (0, 100), (1, 10)}
 
 
-def test_the_watched_arm_differs_by_its_stream_options_alone() -> None:
-    asked = {t.arm.name: t.question for t in turns(plan("cloud,picospec,picospec-watched"))}
-
-    watched = asked["picospec-watched"]
-    assert watched.stream_options == {"include_speculation": True}
-    assert replace(watched, stream_options={}) == asked["picospec"]
-
-
 @pytest.mark.parametrize(
     ("arms", "named"),
     [
