@@ -145,7 +145,7 @@ def report(
         compared = Comparison(runs, runs.answers[0].temperature)
         links = [link for link in compared.links if link[1] == compared.links[0][1]]
         panels = {
-            ("", family): {
+            family: {
                 arm: {
                     link[0]: faster
                     for link in links
@@ -156,7 +156,7 @@ def report(
             for family in compared.families
         }
         try:
-            draw(plot, panels, "RTT, ms", "speed-up over cloud")
+            draw(plot, panels)
         except ImportError:
             sys.exit("plots need matplotlib: pip install matplotlib, or --no-plots")
     page = results.with_suffix(".md")

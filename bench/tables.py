@@ -1,13 +1,9 @@
-"""Lays out cells as tables, in Markdown or for the console."""
+"""Lays out cells as tables in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
+from typing import TypeVar
 
 Line = Sequence[str]
 Names = TypeVar("Names", bound=tuple[str, ...])
@@ -29,13 +25,3 @@ def markdown(head: Line, lines: Iterable[Line]) -> str:
     """Return a Markdown table. Each line has as many cells as the head."""
     rule = ["---"] * len(head)
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
-
-
-def console(head: Line, lines: Iterable[Line], title: str | None = None) -> Table:
-    """Return a table for rich to print."""
-    from rich.table import Table
-
-    table = Table(*head, title=title)
-    for line in lines:
-        table.add_row(*line)
-    return table

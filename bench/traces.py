@@ -7,12 +7,15 @@ the edge learns that it is broken.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bench.long_work import root
 
 Ids = NDArray[np.int32]
 Logits = NDArray[np.float32]
@@ -60,9 +63,14 @@ class Trace:
                 raise ValueError(f"{path} is not a trace: {error}") from None
 
 
-def load_folder(folder: Path) -> list[Trace]:
-    """Read all traces of a folder. Raises OSError or ValueError."""
-    return [Trace.load(path) for path in sorted(folder.glob("*.npz"))]
+def load_folder(folder: Path, families: Collection[str]) -> list[Trace]:
+    """Read the traces of some families in a folder, or of all. Raises OSError, or ValueError,
+    also if there are none."""
+    traces = [Trace.load(path) for path in sorted(folder.glob("*.npz"))]
+    chosen = [each for each in traces if not families or root(each.family) in families]
+    if not chosen:
+        raise ValueError(f"no traces of these families in {folder}")
+    return chosen
 
 
 def _plain(value: NDArray[np.generic]) -> Any:  # noqa: ANN401 - the fields have different types

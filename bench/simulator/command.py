@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from bench import options
 from bench.files import save
@@ -18,7 +16,7 @@ from bench.simulator.comparison import ARMS, SimulatedRow, candidates, groups, r
 from bench.simulator.hosts import hosts_of
 from bench.simulator.world import World
 from bench.statistics import WAITS_PASSES
-from bench.tables import console, grid
+from bench.tables import grid, markdown
 from picospec.link import Conditions
 
 
@@ -44,22 +42,22 @@ def simulate(
         save({"host": hosts, "simulated": True, "rows": simulated}, out)
     for temperature, some in groupby(simulated, key=lambda row: row.temperature):
         cells = list(some)
-        Console().print(table_of(cells, f"speed-up over cloud, T = {temperature:g}"))
+        typer.echo(table_of(cells, f"speed-up over cloud, T = {temperature:g}"))
         title = f"time in gaps > {WAITS_PASSES:g} passes, T = {temperature:g}"
-        Console().print(waiting_table(cells, title))
+        typer.echo(waiting_table(cells, title))
 
 
-def table_of(rows: Sequence[SimulatedRow], title: str) -> Table:
+def table_of(rows: Sequence[SimulatedRow], title: str) -> str:
     """Return a table: arms and families as lines, round trips as columns."""
     cells = {
         (place, f"{rtt_ms:g} ms"): f"{value:.2f}"
         for place, by_rtt in speedups(rows).items()
         for rtt_ms, value in by_rtt.items()
     }
-    return console(*grid(("arm", "family"), cells), title)
+    return f"{title}\n\n{markdown(*grid(('arm', 'family'), cells))}\n"
 
 
-def waiting_table(rows: Sequence[SimulatedRow], title: str) -> Table:
+def waiting_table(rows: Sequence[SimulatedRow], title: str) -> str:
     """Return the shares of time in which a reader waits, in a table like the speed-ups'."""
     cells = {((r.arm, r.family), f"{r.rtt_ms:g} ms"): f"{r.waiting:0.1%}" for r in rows}
-    return console(*grid(("arm", "family"), cells), title)
+    return f"{title}\n\n{markdown(*grid(('arm', 'family'), cells))}\n"

@@ -9,7 +9,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
-from bench.long_work import root
 from bench.results import Cell, figures
 from bench.simulator.edge import Answer
 from bench.simulator.source import Source, traced
@@ -24,7 +23,7 @@ from bench.simulator.world import (
     sync,
 )
 from bench.statistics import gap_ms, geometric_mean
-from bench.traces import load_folder
+from bench.traces import Trace, load_folder
 
 GAMMAS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 
@@ -63,11 +62,11 @@ class Group:
 def groups(folder: Path, families: Sequence[str]) -> list[Group]:
     """Return the traces of some families, or of all, grouped by temperature and family. Raises
     OSError, or ValueError, also without traces."""
-    traces = [t for t in load_folder(folder) if not families or root(t.family) in families]
-    if not traces:
-        raise ValueError(f"no traces of these families in {folder}")
-    traces.sort(key=lambda trace: (trace.temperature, trace.family))
-    grouped = groupby(traces, key=lambda trace: (trace.temperature, trace.family))
+
+    def key(trace: Trace) -> tuple[float, str]:
+        return trace.temperature, trace.family
+
+    grouped = groupby(sorted(load_folder(folder, families), key=key), key=key)
     return [
         Group(family, temperature, [traced(trace) for trace in some])
         for (temperature, family), some in grouped

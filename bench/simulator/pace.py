@@ -15,8 +15,6 @@ from typing import Annotated, Final
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from bench import options
 from bench.files import save
@@ -35,7 +33,7 @@ from bench.simulator.source import Source, traced
 from bench.simulator.world import Arm, World, picospec
 from bench.simulator.world import simulate as answers_of
 from bench.statistics import geometric_mean
-from bench.tables import console, grid
+from bench.tables import grid, markdown
 from bench.traces import load_folder
 from picospec.link import Conditions
 
@@ -108,10 +106,7 @@ def families(folder: Path | None, names: Sequence[str]) -> list[Family]:
         return [
             Family(name, some) for name, some in made_up_texts if not names or name in names
         ]
-    traces = [t for t in load_folder(folder) if not names or root(t.family) in names]
-    if not traces:
-        raise ValueError(f"no traces of these families in {folder}")
-    traces.sort(key=lambda trace: root(trace.family))
+    traces = sorted(load_folder(folder, names), key=lambda trace: root(trace.family))
     grouped = groupby(traces, key=lambda trace: root(trace.family))
     return [Family(name, [traced(trace) for trace in some]) for name, some in grouped]
 
@@ -178,7 +173,7 @@ def pace(
         rtts_ms, counts = options.numbers(rtt), [int(n) for n in options.names(sessions)]
         texts_by_family = families(traces, options.names(families_))
     if not has_suffix():
-        Console().print("suffix decoding is left out: the package arctic-inference is missing")
+        typer.echo("suffix decoding is left out: the package arctic-inference is missing")
     simulated: list[Cell] = []
     for point, count in product(options.names(points), counts):
         target_ms, draft_ms = (float(part) for part in point.split("/"))
@@ -191,15 +186,15 @@ def pace(
             for family in texts_by_family
             for cell in cells(there, point, family, count, rtts_ms)
         ]
-        Console().print(table(own, f"{point} ms, {count} sessions"))
+        typer.echo(table(own, f"{point} ms, {count} sessions"))
         simulated += own
         if out:
             save({"simulated": True, "cells": simulated}, out)
     low = [cell for cell in simulated if cell.over_rival < MARK]
-    Console().print(f"{len(low)} of {len(simulated)} cells under {MARK} of the best rival")
+    typer.echo(f"{len(low)} of {len(simulated)} cells under {MARK} of the best rival")
 
 
-def table(cell_list: Sequence[Cell], title: str) -> Table:
+def table(cell_list: Sequence[Cell], title: str) -> str:
     """Return a table with families as lines. Rivals are shown over `cloud`, and the product
     over the best rival and over the head, by distance; ! marks less than MARK of a rival."""
     places: dict[tuple[tuple[str, ...], str], str] = {}
@@ -213,4 +208,4 @@ def table(cell_list: Sequence[Cell], title: str) -> Table:
         mark = "!" if cell.over_rival < MARK else ""
         ratios = f"{cell.over_rival:.2f}{mark} {cell.over_head:.2f}"
         places[(cell.family,), f"{cell.rtt_ms:g} ms"] = ratios
-    return console(*grid(("family",), places), title)
+    return f"{title}\n\n{markdown(*grid(('family',), places))}\n"

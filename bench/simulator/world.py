@@ -60,7 +60,7 @@ class Arm:
 
     branches: int = 0
     """This many branches are drafted beside the chain while a round is away; see
-    bench.simulator.rivals."""
+    bench.simulator.acespec."""
 
     colocated: bool = False
     """True if the draft model runs on the target's host."""
