@@ -14,15 +14,16 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from bench.capacity import ANSWERS
 from bench.clients import Answered, Client, ScriptedDrafter, facts_of, plain, scripted
 from bench.run.services import port
 from bench.simulator.hosts import DEVICE_TWICE_AT, Curve
 from bench.simulator.source import Source
-from bench.simulator.world import (
-    ANSWERS,
-)
 from picospec.link import HOST, Conditions, Link
 from speculation.messages import ModelFacts
+
+ANSWERS: Final = 3
+"""Each client asks for at least this many answers: one of every family."""
 
 ARMS: Final = ("cloud", "picospec")
 PLAIN: Final = ("cloud",)

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from pathlib import Path
-from subprocess import CalledProcessError
 from typing import Annotated, Final
 
 import httpx
@@ -45,9 +44,7 @@ DRAFTS: Final[Mapping[str, Drafts]] = {
 }  # fmt: skip
 """The edges of these arms draft so. The other arms are plain requests."""
 
-FAILURES: Final = (
-    ServiceError, AnswerError, ApiError, httpx.HTTPError, OSError, CalledProcessError
-)  # fmt: skip
+FAILURES: Final = (ServiceError, AnswerError, ApiError, httpx.HTTPError, OSError)
 """Servers and clients fail so."""
 
 SERVICE: Final = f"The verifier's service and edges, beside a fake target of {PASS_MS:g} ms"

@@ -72,9 +72,8 @@ class Verifier:
                 owner=served.owner,
             )
             served.downlink.send(Opened("", self._limits))
-        else:
-            if name in self._served:  # its answer may have ended
-                self._machine.received(name, up, arrived=now_s)
+        elif name in self._served:  # its answer may have ended
+            self._machine.received(name, up, arrived=now_s)
         self._consider_soon()
 
     def _consider_soon(self) -> None:

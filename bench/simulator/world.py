@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from random import Random
-from typing import Final
 
 from bench.run.round_policy import RoundPolicy
 from bench.simulator.acespec import CachingEdge, branches_by_depth
@@ -109,10 +108,6 @@ class World:
 
     others: int = 0
     """Each pass has this many rows of requests without a session."""
-
-
-ANSWERS: Final = 3
-"""Each client asks for at least this many answers: one of every family."""
 
 
 def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> list[Answer]:
