@@ -14,7 +14,6 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from bench.capacity import ANSWERS
 from bench.clients import Answered, Client, ScriptedDrafter, facts_of, plain, scripted
 from bench.run.services import port
 from bench.simulator.hosts import DEVICE_TWICE_AT, Curve

@@ -46,8 +46,8 @@ class Hosts:
     """A target pass takes this long, by the rows of all its sessions together."""
 
     draft_s: Curve
-    """A draft step takes this long, by the tokens it reads: one, or more if the target was ahead
-    of the draft model."""
+    """A draft step takes this long, by the tokens it reads: one, or more if the target was
+    ahead of the draft model."""
 
     prefill_s: float = 0.0
     """The target takes this long for a token of the prompt."""
