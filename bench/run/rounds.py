@@ -77,7 +77,7 @@ def become(rounds: str) -> None:
         loading.make_drafter = make_drafter  # type: ignore[assignment]
     else:
         policy = RoundPolicy.parse(rounds)
-        engine.StreamPolicy = lambda *_, **__: policy  # type: ignore[assignment, misc]
+        engine.StreamPolicy = lambda *_, **__: policy  # type: ignore[assignment, attr-defined]
 
 
 def main(
