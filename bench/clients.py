@@ -30,7 +30,7 @@ from gateway.errors import EngineFault
 from gateway.ports import Job, Statistics
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.tokenizer import Tokenizer
-from speculation.distributions import DraftToken
+from speculation.draft_token import DraftToken
 from speculation.messages import ModelFacts, Sampling, TokenId
 
 

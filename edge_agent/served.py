@@ -34,7 +34,7 @@ from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, ModelSettings
-from gateway.drain import kept_going, start
+from gateway.background_work import kept_going, start
 from gateway.endpoints.services import Backend, no_model
 from gateway.errors import ApiError
 from local_models.choosing import HubPolicy

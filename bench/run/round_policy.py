@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from speculation.drafting import DraftingSession
-from speculation.learning import Latencies
 from speculation.messages import Limits
+from speculation.proposer import Latencies
 
 MAX_GAMMA: Final = 16
 """A round has at most this many draft tokens: in the simulator longer ones are never best."""

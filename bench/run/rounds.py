@@ -23,7 +23,8 @@ from edge_agent.draft.drafter import NoDrafter, StepSampler
 from edge_agent.settings import EdgeSettings, load
 from local_models.llama_cpp.context_length import Length
 from local_models.llama_cpp.model import Model
-from speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
+from speculation.distributions import Q_SCALE, QuantisedDistribution
+from speculation.draft_token import DraftToken
 from speculation.messages import TokenId
 
 STEP_S: Final = 0.02

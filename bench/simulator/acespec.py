@@ -23,8 +23,8 @@ from bench.simulator.clock import Action, Clock
 from bench.simulator.edge import Edge
 from bench.simulator.hosts import Curve
 from bench.simulator.source import Source
-from speculation.distributions import DraftToken
 from speculation.draft_machine import DraftMachine, DraftStep
+from speculation.draft_token import DraftToken
 from speculation.messages import Draft, Pushed
 
 ROUNDING: Final = 1e-9

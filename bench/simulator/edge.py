@@ -10,8 +10,8 @@ from bench.simulator.clock import Action, Clock, Line
 from bench.simulator.hosts import Curve
 from bench.simulator.source import Source
 from local_models.llama_cpp.prefix import common_prefix
-from speculation.distributions import DraftToken
 from speculation.draft_machine import DraftMachine, DraftStep
+from speculation.draft_token import DraftToken
 from speculation.messages import Down, Opened, Pushed, TokenId
 
 

@@ -9,10 +9,10 @@ from typing import Final
 from bench.simulator.clock import Clock, Line
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import VOCABULARY, Source
+from speculation.answer_cache import Owner
 from speculation.judge import Judgement
 from speculation.latency import measured
 from speculation.messages import Limits, Open, Opened, Up
-from speculation.ngrams import Owner
 from speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine
 from speculation.verify_session import Pass
 

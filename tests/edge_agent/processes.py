@@ -26,7 +26,7 @@ from edge_agent.link.connection import Connection
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.ports import Job
 from speculation.messages import Sampling
 from tests.edge_agent.fake_verifier import target_at

@@ -13,9 +13,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from edge_agent import engine as making
-from edge_agent.draft.cross_vocabulary import CrossVocabularySampler
+from edge_agent.draft.cross_vocabulary_sampler import CrossVocabularySampler
 from edge_agent.draft.drafter import NoDrafter, step_sampler
-from edge_agent.draft.retokeniser import Translation
+from edge_agent.draft.token_mapping import Translation
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
 from gateway.errors import Unavailable

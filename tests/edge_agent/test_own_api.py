@@ -21,10 +21,11 @@ from edge_agent.draft.loading import TargetTokenizer
 from edge_agent.forwarding import own_api
 from edge_agent.link import verifier as verifying
 from edge_agent.proxy import DIRECT
+from gateway.answer_fields import OPERATORS
 from gateway.endpoints.completions import CompletionRequest
-from gateway.endpoints.services import Json, ResponseStore, StoredResponse
+from gateway.endpoints.response_store import ResponseStore, StoredResponse
+from gateway.endpoints.services import Json
 from gateway.ports import Facts
-from gateway.schema import OPERATORS
 from picospec.link import Link
 from tests.edge_agent.proxying import (
     EMBEDDINGS,

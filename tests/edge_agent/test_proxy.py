@@ -14,7 +14,8 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from edge_agent.forwarding import MEDIA_BYTES, listed
-from gateway.drain import Drain, running_alongside
+from gateway.background_work import running_alongside
+from gateway.drain import Drain
 from tests.edge_agent.proxying import (
     EMBEDDED,
     EMBEDDINGS,

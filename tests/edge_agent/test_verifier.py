@@ -15,19 +15,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from edge_agent.link import verifier as verifying
-from edge_agent.link.connection import (
-    Connection,
-    LinkDown,
-    VerifierResponse,
-    from_answer,
-    unreachable,
-)
-from edge_agent.link.failover_policy import Event
+from edge_agent.link.connection import Connection
+from edge_agent.link.errors import LinkDown, VerifierResponse, from_answer, unreachable
+from edge_agent.link.known_verifiers import Event
 from edge_agent.link.session import INLINE_TOKENS, EdgeSession
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.errors import (
     ApiError,
     Draining,

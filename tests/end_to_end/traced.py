@@ -21,10 +21,10 @@ from edge_agent.link.connection import Connection
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
+from gateway.access import Access
 from gateway.app import create_app
 from gateway.endpoints.services import one_model
 from gateway.hosting.settings import GatewaySettings
-from gateway.middleware import Access
 from gateway.tracing import Tracing
 from tests.edge_agent.fakes import engine
 from tests.gateway.scripted import ByteTokenizer, client_of

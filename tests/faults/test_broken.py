@@ -8,7 +8,7 @@ import time
 import pytest
 
 from edge_agent.link.failover_policy import MAX_LOST
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from tests.faults.rig.asking import BRIEF, KINDS, MODEL, Answer
 from tests.faults.rig.breakable import POISON
 from tests.faults.rig.report import Report

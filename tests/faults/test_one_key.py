@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from gateway.tenants import KeyLimits, add_key
+from gateway.keys import KeyLimits, add_key
 from tests.faults import attacks
 from tests.faults.rig.bystander import Bystander
 from tests.faults.rig.generating import counted, summary

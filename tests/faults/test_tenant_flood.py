@@ -11,7 +11,7 @@ from statistics import median
 import pytest
 import pytest_asyncio
 
-from gateway.tenants import KeyLimits, add_key
+from gateway.keys import KeyLimits, add_key
 from tests.faults.flood import ALLOWED_EVERY_S
 from tests.faults.rig.generating import generate, summary
 from tests.faults.rig.report import Report

@@ -12,10 +12,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from gateway import drain
-from gateway import http as request_body
+from gateway import background_work, request_body
 from gateway.drain import Drain
-from gateway.hosting import server
+from gateway.hosting import http1
 from tests.gateway.scripted import (
     MODEL,
     Body,
@@ -124,7 +123,7 @@ async def connection(
     engine: ScriptedEngine, **settings: object
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Serve as the edge does, and connect."""
-    async with served(make_app(engine, **settings), http=server.protocol(9)) as url:
+    async with served(make_app(engine, **settings), http=http1.protocol(9)) as url:
         port = int(url.rsplit(":", 1)[1])
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
@@ -243,7 +242,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_engine(
 async def test_a_client_that_reads_nothing_does_not_hold_its_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "UNREAD_S", SOON_S)
+    monkeypatch.setattr(http1, "UNREAD_S", SOON_S)
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)  # Linux would cut it, too
     engine = ScriptedEngine(script=ENDLESS, context_tokens=1 << 30)
     async with connection(engine) as (reader, writer):
@@ -256,7 +255,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_its_connection(
 async def test_a_client_that_reads_slowly_but_reads_keeps_its_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "UNREAD_S", 2 * SOON_S)
+    monkeypatch.setattr(http1, "UNREAD_S", 2 * SOON_S)
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
     script = [b"on and on " * 100] * 600
     engine = ScriptedEngine(script=script, context_tokens=1 << 30)
@@ -276,7 +275,7 @@ async def test_a_client_that_reads_slowly_but_reads_keeps_its_connection(
 async def test_a_connection_on_which_no_request_comes_is_cut(
     monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
-    monkeypatch.setattr(server, "REQUEST_S", SOON_S)
+    monkeypatch.setattr(http1, "REQUEST_S", SOON_S)
     async with connection(ScriptedEngine()) as (reader, writer):
         writer.write(begun)
 
@@ -286,7 +285,7 @@ async def test_a_connection_on_which_no_request_comes_is_cut(
 async def test_a_connection_between_two_requests_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "REQUEST_S", SOON_S)
+    monkeypatch.setattr(http1, "REQUEST_S", SOON_S)
     async with connection(ScriptedEngine()) as (reader, writer):
         for _ in range(2):
             writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -298,7 +297,7 @@ async def test_a_connection_between_two_requests_is_kept(
 async def test_background_work_that_fails_is_logged_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(drain, "AGAIN_S", 0.0)
+    monkeypatch.setattr(background_work, "AGAIN_S", 0.0)
     failures, done = iter((RuntimeError("a"), OSError("b"))), list[str]()
 
     async def work() -> None:
@@ -307,7 +306,7 @@ async def test_background_work_that_fails_is_logged_and_goes_on(
         done.append("done")
 
     with capture_logs() as logs:
-        await drain.kept_going(work)
+        await background_work.kept_going(work)
 
     assert done == ["done"]
     assert [(line["event"], line["log_level"]) for line in logs] == [

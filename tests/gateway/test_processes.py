@@ -20,13 +20,8 @@ import pytest
 from bench.run.services import free_port
 from gateway.hosting import processes
 from gateway.hosting.parent_death import bound_to_parent
-from gateway.hosting.processes import (
-    NeverReady,
-    Service,
-    ServiceDied,
-    keep_up,
-    until_ready,
-)
+from gateway.hosting.processes import NeverReady, Service, ServiceDied, keep_up
+from gateway.hosting.readiness import until_ready
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
 

@@ -15,12 +15,7 @@ import pytest
 
 from gateway.endpoints.bodies import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
 from gateway.errors import ApiError, Unavailable
-from gateway.schema import (
-    MAX_CONTAINERS,
-    MAX_STRINGS,
-    MAX_VALUES,
-    count_structure,
-)
+from gateway.json_bounds import MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, count_structure
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
 
 MORE_S = 0.5

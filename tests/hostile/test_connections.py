@@ -18,7 +18,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from bench.run.services import free_port
-from gateway.hosting import server
+from gateway.hosting import http1, idle_connections
 from gateway.hosting.limits import MAX_DESCRIPTORS, limit_accept_error_logs
 from tests.edge_agent.processes import wait_for
 from tests.gateway.scripted import ScriptedEngine, make_app, served
@@ -53,7 +53,7 @@ def test_only_a_connection_without_a_first_request_is_cut(sent: bytes, is_cut: b
             with accepted:
                 if sent:
                     accepted.recv(len(sent), socket.MSG_WAITALL)
-                count = server.cut_if_silent(port, max_silence_s=-1.0)
+                count = idle_connections.cut_if_silent(port, max_silence_s=-1.0)
                 accepted.setblocking(False)
                 try:
                     was_cut = accepted.recv(1) == b""
@@ -154,7 +154,7 @@ HALF_A_BODY = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\
 async def test_idle_connections_give_way_and_a_running_answer_goes_on(sent: bytes) -> None:
     engine = Engine()
     async with (
-        served(make_app(engine), http=server.protocol(MAX_OPEN)) as url,
+        served(make_app(engine), http=http1.protocol(MAX_OPEN)) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
         running = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a"}))
@@ -176,7 +176,7 @@ async def test_idle_connections_give_way_and_a_running_answer_goes_on(sent: byte
 async def test_where_all_are_busy_the_new_connection_is_cut() -> None:
     engine = Engine()
     async with (
-        served(make_app(engine), http=server.protocol(MAX_OPEN)) as url,
+        served(make_app(engine), http=http1.protocol(MAX_OPEN)) as url,
         httpx.AsyncClient(base_url=url) as client,
         asyncio.TaskGroup() as group,
     ):

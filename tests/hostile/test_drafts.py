@@ -46,7 +46,8 @@ from tests.verifier.down import opened
 from tests.verifier.fake_target import FACTS, STALLS, FakeTarget, opening
 from tests.verifier.test_sessions import ending, running, tenant
 from tests.verifier.test_tenants import ANN, BEN, OPEN, app_of, client_of, keys_toml
-from verifier.routes import DRAFTS_BYTES, check_open
+from verifier.open_checks import check_open
+from verifier.routes import DRAFTS_BYTES
 from verifier.sessions.session import INITIAL_CHAINS
 
 ALLOWED = INITIAL_CHAINS * FACTS.limits.max_ahead

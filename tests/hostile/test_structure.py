@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.answer_fields import without_operators
 from gateway.errors import InvalidRequest
-from gateway.schema import (
+from gateway.json_bounds import (
     MAX_CONTAINERS,
     MAX_STRINGS,
     MAX_VALUES,
-    RequestModel,
     Structure,
     check_structure,
     count_structure,
-    without_operators,
 )
+from gateway.schema import RequestModel
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 
 values = st.recursive(

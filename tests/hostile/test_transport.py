@@ -26,7 +26,7 @@ RENEW_WITHOUT_DESCRIPTORS = """
 import asyncio, os, resource
 from contextlib import suppress
 from edge_agent.link.connection import Connection
-from edge_agent.link.connection import LinkDown
+from edge_agent.link.errors import LinkDown
 
 async def main():
     for url in ("http://127.0.0.1:9", "https://127.0.0.1:9"):

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from bench.run.services import free_port
-from gateway.hosting.limits import Pins
+from gateway.hosting.cores import Pins
 from gateway.hosting.processes import Service, ServiceError
 from gateway.hosting.settings import WrongSettings
 from local_models.errors import UnknownModel

@@ -19,11 +19,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.drain import Drain
-from gateway.http import RequestBody
+from gateway.request_body import RequestBody
 from gateway.request_context import RequestOutcome
-from gateway.tenants import Tenant
+from gateway.tenant_limits import Tenant
 from gateway.tracing import NO_SPAN
 from speculation import wire
+from speculation.answer_cache import SHARED, Owner
 from speculation.messages import (
     STREAM_HEARTBEAT_S,
     Commit,
@@ -39,7 +40,6 @@ from speculation.messages import (
     Sampling,
     Totals,
 )
-from speculation.ngrams import SHARED, Owner
 from speculation.wire import Framed
 from tests.verifier.conftest import http2_client, metrics, sessions_open, until_open
 from tests.verifier.down import opened, push, text_of

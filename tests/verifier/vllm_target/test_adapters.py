@@ -46,7 +46,7 @@ from tests.verifier.vllm_target.scripted import (
     opening,
     plain,
 )
-from verifier.routes import check_open
+from verifier.open_checks import check_open
 from verifier.target import Unservable
 from verifier.vllm_target.serving.target import VllmTarget
 

@@ -25,12 +25,12 @@ import pytest
 
 from bench.run.services import free_port
 from gateway.endpoints.chat import ChatRequest
-from gateway.endpoints.request import SERVABLE
+from gateway.endpoints.parameters import SERVABLE
 from gateway.errors import InvalidRequest
 from local_models.template import ChatTemplate
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
-from speculation.logits import LogitSettings
+from speculation.logit_settings import LogitSettings
 from speculation.messages import Limits, ModelFacts, Open, Sampling
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 from tests.local_models.chats import TEMPLATES

@@ -15,7 +15,7 @@ import pytest
 
 from speculation import wire
 from speculation.distributions import Q_SCALE
-from speculation.logits import LogitSettings
+from speculation.logit_settings import LogitSettings
 from speculation.messages import (
     Draft,
     Limits,
