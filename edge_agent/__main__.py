@@ -21,8 +21,7 @@ from starlette.types import Receive, Scope, Send
 from typer import Option
 
 from edge_agent.app import build, open_verifiers
-from edge_agent.draft import loading
-from edge_agent.draft.loading import MakeDrafter, first_draft
+from edge_agent.draft.loading import first_draft
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
 from gateway.access import HEALTH_PATHS
@@ -41,7 +40,6 @@ from gateway.system import pin
 from gateway.turns import in_own_thread
 from local_models.errors import ModelError
 from local_models.store import open_store
-from speculation.draft_policy import DraftPolicy
 from speculation.messages import Fill, Judge
 
 # Answers for an edge whose app is not there yet: it is alive, and not ready.
@@ -173,11 +171,7 @@ def main(
     serve(settings)
 
 
-def serve(
-    settings: EdgeSettings,
-    policy: DraftPolicy | None = None,
-    make_drafter: MakeDrafter = loading.make_drafter,
-) -> None:
+def serve(settings: EdgeSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit with a message if it cannot start."""
     logs.configure(settings.log_format)
     pin(settings.cores)
@@ -187,7 +181,7 @@ def serve(
         store, metrics = open_store(os.environ), EdgeMetrics(CollectorRegistry())
         connect = partial(open_verifiers, settings, metrics)
         first = first_draft(settings, store, connect)
-        built = build(settings, store, drain, policy, make_drafter, first)
+        built = build(settings, store, drain, first)
         settle()
         scheme = "http" if settings.tls is None else "https"
         host = f"[{settings.host}]" if ":" in settings.host else settings.host

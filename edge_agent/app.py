@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from edge_agent.draft import loading
 from edge_agent.draft.late import Drafts, LateDrafter
-from edge_agent.draft.loading import FirstDraft, MakeDrafter
+from edge_agent.draft.loading import FirstDraft
 from edge_agent.link.connection import Connector
 from edge_agent.link.names import Name
 from edge_agent.link.verifier import Verifier
@@ -42,7 +42,6 @@ from gateway.hosting.strangers import hosts_of
 from gateway.request_context import context_of
 from gateway.tracing import open_tracing
 from local_models.store import Store
-from speculation.draft_policy import DraftPolicy
 from speculation.messages import ANSWER_CACHE, PROTOCOL_VERSION
 
 NOT_READY: Final = "no verifier can be used; /status says why"
@@ -53,8 +52,6 @@ def build(
     settings: EdgeSettings,
     store: Store,
     drain: Drain,
-    policy: DraftPolicy | None = None,
-    make_drafter: MakeDrafter = loading.make_drafter,
     first: FirstDraft | None = None,
 ) -> FastAPI:
     """Return the ASGI app with its first draft model loaded; its lifespan frees everything.
@@ -68,12 +65,12 @@ def build(
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
     first = loading.named_draft(settings) if first is None else first
-    drafts = Drafts(settings, store, make_drafter)
+    drafts = Drafts(settings, store)
     if first.name is not None:
         drafts.open(first.name)
     metrics.read_tokens.set_function(lambda: drafts.read_tokens)
     verifiers = open_verifiers(settings, metrics)
-    make = Maker(settings, store, drafts, metrics, first, policy)
+    make = Maker(settings, store, drafts, metrics, first)
     models = ServedModels(verifiers, settings, make, first.target)
     proxy = open_proxy(settings, models.verifiers_of)
 

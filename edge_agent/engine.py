@@ -32,7 +32,7 @@ from gateway.tenants import salted
 from local_models.tokenizer import Tokenizer
 from local_models.vocabulary import Relation
 from speculation.draft_machine import DraftMachine
-from speculation.draft_policy import DraftPolicy, StreamPolicy
+from speculation.draft_policy import StreamPolicy
 from speculation.judges import JUDGES
 from speculation.learning import running_mean
 from speculation.messages import (
@@ -205,8 +205,6 @@ class Pairing(Protocol):
 
 
 class EdgeEngine:
-    """policy: replaces StreamPolicy, for instance to measure a published system."""
-
     def __init__(
         self,
         verifiers: Verifiers,
@@ -214,12 +212,10 @@ class EdgeEngine:
         settings: EdgeSettings,
         metrics: EdgeMetrics,
         pairing: Pairing,
-        policy: DraftPolicy | None = None,
     ) -> None:
         self._verifiers = verifiers
         self._drafter = drafter
         self._settings = settings
-        self._policy = policy
         self._judge = JUDGES[settings.judge]
         self._metrics = metrics
         self._pairing = pairing
@@ -303,10 +299,10 @@ class EdgeEngine:
 
         model = made(slot)
         sessions = self._verifiers.answer(request.identity, job.span, job.prompt, salt)
-        may_pause = request.fill != "never" and self._policy is None
+        may_pause = request.fill != "never"
         machine = DraftMachine(
             request,
-            self._policy or StreamPolicy(settings.draft_settings, may_pause=may_pause),
+            StreamPolicy(settings.draft_settings, may_pause=may_pause),
             facts.limits,
             half,
             rtt_s=lambda: sessions.verifier.rtt_s,

@@ -41,7 +41,6 @@ from local_models.choosing import HubPolicy
 from local_models.llama_cpp.library import has_llama
 from local_models.store import Store
 from local_models.tokenizer_cache import TokenizerCache
-from speculation.draft_policy import DraftPolicy
 
 MAX_MODELS: Final = 64
 """An edge serves at most as many models; verifiers of further ones are not used."""
@@ -318,14 +317,12 @@ class Maker:
         drafts: Drafts,
         metrics: EdgeMetrics,
         first: FirstDraft,
-        policy: DraftPolicy | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._drafts = drafts
         self._metrics = metrics
         self._first = first
-        self._policy = policy
         self._cache = TokenizerCache(store.root / "tokenizers")
         self._open_tokenizers = OpenTokenizers()
 
@@ -342,9 +339,7 @@ class Maker:
         encoder = draft.model if draft else None
         tokenizer = TargetTokenizer(verifiers, self._cache, encoder, self._open_tokenizers)
         drafter = self._drafter(name, entry, draft, tokenizer, verifiers)
-        engine = EdgeEngine(
-            verifiers, drafter, settings, self._metrics, tokenizer, self._policy
-        )
+        engine = EdgeEngine(verifiers, drafter, settings, self._metrics, tokenizer)
         if answers == "draft" and draft is not None:
             alone = open_engine(draft.stored, draft.drafter, draft.context_tokens)
             fallback = DraftFallback(alone, verifiers, tokenizer, self._metrics)

@@ -37,28 +37,29 @@ from typing import Final, TypeVar
 import httpx
 import msgspec
 
-from bench.capacity import Client, ScriptedDrafter, scripted
+from bench.clients import Client, ScriptedDrafter, facts_of, scripted
 from bench.gpu_check import adapters
 from bench.gpu_check.engines import (
     ENGINE_S,
     FAST,
     FAST_STEP_S,
     PLUGGED,
-    UNPLUGGED,
     Engines,
     answered,
     tokenized,
 )
+from bench.gpu_check.loads import UNPLUGGED
 from bench.gpu_check.parts import Check, NotRun, command, fenced
 from bench.identity import TIMEOUT_S
 from bench.run.rivals import PLAIN, Rival
 from bench.run.services import READY_WITHIN_S, Services, ServicesPlan, free_port
 from bench.simulator.hosts import Curve
-from bench.simulator.source import WRONG, Source
-from bench.statistics import fisher, markdown
+from bench.simulator.source import WRONG, Source, believed
+from bench.statistics import fisher
+from bench.tables import markdown
 from gateway.hosting.processes import ServiceError
 from picospec.link import HOST
-from speculation.messages import ModelFacts, Sampling, TokenId
+from speculation.messages import Sampling, TokenId
 
 PART_S: Final = 120.0
 """Each part but a start must end within this many seconds on a GPU."""
@@ -184,7 +185,7 @@ def source(prompt: Text, text: Text) -> Source:
     """Return what a scripted edge drafts along a text: a share of its tokens."""
     chance = random.Random(len(prompt))
     drafts = [token if chance.random() < RIGHT else WRONG + token for token in text]
-    return Source(prompt, text, drafts, [RIGHT] * len(text))
+    return Source(prompt, text, believed(drafts, RIGHT))
 
 
 Work = Callable[[Services], Awaitable[tuple[bool, str]]]
@@ -384,7 +385,7 @@ class Quick:
 
     async def _with_adapters(self, services: Services) -> tuple[bool, str]:
         """Compare texts of sessions with two adapters at once with those of requests."""
-        url, known = _stock_url(services), await _facts(services.verifier_url)
+        url, known = _stock_url(services), await facts_of(services.verifier_url)
         alone = {name: await self._asked(url, model=name) for name in known.adapters}
         sessions = partial(self._in_sessions, services.verifier_url, at_once=AT_ONCE // 2)
         async with asyncio.TaskGroup() as tasks:
@@ -484,7 +485,7 @@ class Quick:
         """Return the same of sessions, whose edges draft along the texts expected. identity: of
         an adapter."""
         self.check.step(f"sessions, {at_once} at once")
-        size = (await _facts(url)).vocabulary_size
+        size = (await facts_of(url)).vocabulary_size
         texts = {}
         for name, settings in self.settings.items():
             asked = list(map(source, self.prompts, expected[name]))
@@ -515,12 +516,6 @@ def in_session(settings: Mapping[str, float]) -> tuple[Sampling, dict[str, float
     own = {name: settings[name] for name in Sampling.__struct_fields__ if name in settings}
     extras = {k: v for k, v in settings.items() if k not in own and v != NEUTRAL[k]}
     return msgspec.convert(own, Sampling), extras
-
-
-async def _facts(url: str) -> ModelFacts:
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as api:
-        known = (await api.get("/v1/model-facts")).raise_for_status().content
-    return msgspec.json.decode(known, type=ModelFacts)
 
 
 async def _text(ask: Client, asked: Source) -> Text:

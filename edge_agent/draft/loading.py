@@ -223,8 +223,6 @@ CHECKPOINTS: Final = 9
 """A draft model with recurrent layers keeps so many copies of their states in each slot. They
 reach back by 32 tokens, as many as an edge drafts ahead."""
 
-MakeDrafter = Callable[[Model, EdgeSettings, Length], LoadedDrafter]
-
 
 def find(reference: str, store: Store) -> Path:
     """Return the path of the draft model's file; local_models.references describes references.
