@@ -30,7 +30,7 @@ from gateway.errors import Unavailable
 from gateway.hosting import logs
 from gateway.hosting.limits import max_accepted, max_connections, raise_limit
 from gateway.hosting.server import DrainingServer, check_free, cut_silent, protocol, settle
-from gateway.hosting.settings import TlsSettings, check_listening, wrong
+from gateway.hosting.settings import TlsSettings, check_listening, drop_links, wrong
 from gateway.http import error_response, json_response
 from gateway.middleware import HEALTH_PATHS
 from gateway.system import pin
@@ -230,4 +230,5 @@ def tls_options(tls: TlsSettings | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    drop_links(os.environ)
     app(prog_name="picospec edge")

@@ -14,7 +14,7 @@ import typer
 from fastapi import FastAPI
 
 from gateway.hosting.server import serve
-from gateway.hosting.settings import check_listening, wrong
+from gateway.hosting.settings import check_listening, drop_links, wrong
 from verifier.options import llama_options
 from verifier.settings import VerifierSettings, load
 
@@ -102,4 +102,5 @@ def _read(value: str) -> object:
 
 
 if __name__ == "__main__":
+    drop_links(os.environ)
     app(prog_name="picospec verifier")
