@@ -24,7 +24,7 @@ from edge_agent.app import build, open_verifiers
 from edge_agent.draft import loading
 from edge_agent.draft.loading import MakeDrafter, first_draft
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import EdgeSettings, load
+from edge_agent.settings import EdgeSettings, Fallback, load
 from gateway.drain import Drain, start
 from gateway.errors import Unavailable
 from gateway.hosting import logs
@@ -135,7 +135,7 @@ def main(
         Literal["model", "none"] | None, Option(help="Without: only repeated text is drafted.")
     ] = None,
     fallback: Annotated[
-        Literal["none", "draft"] | None, Option(help="Who answers while no verifier does.")
+        Fallback | None, Option(help="Who answers while no verifier does.")
     ] = None,
     judge: Annotated[Judge | None, Option(help="How draft tokens are judged.")] = None,
     fill: Annotated[

@@ -37,7 +37,7 @@ from gateway.endpoints.messages_schema import ChatMessage
 from gateway.endpoints.ollama import OllamaChat, OllamaGenerate
 from gateway.endpoints.request import parameters_of
 from gateway.endpoints.responses import ResponsesRequest
-from gateway.endpoints.services import Listed, Services
+from gateway.endpoints.services import MODELS, Listed, Services
 from gateway.errors import OPENAI, ApiError, InvalidRequest, PromptTooLong, Shape
 from gateway.http import json_response
 from gateway.ports import Facts, GatewayTokenizer
@@ -126,7 +126,7 @@ async def retrieve_model(services: Services, request: Request) -> Response:
         if "anthropic-version" in request.headers:
             return json_response(messages_answer.model_of(name, services.started))
         return json_response(_entry(services, name, "picospec" if away else "relayed") | away)
-    model = Listed(name, *await services.find(context, name))
+    model = Listed(name, *await services.find(context, name, MODELS))
     if "anthropic-version" in request.headers:
         shown = messages_answer.model_of(name, services.started, model.facts)
         return json_response(shown)
@@ -184,6 +184,8 @@ async def _model(services: Services, listed: Listed, request: Request) -> dict[s
     """Return OpenAI's model object. Clients find the context's length under the name of vLLM,
     of LM Studio and OpenRouter, or of llama-server."""
     facts = listed.facts
+    if (fallback := listed.backend.fallback) is not None and fallback.is_elsewhere:
+        return _entry(services, listed.name, fallback.name)  # which is all that is known
     length = facts.context_tokens
     return {
         **_entry(services, listed.name, "picospec"),

@@ -236,6 +236,7 @@ VARIABLES: Final[Mapping[str, str]] = {
     " command shows an edge the first one.",
     "PICOSPEC_VERIFIER_KEY": "The key that an edge shows its verifiers.",
     "PICOSPEC_PROXY_KEY": "The key that an edge shows at `proxy.url`.",
+    "PICOSPEC_FALLBACK_KEY": "The key that an edge shows at `fallback_server.url`.",
     "PICOSPEC_CACHE": "The folder of models, tokenizers and wheels; `~/.cache/picospec`.",
     "PICOSPEC_CONFIG_DIR": "The folder of the settings files, the catalogue of your own models"
     " and the copies of `picospec connect`; `~/.config/picospec`.",
