@@ -20,12 +20,12 @@ from typer import Argument, Option
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from gateway.hosting.limits import Pins, cores_of, parse_pins, share
+from gateway.hosting.cores import Pins, cores_of, parse_pins, share
 from gateway.hosting.parent_death import program
 from gateway.hosting.processes import ServiceError
 from gateway.hosting.settings import WrongSettings, drop_links
+from gateway.keys import InvalidKeys, KeyLimits, add_key
 from gateway.system import become, usable_cpus
-from gateway.tenants import InvalidKeys, KeyLimits, add_key
 from local_models.errors import ModelError
 from local_models.store import open_store
 from picospec.backends import check_backends

@@ -8,13 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from edge_agent.link import uploads
-from edge_agent.link.connection import Connection, LinkDown
+from edge_agent.link.connection import Connection
+from edge_agent.link.errors import LinkDown
 from edge_agent.link.session import EdgeSession
 from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.errors import EngineFault
-from speculation import wire
+from speculation import upload_records, wire
 from speculation.messages import Commit, Draft, Finish, Multiplexed
 from tests.edge_agent.fake_verifier import FaultyLink, target_at
 from tests.edge_agent.processes import running, seen, using
@@ -46,7 +47,7 @@ def answers(
 
 
 def cut_in_a_record(verifier: FakeVerifier) -> None:
-    record = wire.encode_record(next(iter(verifier.sessions)), bytes(8))
+    record = upload_records.encode_record(next(iter(verifier.sessions)), bytes(8))
     for upload in verifier.uploads:
         upload.put_nowait(record[: len(record) // 2])
         upload.put_nowait(LinkDown("cut", "broken"))
@@ -86,7 +87,7 @@ def test_a_session_moves_once() -> None:
     def attack(verifier: FakeVerifier) -> None:
         multiplexed = wire.encode(Multiplexed())
         for name, upload in verifier.multiplexed.items():
-            upload.put_nowait(wire.encode_record(name, multiplexed))
+            upload.put_nowait(upload_records.encode_record(name, multiplexed))
 
     with pytest.raises(ExceptionGroup) as raised:
         answers(Carrying(1), attack, 50)

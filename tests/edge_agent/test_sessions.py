@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from edge_agent.link.failover_policy import JITTER_S, RESPONSE_TIMEOUT_S, Event
+from edge_agent.link.failover_policy import JITTER_S, RESPONSE_TIMEOUT_S
+from edge_agent.link.known_verifiers import Event
 from gateway.errors import ApiError, Overloaded, Unavailable
 from local_models.checker import ANSWER_TIMEOUT_S
 from local_models.constraints import NAME

@@ -16,15 +16,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from edge_agent.link import uploads
-from edge_agent.link.connection import LinkDown, VerifierResponse
-from edge_agent.link.failover_policy import Event
+from edge_agent.link.errors import LinkDown, VerifierResponse
+from edge_agent.link.known_verifiers import Event
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import AnswerSessions, Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.errors import ApiError, Draining, EngineFault
 from gateway.tracing import NO_SPAN
-from speculation import wire
+from speculation import upload_records, wire
 from speculation.judge import Judgement
 from speculation.messages import (
     STREAM_HEARTBEAT_S,
@@ -172,13 +172,15 @@ class FakeVerifier:
                 if not multiplexed and name in self.multiplexed:
                     own.put_nowait(wire.encode(Multiplexed()))
                     down, multiplexed = self.multiplexed[name], True
-                down.put_nowait(wire.encode_record(name, frame) if multiplexed else frame)
+                down.put_nowait(
+                    upload_records.encode_record(name, frame) if multiplexed else frame
+                )
         except LinkDown as error:
             own.put_nowait(error)
             if multiplexed:
-                down.put_nowait(wire.encode_record(name))
+                down.put_nowait(upload_records.encode_record(name))
         else:
-            down.put_nowait(wire.encode_record(name) if multiplexed else b"")
+            down.put_nowait(upload_records.encode_record(name) if multiplexed else b"")
 
     @asynccontextmanager
     async def upload(
@@ -198,7 +200,7 @@ class FakeVerifier:
 
     async def _read(self, records: AsyncIterator[bytes], down: Pipe) -> None:
         down.put_nowait(f"{self.number}{self.run:07d}".encode())
-        decoder = wire.RecordDecoder()
+        decoder = upload_records.RecordDecoder()
         async for piece in records:
             await asyncio.sleep(RTT_S)
             while self.silent:  # noqa: ASYNC110 - a virtual clock
@@ -206,7 +208,7 @@ class FakeVerifier:
             for record in decoder.feed(piece):
                 if not record.session:
                     self.acknowledged += 1
-                    down.put_nowait(wire.ASK)
+                    down.put_nowait(upload_records.ASK)
                 elif not record.frames:
                     self.multiplexed[record.session] = down
 

@@ -17,6 +17,7 @@ from pyqwest import Client, HTTPTransport, HTTPVersion
 from bench.run.services import free_port
 from speculation import wire
 from speculation.messages import Draft, Fault, Finish
+from tests.guards import GUARD_S
 from tests.verifier.conftest import (
     ROOT,
     fake_command,
@@ -43,8 +44,8 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
-async def gone(pid: int, within_s: float) -> None:
-    async with asyncio.timeout(within_s):
+async def gone(pid: int) -> None:
+    async with asyncio.timeout(GUARD_S):
         while is_running(pid):  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.02)
 
@@ -53,8 +54,8 @@ async def gone(pid: int, within_s: float) -> None:
     ("numbers", "drain_timeout_s"),
     [
         ([signal.SIGTERM], 0.1),
-        ([signal.SIGTERM, signal.SIGTERM], 60.0),
-        ([signal.SIGINT], 60.0),
+        ([signal.SIGTERM, signal.SIGTERM], 3600.0),
+        ([signal.SIGINT], 3600.0),
     ],
     ids=["after the deadline", "a second SIGTERM", "SIGINT"],
 )
@@ -70,7 +71,7 @@ async def test_what_runs_ends_with_a_fault_and_then_the_process(
                 process.send_signal(number)
                 await until(partial(drains, client))
             (fault,) = await stream.rest()
-        await gone(process.pid, within_s=5)
+        await gone(process.pid)
 
     assert isinstance(fault, Fault)
     assert (fault.code, fault.retryable) == ("shutting_down", True)
@@ -87,7 +88,7 @@ async def drains(client: httpx.AsyncClient) -> bool:
 
 async def test_while_it_drains_nothing_new_is_taken_and_a_session_goes_on() -> None:
     request = opening(prompt=(SLOW,), max_tokens=15)
-    with fake_verifier(drain_timeout_s=60.0) as (process, url):
+    with fake_verifier(drain_timeout_s=3600.0) as (process, url):
         async with http2_client(url) as client, opened(client, request) as stream:
             session = await stream.opened()
             messages = [await stream.next()]
@@ -101,7 +102,7 @@ async def test_while_it_drains_nothing_new_is_taken_and_a_session_goes_on() -> N
             health = await client.get("/health")
             pushed = await push(client, session, Draft(0, 0, 0, (1,)))
             messages += await stream.rest()
-        await gone(process.pid, within_s=5)
+        await gone(process.pid)
 
     for answer in refused:
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -121,7 +122,7 @@ async def test_a_target_that_hangs_ends_its_sessions_and_the_process() -> None:
             await stream.opened()
             (fault,) = await stream.rest()
             health = await client.get("/health")
-        await gone(process.pid, within_s=10)
+        await gone(process.pid)
 
     assert isinstance(fault, Fault)
     assert (fault.code, fault.retryable) == ("target_failed", True)
@@ -141,7 +142,7 @@ async def test_a_plain_answer_that_is_cut_off_ends_with_an_error_that_says_so() 
             await anext(lines)
             process.send_signal(signal.SIGTERM)
             events = [line async for line in lines if line]
-        await gone(process.pid, within_s=5)
+        await gone(process.pid)
 
     assert '"code":"shutting_down"' in events[-1]
     assert process.returncode == 0
@@ -151,7 +152,7 @@ async def test_the_worker_does_not_outlive_a_killed_parent() -> None:
     with fake_verifier() as (process, url):
         worker = worker_of(process.pid)
         process.kill()
-        await gone(worker, within_s=5)
+        await gone(worker)
 
     async with http2_client(url) as client:
         with pytest.raises(httpx.ConnectError):
@@ -172,7 +173,7 @@ async def test_while_the_target_loads_the_process_is_healthy_and_not_ready() -> 
 
 
 async def _get(client: httpx.AsyncClient, path: str) -> httpx.Response:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         while True:
             try:
                 return await client.get(path)
@@ -192,7 +193,7 @@ def test_what_cannot_be_served_is_said_in_a_line(
     options: list[str], reason: str, status: int
 ) -> None:
     command = [sys.executable, "-m", "verifier", "--port", str(free_port()), *options]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=GUARD_S)
 
     assert ended.returncode == status
     assert reason in ended.stderr
