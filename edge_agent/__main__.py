@@ -23,7 +23,7 @@ from typer import Option
 from edge_agent.app import build, open_verifiers
 from edge_agent.draft.loading import first_draft
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import EdgeSettings, load
+from edge_agent.settings import EdgeSettings, Fallback, load
 from gateway.access import HEALTH_PATHS
 from gateway.background_work import start
 from gateway.drain import Drain
@@ -33,7 +33,7 @@ from gateway.hosting.http1 import DrainingServer, protocol
 from gateway.hosting.idle_connections import cut_silent
 from gateway.hosting.limits import max_accepted, max_connections, raise_limit
 from gateway.hosting.server import check_free, settle
-from gateway.hosting.settings import TlsSettings, wrong
+from gateway.hosting.settings import TlsSettings, drop_links, wrong
 from gateway.hosting.strangers import check_listening
 from gateway.http import error_response, json_response
 from gateway.system import pin
@@ -137,7 +137,7 @@ def main(
         Literal["model", "none"] | None, Option(help="Without: only repeated text is drafted.")
     ] = None,
     fallback: Annotated[
-        Literal["none", "draft"] | None, Option(help="Who answers while no verifier does.")
+        Fallback | None, Option(help="Who answers while no verifier does.")
     ] = None,
     judge: Annotated[Judge | None, Option(help="How draft tokens are judged.")] = None,
     fill: Annotated[
@@ -228,4 +228,5 @@ def tls_options(tls: TlsSettings | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    drop_links(os.environ)
     app(prog_name="picospec edge")
