@@ -206,8 +206,8 @@ async def _elsewhere(
         reason = "no verifier can be reached, and another server answers only while one waits"
         raise Unsupported.of("background", reason)
     _check_choices(body, services.settings.max_choices)
-    read = partial(services.proxy.fields_of, await request.body())
-    fields = await checked(services, request, lambda: complete(read()))
+    fields_of = partial(services.proxy.fields_of, await request.body())
+    fields = await checked(services, request, lambda: complete(fields_of()))
     answers = body.n * body.prompt_count
     fallback.count_answers(answers)
     path = _PATHS[request.scope["path"]]

@@ -185,8 +185,8 @@ class Asked(Undrafted):
     def __init__(self) -> None:
         self.forwards = list[Forward]()
 
-    async def answer(self, forward: Forward, *_: object) -> Response:
-        self.forwards.append(forward)
+    async def answer(self, *asked: object) -> Response:
+        self.forwards += [each for each in asked if isinstance(each, Forward)]
         return Response("theirs")
 
 
