@@ -96,6 +96,9 @@ class ServicesPlan:
 
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    edge_module: str = "edge_agent"
+    """Python runs this module as each edge."""
+
     rival: Rival | None = None
     """This rival, if any, is started in place of the verifier."""
 
@@ -198,7 +201,7 @@ class Services(Started):
         verifier_url = self.verifier_url
         if edge.link:
             verifier_url, self.links[name] = await self.linked(verifier_url, edge.link)
-        module = ["edge_agent"]
+        module = [self.plan.edge_module]
         if edge.rounds:
             module = ["bench.run.rounds", edge.rounds]
         command = (

@@ -46,6 +46,7 @@ async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Se
         PLANS,
         verifier_arguments=("--chat-template", str(file), *room),
         environment={"PICOSPEC_EDGE__CONTEXT_TOKENS": "1024"},
+        edge_module="tests.end_to_end.patient",
     )
     async with Services(plan) as run:
         yield run
