@@ -78,7 +78,7 @@ ROOMS := $(addprefix -p ,edge_agent gateway local_models picospec speculation ve
 	--exclude '^verifier/vllm_target/'
 
 # The documents that keep to the rule of CONTRIBUTING.md; the others will follow.
-PLAIN := README.md $(addprefix docs/,decisions.md metrics.md settings.md)
+PLAIN := README.md CHANGELOG.md $(addprefix docs/,decisions.md metrics.md settings.md)
 
 check: .venv/.ready-dev
 	@$(STEP) "lint" $(BIN)/ruff check .
