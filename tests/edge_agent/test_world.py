@@ -1,0 +1,368 @@
+"""The real edge over the real verifier: what befalls a link or a process costs time alone."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from edge_agent.link.failover_policy import JITTER_S
+from edge_agent.link.session import SILENCE_S
+from gateway.drain import Drain
+from gateway.errors import Unavailable
+from tests.fakes.world import (
+    PASS_S,
+    RTT_S,
+    TEXT,
+    TOKENS,
+    Edge,
+    VerifierProcess,
+    World,
+)
+
+Fault = Callable[[VerifierProcess], Awaitable[None] | None]
+
+NOTICED_S = SILENCE_S + 3 * RTT_S + JITTER_S + 2 * PASS_S
+"""A silent link is noticed, and the answer goes on, within this time."""
+
+ASK = {"prompt": "w4 w5 w6", "max_tokens": TOKENS, "seed": 7}
+SAID = "".join(f"w{token}" for token in TEXT)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["own", "multiplexed"])
+def multiplexes(request: pytest.FixtureRequest) -> bool:
+    """Sessions have a stream each, or an upload stream carries them."""
+    return bool(request.param)
+
+
+async def answered(world: World, fault: Fault, *, after: int = 20) -> list[int]:
+    """Return an answer. fault: what befalls the verifier in use after so many tokens."""
+    text: list[int] = []
+    async with asyncio.TaskGroup() as tasks:
+        answering = tasks.create_task(world.answer(text))
+        while len(text) < after and not answering.done():  # noqa: ASYNC110 - a virtual clock
+            await asyncio.sleep(PASS_S / 4)
+        if (going_on := fault(world.processes[0])) is not None:
+            await going_on
+    return text
+
+
+def kill(process: VerifierProcess) -> None:
+    process.kill()
+
+
+def cut(process: VerifierProcess) -> None:
+    process.link.cut()
+
+
+async def restart(process: VerifierProcess) -> None:
+    process.kill()
+    await asyncio.sleep(1.5)
+    await process.start()
+
+
+async def refuse(process: VerifierProcess) -> None:
+    process.link.refuses = True
+    process.link.cut()
+    await asyncio.sleep(1.0)
+    process.link.refuses = False
+
+
+async def silence(process: VerifierProcess) -> None:
+    process.link.silence()
+    await asyncio.sleep(3.0)
+    process.link.silence(False)
+
+
+async def stop(process: VerifierProcess) -> None:
+    process.link.stop()
+    await asyncio.sleep(20.0)
+    process.link.stop(False)
+
+
+def half_open(process: VerifierProcess) -> None:
+    process.link.half_open()
+
+
+async def test_nothing_befalls_it(multiplexes: bool) -> None:
+    async with World(multiplexes=multiplexes) as world:
+        text: list[int] = []
+        await world.answer(text)
+
+        assert text == TEXT
+        assert world.metrics.multiplexed._value.get() == multiplexes
+        assert world.processes[0].asked == 1
+        target = world.processes[0].target
+        assert len(target.pushed) > TOKENS / 4
+        assert not target.running
+
+
+async def test_after_a_cut_the_session_is_opened_again_at_once_where_it_was(
+    multiplexes: bool,
+) -> None:
+    async with World(2, multiplexes=multiplexes) as world:
+        assert await answered(world, cut) == TEXT
+
+        assert [process.opened for process in world.processes] == [2, 0]
+        assert len(set(world.processes[0].link.sessions)) == 1  # a proxy finds it again
+        assert world.gap_s < 4 * RTT_S + 2 * PASS_S
+        assert world.metrics.resumes._value.get() == 1
+        assert world.metrics.reopens._value.get() == 0
+
+
+async def test_where_a_process_is_gone_another_verifier_goes_on(multiplexes: bool) -> None:
+    async with World(2, multiplexes=multiplexes) as world:
+        assert await answered(world, kill) == TEXT
+
+        assert [process.opened for process in world.processes] == [1, 1]
+        assert world.gap_s < JITTER_S + 5 * RTT_S + 2 * PASS_S
+        assert world.metrics.reopens._value.get() == 1
+
+
+@pytest.mark.parametrize("fault", [silence, stop, half_open])
+async def test_where_a_link_says_nothing_another_way_is_found(
+    multiplexes: bool, fault: Fault
+) -> None:
+    async with World(2, multiplexes=multiplexes) as world:
+        assert await answered(world, fault) == TEXT
+
+        assert world.gap_s < NOTICED_S + 1.0
+        await asyncio.sleep(30.0)
+        assert not any(process.target.running for process in world.processes)
+
+
+@pytest.mark.parametrize("fault", [refuse, silence, half_open])
+async def test_what_befalls_the_only_link_ends_no_session_for_good(
+    multiplexes: bool, fault: Fault
+) -> None:
+    async with World(1, multiplexes=multiplexes) as world:
+        assert await answered(world, fault) == TEXT
+
+        assert world.processes[0].opened >= 2
+        assert world.metrics.reopens._value.get() == 0
+
+
+async def test_a_connection_that_is_open_and_dead_is_replaced_within_moments(
+    multiplexes: bool,
+) -> None:
+    async with World(1, multiplexes=multiplexes) as world:
+        assert await answered(world, half_open) == TEXT
+
+        assert world.processes[0].link.opened == 2
+        assert world.gap_s < NOTICED_S
+
+
+async def test_a_single_verifier_that_is_restarted_goes_on(multiplexes: bool) -> None:
+    async with World(1, multiplexes=multiplexes) as world:
+        assert await answered(world, restart) == TEXT
+
+        assert world.metrics.reopens._value.get() == 1
+
+
+async def test_where_no_verifier_comes_back_there_is_one_error_after_the_deadline(
+    multiplexes: bool,
+) -> None:
+    async with World(2, multiplexes=multiplexes, deadline_s=7.0) as world:
+
+        def kill_all(_: VerifierProcess) -> None:
+            for process in world.processes:
+                process.kill()
+
+        with pytest.raises(ExceptionGroup) as raised:
+            await answered(world, kill_all)
+
+        assert raised.group_contains(Unavailable, match="refused")
+        assert 6.9 < world.gap_s < 8.0
+
+
+async def test_an_answer_that_breaks_verifiers_does_not_break_all(multiplexes: bool) -> None:
+    async with World(4, multiplexes=multiplexes) as world:
+        for process in world.processes:
+            process.is_poisoned = True
+
+        with pytest.raises(Unavailable, match="3 verifiers"):
+            await world.answer([])
+
+        assert sum(process.is_up for process in world.processes) == 1
+
+
+async def test_streams_whose_pieces_overtake_one_another_change_no_text(
+    multiplexes: bool,
+) -> None:
+    async with World(1, multiplexes=multiplexes) as world:
+        world.processes[0].link.jitter_s = 3 * PASS_S
+        texts: list[list[int]] = [[] for _ in range(4)]
+
+        await asyncio.gather(*map(world.answer, texts))
+
+        assert texts == [TEXT] * 4
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_whatever_befalls_links_costs_time_alone(multiplexes: bool, seed: int) -> None:
+    chance, text = Random(seed), list[int]()
+    faults: list[Fault] = [cut, silence, refuse, half_open]
+    async with World(chance.randint(1, 3), multiplexes=multiplexes) as world:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(world.answer(text))
+            await asyncio.sleep(4 * RTT_S)
+            for _ in range(chance.randint(1, 8)):
+                await asyncio.sleep(chance.uniform(0.0, 2.0))
+                fault = chance.choice(faults)
+                if (going_on := fault(chance.choice(world.processes))) is not None:
+                    tasks.create_task(going_on)  # type: ignore[arg-type]
+
+        assert text == TEXT
+        await asyncio.sleep(30.0)
+        assert not any(process.target.running for process in world.processes)
+
+
+# Drains.
+
+
+async def test_a_verifier_that_drains_finishes_its_session_and_takes_no_other(
+    multiplexes: bool,
+) -> None:
+    async with World(2, multiplexes=multiplexes, drain_timeout_s=60.0) as world:
+        other: list[int] = []
+
+        async def drain(process: VerifierProcess) -> None:
+            process.signal(signal.SIGTERM)
+            await world.answer(other)
+
+        assert await answered(world, drain) == TEXT
+        assert other == TEXT
+        assert [process.opened for process in world.processes] == [1, 1]
+        assert world.metrics.reopens._value.get() == 0
+        await world.processes[0].ended.wait()
+
+
+async def test_what_a_verifier_cannot_finish_in_time_goes_on_at_the_other(
+    multiplexes: bool,
+) -> None:
+    async with World(2, multiplexes=multiplexes, drain_timeout_s=0.2) as world:
+        assert await answered(world, lambda p: p.signal(signal.SIGTERM)) == TEXT
+
+        assert world.gap_s < 5 * RTT_S + 2 * PASS_S + JITTER_S
+        assert world.metrics.reopens._value.get() == 1
+        await world.processes[0].ended.wait()
+
+
+async def test_while_it_drains_only_a_session_goes_on(multiplexes: bool) -> None:
+    async with World(1, multiplexes=multiplexes, drain_timeout_s=60.0) as world:
+        url, codes = world.processes[0].url, list[object]()
+
+        async def drain(process: VerifierProcess) -> None:
+            process.signal(signal.SIGTERM)
+            async with world.client(url) as client:
+                for answer in (await client.get("/ready"), await client.post(
+                    "/v1/completions", json={"prompt": "a"}
+                )):  # fmt: skip
+                    codes.append((answer.status_code, answer.json()["error"]["code"]))
+                codes.append((await client.get("/health")).json()["state"])
+
+        assert await answered(world, drain) == TEXT
+        assert codes == [(503, "draining"), (503, "draining"), "draining"]
+
+
+async def test_a_target_that_hangs_ends_its_sessions_and_the_process(
+    multiplexes: bool,
+) -> None:
+    async with World(2, multiplexes=multiplexes, pass_timeout_s=2.0) as world:
+
+        def hang(process: VerifierProcess) -> None:
+            process.target.hangs = True
+            process.target.on_pass = lambda *_: asyncio.Event().wait()
+
+        assert await answered(world, hang) == TEXT
+        assert world.metrics.reopens._value.get() == 1
+
+
+async def test_an_answer_that_is_cut_off_ends_its_session(multiplexes: bool) -> None:
+    drain = Drain()
+    async with World(1, multiplexes=multiplexes) as world:
+
+        async def answer() -> None:
+            async with drain.answer():
+                await world.answer([])
+
+        asking = asyncio.create_task(answer())
+        await asyncio.sleep(1.0)
+        assert world.processes[0].target.running
+        drain.hurry()
+        await drain.cut()
+        with pytest.raises(Unavailable, match="before the answer was complete"):
+            await asking
+        await asyncio.sleep(2 * RTT_S)
+        assert not world.processes[0].target.running
+
+
+# Whole edges.
+
+
+async def streamed(edge: Edge) -> str:
+    """Return the text of a streamed answer and the error at its end, if it has one."""
+    async with edge.client.stream("POST", "/v1/completions", json=ASK | {"stream": True}) as a:
+        assert a.status_code == 200
+        body = "".join([line async for line in a.aiter_lines()])
+    return body
+
+
+async def test_a_clients_answer_goes_on_at_another_verifier(
+    multiplexes: bool, tmp_path: Path
+) -> None:
+    async with World(2, multiplexes=multiplexes) as world, world.edge(tmp_path) as edge:
+        asking = asyncio.create_task(edge.client.post("/v1/completions", json=ASK))
+        while sum(process.opened for process in world.processes) == 0:  # noqa: ASYNC110 - virtual
+            await asyncio.sleep(PASS_S)
+        await asyncio.sleep(10 * PASS_S)
+        next(process for process in world.processes if process.target.running).kill()
+        answer = await asking
+
+    assert answer.json()["choices"][0]["text"] == SAID
+
+
+async def test_an_edge_that_drains_finishes_its_answer_and_takes_no_other(
+    multiplexes: bool, tmp_path: Path
+) -> None:
+    async with World(1, multiplexes=multiplexes) as world, world.edge(tmp_path) as edge:
+        asking = asyncio.create_task(streamed(edge))
+        await asyncio.sleep(1.0)
+        edge.drain.begin(60.0)
+        refused = await edge.client.post("/v1/completions", json=ASK)
+        body = await asking
+
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert body.endswith("data: [DONE]")
+        assert edge.drain.over.is_set()
+
+
+async def test_an_edge_told_twice_ends_its_answer_with_an_error_and_its_session(
+    multiplexes: bool, tmp_path: Path
+) -> None:
+    async with World(1, multiplexes=multiplexes) as world, world.edge(tmp_path) as edge:
+        asking = asyncio.create_task(streamed(edge))
+        await asyncio.sleep(1.0)
+        edge.drain.hurry()
+        await edge.drain.cut()
+        body = await asking
+        await asyncio.sleep(2 * RTT_S)
+
+        assert '"code":"shutting_down"' in body
+        assert not world.processes[0].target.running
+
+
+async def test_a_client_that_leaves_ends_its_session(multiplexes: bool, tmp_path: Path) -> None:
+    async with World(1, multiplexes=multiplexes) as world, world.edge(tmp_path) as edge:
+        asking = asyncio.create_task(streamed(edge))
+        await asyncio.sleep(1.0)
+        assert world.processes[0].target.running
+        asking.cancel()
+        await asyncio.wait([asking])
+        await asyncio.sleep(3 * RTT_S)
+
+        assert not world.processes[0].target.running
