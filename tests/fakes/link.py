@@ -1,8 +1,8 @@
 """A link in memory: HTTP/2 connections to an ASGI app in the same event loop, and their faults.
 
 A client's transport (`Network.transport`) opens connections to the Links of its Network. Each
-request has a Stream of its own: what is put in at one end of a Way comes out at the other later,
-in order, unless the link holds it back or loses it.
+request has a Stream: what is put in at one end of a Way comes out at the other later, in
+order, unless the link holds it back or loses it.
 """
 
 from __future__ import annotations
