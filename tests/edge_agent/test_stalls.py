@@ -19,7 +19,7 @@ from speculation.messages import Finish, Limits, Opened
 from tests.edge_agent.processes import Process
 from tests.edge_agent.test_verifier import everything, request, verifier_at
 from tests.edge_agent.virtual import RTT_S, TEXT, FakeVerifier, World, run
-from tests.edge_agent.virtual_time import compute
+from tests.virtual_time import compute
 
 STALL_S = SILENCE_S + 0.4
 

@@ -56,7 +56,7 @@ from speculation.messages import (
 )
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.processes import Process, seen, until_cancelled
-from tests.edge_agent.virtual_time import compute
+from tests.virtual_time import compute
 
 
 def verifier_at(url: str, metrics: EdgeMetrics) -> Verifier:

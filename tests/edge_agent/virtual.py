@@ -41,7 +41,7 @@ from speculation.messages import (
     Sampling,
 )
 from speculation.verify_session import VerifyingSession
-from tests.edge_agent import virtual_time
+from tests import virtual_time
 from tests.edge_agent.fake_verifier import target_at
 
 RTT_S, PASS_S = 0.05, 0.05

@@ -21,8 +21,8 @@ from speculation.judge import Judgement
 from speculation.messages import Commit, Draft, Finish, Limits, TokenLogprob
 from speculation.verify_machine import Verdict, VerifyMachine
 from speculation.verify_session import VerifyingSession
-from tests.edge_agent.virtual_time import Gate, compute
 from tests.verifier.fake_target import opening
+from tests.virtual_time import Gate, compute
 from verifier.llama_target.scheduler import (
     PASSES,
     PassPart,
