@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -21,6 +22,7 @@ from tests.fakes.world import (
     TOKENS,
     Edge,
     VerifierProcess,
+    WordTarget,
     World,
 )
 
@@ -153,6 +155,39 @@ async def test_a_connection_that_is_open_and_dead_is_replaced_within_moments(
         assert await answered(world, half_open) == TEXT
 
         assert world.processes[0].link.opened == 2
+        assert world.gap_s < NOTICED_S
+
+
+async def test_an_upload_stream_that_is_cut_costs_no_draft_on_it(multiplexes: bool) -> None:
+    async with World(1, multiplexes=multiplexes, fill="never") as world:
+        link = world.processes[0].link
+        resets = {20, 40, 60}
+
+        async def took(text: list[int]) -> None:
+            if len(text) in resets:
+                resets.remove(len(text))
+                await asyncio.sleep(RTT_S / 4)  # a draft is on its way
+                link.reset("/v1/speculate/uploads")
+
+        text: list[int] = []
+        world.took = took  # type: ignore[method-assign]
+        await world.answer(text)
+
+        assert text == TEXT
+        assert link.requests["POST /v1/speculate/uploads"] >= 4
+        assert link.opened == 1
+        assert world.processes[0].opened == (4 if multiplexes else 1)
+        assert world.gap_s < 4 * RTT_S + 2 * PASS_S
+
+
+async def test_a_session_whose_connection_died_unnoticed_gives_its_slot_to_the_next(
+    multiplexes: bool,
+) -> None:
+    one_slot = partial(WordTarget, slots=1)
+    async with World(1, multiplexes=multiplexes, target=one_slot) as world:
+        assert await answered(world, half_open) == TEXT
+
+        assert world.processes[0].asked == 2
         assert world.gap_s < NOTICED_S
 
 

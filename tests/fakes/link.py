@@ -112,8 +112,7 @@ class Connection:
         self.is_closed = True
         self.link.connections.discard(self)
         for stream in tuple(self.streams):
-            stream.up.fail(ConnectionError("connection reset"))
-            stream.down.fail(ReadError("connection reset"))
+            stream.reset()
 
 
 class Stream:
@@ -121,6 +120,7 @@ class Stream:
 
     def __init__(self, connection: Connection, request: Request) -> None:
         self.up, self.down = Way(connection), Way(connection)
+        self.path = urlsplit(request.url).path
         self._connection = connection
         self._is_over = self._has_left = self._is_complete = False
         connection.streams.add(self)
@@ -129,6 +129,11 @@ class Stream:
         run = self._run(connection.link.app, _scope(connection, request))
         self.task = asyncio.create_task(run, context=Context())
         self.task.add_done_callback(self._ended)
+
+    def reset(self) -> None:
+        """Both ends notice it at once."""
+        self.up.fail(ConnectionError("reset"))
+        self.down.fail(ReadError("reset"))
 
     # The client's end.
 
@@ -281,6 +286,13 @@ class Link:
         """Reset all connections."""
         for connection in tuple(self.connections):
             connection.close()
+
+    def reset(self, path: str) -> None:
+        """Reset all requests of this path, and leave the connections."""
+        for connection in self.connections:
+            for stream in connection.streams:
+                if stream.path == path:
+                    stream.reset()
 
     def silence(self, is_silent: bool = True) -> None:
         """Deliver nothing, and let nobody connect, as over a radio link without reception."""

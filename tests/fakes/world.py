@@ -41,7 +41,7 @@ from gateway.errors import ApiError
 from gateway.tracing import NO_SPAN
 from local_models.store import open_store
 from local_models.tokenizer_file import TokenizerFile
-from speculation.messages import Commit, Draft, Finish, Open, Sampling
+from speculation.messages import Commit, Draft, Fill, Finish, Open, Opened, Sampling
 from tests.fakes.link import Link, Network
 from tests.verifier.fake_target import FACTS, STREAMS, FakeTarget, V, opening, said
 from verifier.app import build as build_verifier
@@ -227,7 +227,87 @@ def _patched(network: Network, multiplexes: bool) -> Iterator[None]:
         yield
 
 
-class World:
+class Answers:
+    """Answers that an edge without an engine gets of verifiers. fill: of their sessions."""
+
+    def __init__(self, deadline_s: float = 30.0, fill: Fill = "auto") -> None:
+        self.deadline_s = deadline_s
+        self.fill = fill
+        self.drafted = TOKENS
+        """The edge drafts for so many positions."""
+
+        self.metrics = EdgeMetrics(CollectorRegistry())
+        self.gap_s = 0.0
+        """The longest time between two tokens."""
+
+        self.losses: list[ApiError] = []
+        """What has ended sessions before their Finish."""
+
+        self._last_s = 0.0
+
+    async def connect(self, *urls: str, key: str | None = None) -> None:
+        """Use these verifiers, all of which are ready."""
+        connect = partial(Connection, key=key, ca_certificate=None)
+        known = [Verifier(connect(url), self.metrics) for url in urls]
+        self.verifiers = Verifiers(known, self.metrics, self.deadline_s)
+        for verifier in known:
+            await verifier.facts()
+            verifier.note(Event.IS_READY)
+
+    async def took(self, text: list[int]) -> None:
+        """Return when the client of an answer has read it as far as it has come."""
+
+    async def lost(self) -> None:
+        """Return when the answer that has lost its session may go on."""
+
+    async def answer(self, text: list[int], sampling: Sampling = PLAIN) -> None:
+        """Generate an answer into `text`. Raises ApiError."""
+        facts = await self.verifiers.facts()
+        sessions = self.verifiers.answer(facts.identity, NO_SPAN)
+        self._last_s = asyncio.get_running_loop().time()
+        request = opening(
+            vocabulary=facts.vocabulary, prompt=PROMPT, sampling=sampling,
+            max_tokens=TOKENS, identity=facts.identity, fill=self.fill,
+        )  # fmt: skip
+        while not await self._follow(sessions, request, text):
+            pass
+
+    async def _follow(self, sessions: AnswerSessions, request: Open, text: list[int]) -> bool:
+        session = sessions.open(replace(request, committed=tuple(text)))
+        try:
+            async with (
+                running_alongside(session.post()),
+                aclosing(session.events()) as events,
+            ):
+                async for message in events:
+                    if isinstance(message, Commit):
+                        assert message.start == len(text)
+                        text += message.tokens
+                    if isinstance(message, Opened | Commit):
+                        if len(text) < min(self.drafted, TOKENS):
+                            token = said(PROMPT, len(text))
+                            session.send(Draft(0, len(text), 0, (token,)))
+                        await self.took(text)
+                    if isinstance(message, Commit):
+                        self._note_gap()
+                        self._last_s = asyncio.get_running_loop().time()
+                    if isinstance(message, Finish):
+                        return True
+        except ApiError as error:
+            self.losses.append(error)
+            await self.lost()
+            try:
+                await sessions.again(session, error)
+            finally:
+                self._note_gap()
+        return False
+
+    def _note_gap(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        self.gap_s = max(self.gap_s, now_s - self._last_s)
+
+
+class World(Answers):
     """Some verifiers, and an edge's view of them, as an async context. settings: of each
     verifier. multiplexes: even one session's messages go down the upload stream; otherwise
     none's do."""
@@ -238,21 +318,14 @@ class World:
         *,
         multiplexes: bool = False,
         deadline_s: float = 30.0,
+        fill: Fill = "auto",
         target: Callable[[], FakeTarget] = WordTarget,
         **settings: Any,  # noqa: ANN401 - of the verifier
     ) -> None:
+        super().__init__(deadline_s, fill)
         self.network = Network()
         self.multiplexes = multiplexes
-        self.deadline_s = deadline_s
-        self.drafted = TOKENS
-        """The edge drafts for so many positions."""
-
-        self.metrics = EdgeMetrics(CollectorRegistry())
         self.processes = [VerifierProcess(n, target, **settings) for n in range(count)]
-        self.gap_s = 0.0
-        """The longest time between two tokens."""
-
-        self._last_s = 0.0
         self._patches = ExitStack()
 
     async def __aenter__(self) -> Self:
@@ -261,12 +334,7 @@ class World:
             self.network[process.url.removeprefix("http://")] = process.link
             await process.start()
         await asyncio.sleep(0.001)  # the targets have started
-        connect = partial(Connection, key=None, ca_certificate=None)
-        known = [Verifier(connect(each.url), self.metrics) for each in self.processes]
-        self.verifiers = Verifiers(known, self.metrics, self.deadline_s)
-        for verifier in known:
-            await verifier.facts()
-            verifier.note(Event.IS_READY)
+        await self.connect(*(process.url for process in self.processes))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -275,52 +343,6 @@ class World:
             await process.close()
         self._patches.close()
         assert not [error for each in self.processes for error in each.link.errors]
-
-    async def took(self, text: list[int]) -> None:
-        """Return when the client of an answer has read it as far as it has come."""
-
-    async def answer(self, text: list[int], sampling: Sampling = PLAIN) -> None:
-        """Generate an answer into `text`. Raises ApiError."""
-        facts = await self.verifiers.facts()
-        sessions = self.verifiers.answer(facts.identity, NO_SPAN)
-        self._last_s = asyncio.get_running_loop().time()
-        request = opening(
-            vocabulary=facts.vocabulary, prompt=PROMPT, sampling=sampling,
-            max_tokens=TOKENS, identity=facts.identity, fill="auto",
-        )  # fmt: skip
-        while not await self._follow(sessions, request, text):
-            pass
-
-    async def _follow(self, sessions: AnswerSessions, request: Open, text: list[int]) -> bool:
-        session = sessions.open(replace(request, committed=tuple(text)))
-        begins = len(text)
-        try:
-            async with (
-                running_alongside(session.post()),
-                aclosing(session.events()) as events,
-            ):
-                async for message in events:
-                    if isinstance(message, Commit):
-                        assert message.start == len(text)
-                        text += message.tokens
-                        if len(text) < min(self.drafted, TOKENS):
-                            token = said(PROMPT, len(text))
-                            session.send(Draft(0, len(text), len(text) - begins, (token,)))
-                        await self.took(text)
-                        self._note_gap()
-                        self._last_s = asyncio.get_running_loop().time()
-                    if isinstance(message, Finish):
-                        return True
-        except ApiError as error:
-            try:
-                await sessions.again(session, error)
-            finally:
-                self._note_gap()
-        return False
-
-    def _note_gap(self) -> None:
-        now_s = asyncio.get_running_loop().time()
-        self.gap_s = max(self.gap_s, now_s - self._last_s)
 
     # Whole edges, and clients of them.
 
