@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from asyncio import StreamReader, StreamWriter
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from random import Random
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -22,7 +20,6 @@ from starlette.types import Receive as Receive
 from starlette.types import Scope
 from starlette.types import Send as Send
 
-from picospec.link import HOST, Conditions, EmulatedConnection, Link, Path, reset
 from speculation import wire
 from speculation.judge import Judgement
 from speculation.messages import (
@@ -265,83 +262,3 @@ def _take(session: Session, frames: bytes) -> None:
     for message in wire.Decoder().feed(frames):
         assert isinstance(message, Pushed)
         session.machine.receive(message)
-
-
-# The bench's relay, whose link can also be cut, go silent, and tell what passes.
-
-
-class WatchedPath(Path):
-    """It notes when bytes entered, and how many."""
-
-    def __init__(self) -> None:
-        super().__init__(Conditions(), Random(7))
-        self.passed: list[tuple[float, int]] = []
-
-    def arrival(self, now_s: float, size_bytes: int) -> float:
-        self.passed.append((now_s, size_bytes))
-        return super().arrival(now_s, size_bytes)
-
-
-class FaultyLink(Link):
-    """Open it with `async with`; it leads to a port of this machine."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__((HOST, port))
-        self.up: WatchedPath = WatchedPath()
-        self._refuses = False
-        self._silent = False
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
-
-    def leads_to(self, port: int) -> None:
-        """Have later connections go to another port."""
-        self.upstream = (HOST, port)
-
-    def accept(self, reader: StreamReader, writer: StreamWriter) -> None:
-        if self._refuses:
-            return reset(writer)
-        before = set(self.connections)
-        super().accept(reader, writer)
-        if self._silent:
-            self._stall(True, before)
-
-    async def refuse(self, for_s: float) -> None:
-        """Reset all connections, and new ones for so long."""
-        self._refuses = True
-        self.cut()
-        await asyncio.sleep(for_s)
-        self._refuses = False
-
-    async def silence(self, for_s: float) -> None:
-        """Deliver nothing for so long, as over a radio link without reception."""
-        self._silent = True
-        self._stall(True)
-        await asyncio.sleep(for_s)
-        self._silent = False
-        self._stall(False)
-
-    def close_port(self) -> None:
-        """Refuse connections, as a host does where no process listens."""
-        if self._server is not None:
-            self._server.close()
-
-    def half_open(self) -> None:
-        """Never deliver anything on the connections that there are; others work."""
-        self._stall(True)
-
-    def heal(self) -> None:
-        """Be a link without faults, for later connections too."""
-        self._refuses = self._silent = False
-        self.change(Conditions())
-        self.up.passed.clear()
-
-    def sent_up_at(self, after_s: float, least_bytes: int) -> float | None:
-        """Return when so many bytes first went up at once, after a time of the loop's clock."""
-        found = (at for at, size in self.up.passed if at > after_s and size >= least_bytes)
-        return next(found, None)
-
-    def _stall(self, stalled: bool, without: Collection[EmulatedConnection] = ()) -> None:
-        for connection in self.connections.difference(without):
-            connection.stall(stalled)

@@ -14,7 +14,6 @@ from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from gateway.drain import Drain
 from gateway.errors import Draining, Unavailable
-from tests.edge_agent.fake_verifier import FaultyLink
 from tests.edge_agent.processes import (
     TEXT,
     Answer,
@@ -26,6 +25,7 @@ from tests.edge_agent.processes import (
     until_cancelled,
     using,
 )
+from tests.fakes.faulty_link import FaultyLink
 
 GUARD_S = 10.0
 """Long before anything but the beat notices a silent verifier; slow hosts take a while."""

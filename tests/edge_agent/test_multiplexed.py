@@ -16,11 +16,12 @@ from gateway.drain import running_alongside
 from gateway.errors import EngineFault
 from speculation import wire
 from speculation.messages import Commit, Draft, Finish, Multiplexed
-from tests.edge_agent.fake_verifier import FaultyLink, target_at
+from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.processes import running, seen, using
 from tests.edge_agent.test_proxies import LONG, session
 from tests.edge_agent.test_stalls import Carrying
 from tests.edge_agent.virtual import PASS_S, RTT_S, TEXT, FakeVerifier, run
+from tests.fakes.faulty_link import FaultyLink
 from tests.verifier.conftest import KEY, fake_verifier
 from tests.verifier.fake_target import opening, said
 
