@@ -11,25 +11,35 @@ from random import Random
 
 import pytest
 
-from edge_agent.link.failover_policy import JITTER_S
+from edge_agent.link.connection import UPLOADS_PATH
+from edge_agent.link.failover_policy import JITTER_S, RESPONSE_TIMEOUT_S, Event
 from edge_agent.link.session import SILENCE_S
 from gateway.drain import Drain
-from gateway.errors import Unavailable
+from gateway.errors import Draining, Unavailable
+from local_models.checker import ANSWER_TIMEOUT_S
+from local_models.constraints import NAME
+from speculation.messages import Sampling
+from tests.fakes.link import Link
 from tests.fakes.world import (
     PASS_S,
     RTT_S,
     TEXT,
     TOKENS,
+    Answers,
     Edge,
     VerifierProcess,
     WordTarget,
     World,
 )
+from tests.virtual_time import compute
 
 Fault = Callable[[VerifierProcess], Awaitable[None] | None]
 
 NOTICED_S = SILENCE_S + 3 * RTT_S + JITTER_S + 2 * PASS_S
 """A silent link is noticed, and the answer goes on, within this time."""
+
+STALL_S = SILENCE_S + 0.4
+GRAMMAR = Sampling(extras={NAME: b"{}"})
 
 ASK = {"prompt": "w4 w5 w6", "max_tokens": TOKENS, "seed": 7}
 SAID = "".join(f"w{token}" for token in TEXT)
@@ -121,6 +131,7 @@ async def test_where_a_process_is_gone_another_verifier_goes_on(multiplexes: boo
         assert await answered(world, kill) == TEXT
 
         assert [process.opened for process in world.processes] == [1, 1]
+        assert [getattr(loss, "how", "") for loss in world.losses] == ["broken", "refused"]
         assert world.gap_s < JITTER_S + 5 * RTT_S + 2 * PASS_S
         assert world.metrics.reopens._value.get() == 1
 
@@ -167,14 +178,15 @@ async def test_an_upload_stream_that_is_cut_costs_no_draft_on_it(multiplexes: bo
             if len(text) in resets:
                 resets.remove(len(text))
                 await asyncio.sleep(RTT_S / 4)  # a draft is on its way
-                link.reset("/v1/speculate/uploads")
+                for upload in link.streams(UPLOADS_PATH):
+                    upload.reset()
 
         text: list[int] = []
         world.took = took  # type: ignore[method-assign]
         await world.answer(text)
 
         assert text == TEXT
-        assert link.requests["POST /v1/speculate/uploads"] >= 4
+        assert link.requests[f"POST {UPLOADS_PATH}"] >= 4
         assert link.opened == 1
         assert world.processes[0].opened == (4 if multiplexes else 1)
         assert world.gap_s < 4 * RTT_S + 2 * PASS_S
@@ -254,6 +266,209 @@ async def test_whatever_befalls_links_costs_time_alone(multiplexes: bool, seed: 
         assert text == TEXT
         await asyncio.sleep(30.0)
         assert not any(process.target.running for process in world.processes)
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_whatever_befalls_processes_costs_time_or_one_error(
+    multiplexes: bool, seed: int
+) -> None:
+    chance, text, absent = Random(seed), list[int](), set[VerifierProcess]()
+
+    async def begins_anew(process: VerifierProcess) -> None:
+        """Have a process end, killed or drained, and begin again."""
+        if process in absent:
+            return
+        absent.add(process)
+        process.signal(signal.SIGTERM) if process.opened % 2 else process.kill()
+        await process.ended.wait()
+        await asyncio.sleep(4.0)
+        await process.start()
+        absent.remove(process)
+
+    faults: list[Fault] = [cut, silence, half_open, begins_anew]
+    count = chance.randint(1, 3)
+    async with World(count, multiplexes=multiplexes, drain_timeout_s=2.0) as world:
+        async with asyncio.TaskGroup() as tasks:
+            answering = asyncio.create_task(world.answer(text))
+            await asyncio.sleep(4 * RTT_S)
+            for _ in range(chance.randint(1, 8)):
+                await asyncio.sleep(chance.uniform(0.0, 2.0))
+                fault = chance.choice(faults)
+                if (going_on := fault(chance.choice(world.processes))) is not None:
+                    tasks.create_task(going_on)  # type: ignore[arg-type]
+
+        await asyncio.wait([answering])
+        assert text == TEXT[: len(text)]
+        assert len(text) == TOKENS or "3 verifiers were lost" in str(answering.exception())
+        await asyncio.sleep(30.0)
+        assert not any(process.target.running for process in world.processes)
+
+
+# Before the first token, and refusals.
+
+
+async def test_an_answer_over_a_connection_that_died_while_it_was_idle_begins_on_another(
+    multiplexes: bool,
+) -> None:
+    async with World(1, multiplexes=multiplexes) as world:
+        link, text = world.processes[0].link, list[int]()
+        link.silence()
+        asyncio.get_running_loop().call_later(RESPONSE_TIMEOUT_S - 1.0, link.silence, False)
+
+        await world.answer(text)
+
+        assert text == TEXT
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_verifier_that_tries_a_grammar_for_long_is_waited_for(
+    multiplexes: bool, count: int
+) -> None:
+    async with World(count, multiplexes=multiplexes) as world:
+        for process in world.processes:
+            process.trial_s = ANSWER_TIMEOUT_S
+        text: list[int] = []
+
+        await world.answer(text, GRAMMAR)
+
+        assert text == TEXT
+        assert [process.asked for process in world.processes] == [1, 0][:count]
+
+
+async def test_a_lost_answer_waits_no_longer_for_a_grammar_than_for_a_verifier(
+    multiplexes: bool,
+) -> None:
+    async with World(2, multiplexes=multiplexes, deadline_s=5.0) as world:
+        world.processes[1].trial_s = ANSWER_TIMEOUT_S
+        asyncio.get_running_loop().call_later(2.0, world.processes[0].kill)
+
+        with pytest.raises(Unavailable):
+            await world.answer([], GRAMMAR)
+
+        assert world.gap_s == pytest.approx(5.0, abs=JITTER_S + PASS_S)
+
+
+async def test_verifiers_that_hand_an_answer_over_have_not_lost_it(multiplexes: bool) -> None:
+    async with World(5, multiplexes=multiplexes, drain_timeout_s=0.0) as world:
+
+        async def took(_: list[int]) -> None:
+            for process in world.processes[:4]:
+                if process.is_up and process.target.running:
+                    process.signal(signal.SIGTERM)
+
+        text: list[int] = []
+        world.took = took  # type: ignore[method-assign]
+        await world.answer(text)
+
+        assert text == TEXT
+        assert [process.opened for process in world.processes] == [1] * 5
+
+
+async def test_a_prompt_that_takes_longer_to_read_than_the_link_holds_is_read(
+    multiplexes: bool,
+) -> None:
+    async with World(1, multiplexes=multiplexes) as world:
+        (process,) = world.processes
+        process.first_token_s = 120.0
+
+        async def cuts(_: VerifierProcess) -> None:
+            for _ in range(10):
+                await asyncio.sleep(10.0)
+                process.first_token_s -= 10.0  # the prefix cache keeps what was read
+                process.link.cut()
+
+        assert await answered(world, cuts, after=0) == TEXT
+        assert process.opened == 11
+
+
+@pytest.mark.parametrize("every_s", [10.0, 0.2], ids=["after heartbeats", "before any beat"])
+async def test_a_verifier_that_takes_sessions_and_never_says_a_token_is_left_in_time(
+    multiplexes: bool, every_s: float
+) -> None:
+    async with World(1, multiplexes=multiplexes) as world:
+        world.processes[0].first_token_s = 1e6
+
+        async def cuts(process: VerifierProcess) -> None:
+            while True:
+                await asyncio.sleep(every_s)
+                process.link.cut()
+
+        with pytest.raises(ExceptionGroup) as raised:
+            await answered(world, cuts, after=0)
+
+        assert raised.group_contains(Unavailable, match="no token for 6")
+
+
+async def test_a_verifier_that_was_restarted_just_now_takes_what_a_draining_one_does_not(
+    multiplexes: bool,
+) -> None:
+    async with World(2, multiplexes=multiplexes, drain_timeout_s=60.0) as world:
+        other: list[int] = []
+
+        async def drain(process: VerifierProcess) -> None:
+            process.signal(signal.SIGTERM)
+            world.verifiers.all[1].note(Event.LOST)  # as it was at the last probe
+            await world.answer(other)
+
+        assert await answered(world, drain) == other == TEXT
+
+
+async def test_a_full_verifier_is_asked_again_when_it_says(multiplexes: bool) -> None:
+    async with World(1, multiplexes=multiplexes) as world:
+
+        async def fill(process: VerifierProcess) -> None:
+            process.is_full = True
+            process.link.cut()
+            await asyncio.sleep(5.0)
+            process.is_full = False
+
+        assert await answered(world, fill) == TEXT
+        assert world.processes[0].opened == 2
+        assert world.processes[0].asked < 7  # a second apart, and a wait that grows
+
+
+async def test_behind_an_address_that_leads_elsewhere_now_a_draining_verifier_is_left(
+    multiplexes: bool,
+) -> None:
+    async with World(2, multiplexes=multiplexes, drain_timeout_s=60.0) as world:
+        old, new = world.processes
+        address = world.network["127.0.0.1:1"] = Link(old.link.app)
+        edge = Answers()
+        await edge.connect("http://127.0.0.1:1")
+
+        async def drain(_: VerifierProcess) -> None:
+            old.signal(signal.SIGTERM)
+            address.app = new.link.app  # as a Service of Kubernetes has it
+            with pytest.raises(Draining):
+                await edge.answer([])
+            text: list[int] = []
+            await edge.answer(text)
+            assert text == TEXT
+
+        assert await answered(world, drain) == TEXT
+        assert new.opened == 1
+        await edge.verifiers.close()
+
+
+# An event loop that stands still for longer than a stream may be silent.
+
+
+async def test_what_came_while_the_loop_stood_still_is_read(multiplexes: bool) -> None:
+    async with World(1, multiplexes=multiplexes) as world:
+        assert await answered(world, lambda _: compute(STALL_S)) == TEXT
+
+        assert world.processes[0].opened == 1
+
+
+async def test_a_stream_that_stays_silent_after_it_is_lost(multiplexes: bool) -> None:
+    async with World(2, multiplexes=multiplexes) as world:
+
+        def fall_silent(process: VerifierProcess) -> None:
+            process.link.silence()
+            compute(STALL_S)
+
+        assert await answered(world, fall_silent) == TEXT
+        assert world.gap_s < STALL_S + 2 * NOTICED_S
 
 
 # Drains.

@@ -39,6 +39,9 @@ class Way:
         self._connection = connection
         self._pieces = deque[tuple[float, Piece]]()
         self._bytes = 0
+        self.pieces = 0
+        """So many were put in."""
+
         self._changed = asyncio.Event()
         self.error: Exception | None = None
 
@@ -56,6 +59,7 @@ class Way:
         if self._pieces:
             arrival_s = max(arrival_s, self._pieces[-1][0])
         self._pieces.append((arrival_s, piece))
+        self.pieces += 1
         self._bytes += len(piece) if isinstance(piece, bytes) else 0
         self.wake()
 
@@ -93,6 +97,7 @@ class Connection:
 
     def __init__(self, link: Link, version: HTTPVersion) -> None:
         self.link = link
+        self.app = link.app
         self.version = version
         self.is_dead = self.is_closed = False
         self.streams = set[Stream]()
@@ -126,7 +131,7 @@ class Stream:
         connection.streams.add(self)
         connection.link.note(request)
         self._sending = asyncio.create_task(self._send_up(request.content))
-        run = self._run(connection.link.app, _scope(connection, request))
+        run = self._run(connection.app, _scope(connection, request))
         self.task = asyncio.create_task(run, context=Context())
         self.task.add_done_callback(self._ended)
 
@@ -237,7 +242,8 @@ def _scope(connection: Connection, request: Request) -> dict[str, Any]:
 
 
 class Link:
-    """What leads to one address. app: None refuses, as where no process listens.
+    """What leads to one address. app: None refuses, as where no process listens; later
+    connections lead to another one that takes its place.
 
     delay_s: of each piece, one way. jitter_s: at most so much more, so that pieces of different
     streams overtake one another.
@@ -287,12 +293,10 @@ class Link:
         for connection in tuple(self.connections):
             connection.close()
 
-    def reset(self, path: str) -> None:
-        """Reset all requests of this path, and leave the connections."""
-        for connection in self.connections:
-            for stream in connection.streams:
-                if stream.path == path:
-                    stream.reset()
+    def streams(self, path: str) -> list[Stream]:
+        """Return the requests of this path that run: `reset` cuts one, and leaves the rest."""
+        each = (stream for connection in self.connections for stream in connection.streams)
+        return [stream for stream in each if stream.path == path]
 
     def silence(self, is_silent: bool = True) -> None:
         """Deliver nothing, and let nobody connect, as over a radio link without reception."""

@@ -39,6 +39,7 @@ from edge_agent.metrics import EdgeMetrics
 from gateway.drain import Drain, running_alongside
 from gateway.errors import ApiError
 from gateway.tracing import NO_SPAN
+from local_models.constraints import NAME
 from local_models.store import open_store
 from local_models.tokenizer_file import TokenizerFile
 from speculation.messages import Commit, Draft, Fill, Finish, Open, Opened, Sampling
@@ -46,6 +47,7 @@ from tests.fakes.link import Link, Network
 from tests.verifier.fake_target import FACTS, STREAMS, FakeTarget, V, opening, said
 from verifier.app import build as build_verifier
 from verifier.settings import load as load_verifier
+from verifier.target import TargetFull
 
 RTT_S, PASS_S = 0.05, 0.05
 TOKENS = 100
@@ -165,6 +167,8 @@ class VerifierProcess(Service):
         self.is_poisoned = False
         """It ends with each session after six tokens."""
 
+        self.is_full = False
+
         self.opened = 0
         """So many sessions were taken, in all its lives."""
 
@@ -179,6 +183,8 @@ class VerifierProcess(Service):
     async def _check(self, request: Open, _: int) -> None:
         if request.sampling.extras:
             await asyncio.sleep(self.trial_s)
+        if self.is_full:
+            raise TargetFull("all slots are taken")
         self.opened += 1
 
     async def _pass(self, request: Open, passes: int) -> None:
@@ -198,12 +204,14 @@ class WordTarget(FakeTarget):
 
     def __init__(self, **options: Any) -> None:  # noqa: ANN401 - FakeTarget's
         super().__init__(**{"slots": 64, "pass_s": PASS_S, **options})
-        self._facts = msgspec.structs.replace(FACTS, vocabulary=WORDS.digest, identity="i")
+        self._facts = msgspec.structs.replace(
+            FACTS, vocabulary=WORDS.digest, identity="i", features=[*FACTS.features, NAME]
+        )
         self._tokenizer, self.packed_tokenizer = WORDS.open(), WORDS.pack()
 
 
 @contextmanager
-def _patched(network: Network, multiplexes: bool) -> Iterator[None]:
+def _patched(network: Network, multiplexes: bool | None) -> Iterator[None]:
     """Have this process's clients use the network, and its services be none of the system's."""
     loop = asyncio.get_running_loop()
 
@@ -223,7 +231,8 @@ def _patched(network: Network, multiplexes: bool) -> Iterator[None]:
         patch.setattr(loop, "remove_signal_handler", lambda _: True)
         patch.setattr("verifier.app.end_within", end_within)
         patch.setattr("verifier.app.os", system)
-        patch.setattr(uploads, "MIN_MULTIPLEXED", 1 if multiplexes else 1 << 20)
+        if multiplexes is not None:
+            patch.setattr(uploads, "MIN_MULTIPLEXED", 1 if multiplexes else 1 << 20)
         yield
 
 
@@ -309,14 +318,14 @@ class Answers:
 
 class World(Answers):
     """Some verifiers, and an edge's view of them, as an async context. settings: of each
-    verifier. multiplexes: even one session's messages go down the upload stream; otherwise
-    none's do."""
+    verifier. multiplexes: even one session's messages go down the upload stream; if False,
+    none's do, and if None, those of several."""
 
     def __init__(
         self,
         count: int = 1,
         *,
-        multiplexes: bool = False,
+        multiplexes: bool | None = False,
         deadline_s: float = 30.0,
         fill: Fill = "auto",
         target: Callable[[], FakeTarget] = WordTarget,
