@@ -25,7 +25,6 @@ from speculation.judge import Judgement
 from speculation.messages import (
     PROTOCOL_VERSION,
     Down,
-    Fault,
     Limits,
     Multiplexed,
     Open,
@@ -67,8 +66,6 @@ RUN = f"{os.getpid():08d}"
 """What the names of this process's sessions begin with."""
 
 cuts: Counter[str] = Counter()
-cancelled: list[str] = []
-replaced: list[str] = []
 draining: list[str] = []
 """It is not empty once no more sessions are opened."""
 
@@ -148,10 +145,8 @@ def _seen() -> dict[str, int]:
     names = [session.names for session in sessions.values()]
     return {
         "opened": len(sessions),
-        "cancelled": len(cancelled),
         "strays": len(strays),
         "told": len(told),
-        "replaced": len(replaced),
         "uploaded": len(uploaded),
         "carried": len(multiplexed),
         "posts": sum(session.posts for session in sessions.values()),
@@ -181,8 +176,6 @@ def _open(body: bytes, called: str) -> Response:
     kind = NAME or request.model
     if draining or kind == "draining":
         return JSONResponse(DRAINING, 503)
-    if request.replaces in sessions:
-        replaced.append(request.replaces)
     machine = VerifyingSession(request, LIMITS, vocabulary_size=VOCABULARY, u=iter(()))
     session = Session(machine, kind, names={called})
     name = f"{RUN}-{len(sessions)}"
@@ -192,7 +185,7 @@ def _open(body: bytes, called: str) -> Response:
 
 async def _stream(session: Session, name: str, called: str) -> AsyncIterator[bytes]:
     """Send what the machine commits; a model that cuts ends three times before the end."""
-    whole, carry = False, None
+    carry = None
     try:
         yield b""  # the head goes at once
         async for piece in _pieces(session, name, called):
@@ -204,18 +197,13 @@ async def _stream(session: Session, name: str, called: str) -> AsyncIterator[byt
                 yield piece
             else:
                 await carry(wire.encode_record(name, piece))
-        whole = True
     finally:
         session.runs = False
         if carry is not None:
             await carry(wire.encode_record(name))
-        if not whole:
-            cancelled.append(name)
 
 
 async def _pieces(session: Session, name: str, called: str) -> AsyncIterator[bytes]:
-    if session.model == "busy":
-        await asyncio.sleep(1.5)
     count = 0
     async for message in _messages(session, name):
         if session.model == "garbage" and count == 3:
@@ -239,11 +227,6 @@ async def _messages(session: Session, name: str) -> AsyncIterator[Down]:
         matches = [a == b for a, b in zip(judged.draft, truth, strict=False)]
         accepted = matches.index(False) if False in matches else len(matches)
         down = machine.resolve(Judgement(tuple(truth[: accepted + 1]), accepted), pass_s=PASS_S)
-        if session.model == "poisoned" and judged.start > 5:
-            os._exit(1)
-        if session.model == "fault" and judged.start > 5:
-            yield Fault("shutting_down", "going home", retryable=True)
-            return
         for message in down:
             yield message
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+import httpx
 import pytest
 
 from edge_agent.link.connection import UPLOADS_PATH
@@ -26,7 +27,6 @@ from tests.fakes.world import (
     TEXT,
     TOKENS,
     Answers,
-    Edge,
     VerifierProcess,
     WordTarget,
     World,
@@ -513,10 +513,24 @@ async def test_while_it_drains_only_a_session_goes_on(multiplexes: bool) -> None
                     "/v1/completions", json={"prompt": "a"}
                 )):  # fmt: skip
                     codes.append((answer.status_code, answer.json()["error"]["code"]))
+                    assert answer.headers["retry-after"] == "1"
                 codes.append((await client.get("/health")).json()["state"])
 
         assert await answered(world, drain) == TEXT
         assert codes == [(503, "draining"), (503, "draining"), "draining"]
+
+
+async def test_a_plain_answer_that_is_cut_off_ends_with_an_error_that_says_so(
+    multiplexes: bool,
+) -> None:
+    async with World(1, multiplexes=multiplexes, drain_timeout_s=0.2) as world:
+        (process,) = world.processes
+        asking = asyncio.create_task(streamed(world.client(process.url)))
+        await asyncio.sleep(1.0)
+        process.signal(signal.SIGTERM)
+
+        assert '"code":"shutting_down"' in await asking
+        await process.ended.wait()
 
 
 async def test_a_target_that_hangs_ends_its_sessions_and_the_process(
@@ -554,9 +568,9 @@ async def test_an_answer_that_is_cut_off_ends_its_session(multiplexes: bool) -> 
 # Whole edges.
 
 
-async def streamed(edge: Edge) -> str:
+async def streamed(client: httpx.AsyncClient) -> str:
     """Return the text of a streamed answer and the error at its end, if it has one."""
-    async with edge.client.stream("POST", "/v1/completions", json=ASK | {"stream": True}) as a:
+    async with client.stream("POST", "/v1/completions", json=ASK | {"stream": True}) as a:
         assert a.status_code == 200
         body = "".join([line async for line in a.aiter_lines()])
     return body
@@ -580,7 +594,7 @@ async def test_an_edge_that_drains_finishes_its_answer_and_takes_no_other(
     multiplexes: bool, tmp_path: Path
 ) -> None:
     async with World(1, multiplexes=multiplexes) as world, world.edge(tmp_path) as edge:
-        asking = asyncio.create_task(streamed(edge))
+        asking = asyncio.create_task(streamed(edge.client))
         await asyncio.sleep(1.0)
         edge.drain.begin(60.0)
         refused = await edge.client.post("/v1/completions", json=ASK)
@@ -595,7 +609,7 @@ async def test_an_edge_told_twice_ends_its_answer_with_an_error_and_its_session(
     multiplexes: bool, tmp_path: Path
 ) -> None:
     async with World(1, multiplexes=multiplexes) as world, world.edge(tmp_path) as edge:
-        asking = asyncio.create_task(streamed(edge))
+        asking = asyncio.create_task(streamed(edge.client))
         await asyncio.sleep(1.0)
         edge.drain.hurry()
         await edge.drain.cut()
@@ -608,7 +622,7 @@ async def test_an_edge_told_twice_ends_its_answer_with_an_error_and_its_session(
 
 async def test_a_client_that_leaves_ends_its_session(multiplexes: bool, tmp_path: Path) -> None:
     async with World(1, multiplexes=multiplexes) as world, world.edge(tmp_path) as edge:
-        asking = asyncio.create_task(streamed(edge))
+        asking = asyncio.create_task(streamed(edge.client))
         await asyncio.sleep(1.0)
         assert world.processes[0].target.running
         asking.cancel()
