@@ -320,6 +320,16 @@ async def test_an_answer_over_a_connection_that_died_while_it_was_idle_begins_on
         assert text == TEXT
 
 
+async def test_a_new_answer_asks_a_process_that_is_gone_once(multiplexes: bool) -> None:
+    async with World(1, multiplexes=multiplexes) as world:
+        world.processes[0].kill()
+
+        with pytest.raises(Unavailable, match="refused"):
+            await world.answer([])
+
+        assert len(world.losses) == 1
+
+
 @pytest.mark.parametrize("count", [1, 2])
 async def test_a_verifier_that_tries_a_grammar_for_long_is_waited_for(
     multiplexes: bool, count: int
