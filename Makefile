@@ -77,6 +77,9 @@ mutants: .venv/.ready-dev
 ROOMS := $(addprefix -p ,edge_agent gateway local_models picospec speculation verifier) \
 	--exclude '^verifier/vllm_target/'
 
+# The documents that keep to the rule of CONTRIBUTING.md; the others will follow.
+PLAIN := README.md $(addprefix docs/,decisions.md metrics.md settings.md)
+
 check: .venv/.ready-dev
 	@$(STEP) "lint" $(BIN)/ruff check .
 	@$(STEP) "format" $(BIN)/ruff format --check .
@@ -84,6 +87,7 @@ check: .venv/.ready-dev
 	@$(STEP) "types on macOS" $(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin $(ROOMS)
 	@$(STEP) "types on Windows" $(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 $(ROOMS)
 	@$(STEP) "imports" $(BIN)/lint-imports
+	@$(STEP) "prose" $(BIN)/python scripts/prose.py $(PLAIN)
 
 BENCH_OUT ?= build/bench-smoke
 BENCH_ARMS := cloud,picospec,picospec-separate,picospec-nofill,sync,paper,colocated,edge-only

@@ -38,7 +38,7 @@ from local_models.llama_cpp.model import Context, Model
 from local_models.store import open_store
 from local_models.tokenizer_file import TokenizerFile
 from speculation import coupled
-from speculation.distributions import DraftToken
+from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
 from speculation.messages import (
     Commit,

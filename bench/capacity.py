@@ -57,7 +57,7 @@ from gateway.ports import Job, Statistics
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.tokenizer import Tokenizer
 from picospec.link import HOST, Conditions, Link
-from speculation.distributions import DraftToken
+from speculation.draft_token import DraftToken
 from speculation.messages import Limits, ModelFacts, Sampling, TokenId
 
 

@@ -32,7 +32,8 @@ from local_models.llama_cpp.segments import Segment
 from local_models.store import open_store
 from local_models.tokenizer_file import tokenizer_file
 from speculation import coupled
-from speculation.distributions import DraftSampler, DraftToken, distribution, top
+from speculation.distributions import distribution, top
+from speculation.draft_token import DraftSampler, DraftToken
 from speculation.messages import TokenId
 from speculation.noise import noise_index
 

@@ -25,19 +25,23 @@ from edge_agent.draft import loading
 from edge_agent.draft.loading import MakeDrafter, first_draft
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
-from gateway.drain import Drain, start
+from gateway.access import HEALTH_PATHS
+from gateway.background_work import start
+from gateway.drain import Drain
 from gateway.errors import Unavailable
 from gateway.hosting import logs
+from gateway.hosting.http1 import DrainingServer, protocol
+from gateway.hosting.idle_connections import cut_silent
 from gateway.hosting.limits import max_accepted, max_connections, raise_limit
-from gateway.hosting.server import DrainingServer, check_free, cut_silent, protocol, settle
-from gateway.hosting.settings import TlsSettings, check_listening, wrong
+from gateway.hosting.server import check_free, settle
+from gateway.hosting.settings import TlsSettings, wrong
+from gateway.hosting.strangers import check_listening
 from gateway.http import error_response, json_response
-from gateway.middleware import HEALTH_PATHS
 from gateway.system import pin
 from gateway.turns import in_own_thread
 from local_models.errors import ModelError
 from local_models.store import open_store
-from speculation.drafting import DraftPolicy
+from speculation.draft_policy import DraftPolicy
 from speculation.messages import Fill, Judge
 
 # Answers for an edge whose app is not there yet: it is alive, and not ready.

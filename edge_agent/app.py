@@ -33,15 +33,16 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.proxy import open_proxy
 from edge_agent.served import Maker, ServedModel, ServedModels
 from edge_agent.settings import DNS, EdgeSettings
+from gateway.access import HEALTH_PATHS, Access
 from gateway.app import create_app
-from gateway.drain import Drain, kept_going, start
+from gateway.background_work import kept_going, start
+from gateway.drain import Drain
 from gateway.errors import ApiError, Unavailable
-from gateway.hosting.settings import hosts_of
-from gateway.middleware import HEALTH_PATHS, Access
+from gateway.hosting.strangers import hosts_of
 from gateway.request_context import context_of
 from gateway.tracing import open_tracing
 from local_models.store import Store
-from speculation.drafting import DraftPolicy
+from speculation.draft_policy import DraftPolicy
 from speculation.messages import ANSWER_CACHE, PROTOCOL_VERSION
 
 NOT_READY: Final = "no verifier can be used; /status says why"

@@ -19,7 +19,7 @@ from edge_agent.draft.drafter import CannotDraft, DraftSlot, StepSampler
 from edge_agent.link.session import EdgeSession
 from edge_agent.link.verifiers import AnswerSessions
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.errors import ApiError, EngineFault
 from speculation.draft_machine import DraftMachine, DraftStep, Outcome
 from speculation.messages import Commit, Finish, RemoteProtocolError, TokenId

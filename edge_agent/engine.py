@@ -17,26 +17,22 @@ import numpy as np
 
 from edge_agent.draft import cross_vocabulary
 from edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot, step_sampler
-from edge_agent.draft.retokeniser import Translation
+from edge_agent.draft.token_mapping import Translation
+from edge_agent.draft_grammars import DraftGrammar
 from edge_agent.driver import DraftModel, Driver, LateModel
 from edge_agent.link.verifiers import AnswerSessions, Verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.observer import REPORT_INTERVAL_S, AnswerObserver
-from edge_agent.proposals import (
-    DraftGrammar,
-    DraftSources,
-    OncePerPrompt,
-    ProposalFinder,
-)
+from edge_agent.proposals import DraftSources, OncePerPrompt, ProposalFinder
 from edge_agent.settings import EdgeSettings
-from gateway.drain import running_alongside, start
+from gateway.background_work import running_alongside, start
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TenantOwner, opening
 from gateway.tenants import salted
 from local_models.tokenizer import Tokenizer
 from local_models.vocabulary import Relation
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import DraftPolicy, StreamPolicy
+from speculation.draft_policy import DraftPolicy, StreamPolicy
 from speculation.judges import JUDGES
 from speculation.learning import running_mean
 from speculation.messages import (

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot
+from edge_agent.draft_grammars import EdgeGrammars
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.proposals import EdgeGrammars
 from gateway.errors import InvalidRequest, Overloaded, Unavailable
 from gateway.ports import (
     Delta,
@@ -29,14 +29,10 @@ from local_models.errors import CannotCheck, GrammarFailed
 from local_models.store import StoredModel
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import tokenizer_file
-from speculation.distributions import (
-    DraftSampler,
-    DraftToken,
-    Logits,
-    distribution,
-    logprob_of,
-)
-from speculation.logits import BUDGET, LOGIT_SETTINGS, Adjust, adjustment, in_turn
+from speculation.distributions import Logits, distribution, logprob_of
+from speculation.draft_token import DraftSampler, DraftToken
+from speculation.logit_settings import LOGIT_SETTINGS
+from speculation.logits import Adjust, adjustment, in_turn
 from speculation.messages import (
     STOPPING,
     FinishReason,
@@ -49,6 +45,7 @@ from speculation.messages import (
     Totals,
 )
 from speculation.noise import noise_index
+from speculation.thinking_budget import BUDGET
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, BUDGET)
 """OpenAI parameters served beyond Sampling: all those that an embedded target serves."""

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
+from gateway.answer_fields import NEUTRAL, OPERATORS, is_neutral
 from gateway.endpoints.services import Forward, Json
 from gateway.errors import UNSUPPORTED, ApiError, InvalidRequest
 from gateway.hosting.settings import MAX_CHOICES
+from gateway.json_bounds import check_structure
 from gateway.ports import Facts
-from gateway.schema import NEUTRAL, OPERATORS, RequestModel, check_structure, is_neutral
+from gateway.prompt_reader import CHARGED_BYTES_PER_TOKEN
+from gateway.schema import RequestModel
 from gateway.tenants import salted
-from gateway.turns import CHARGED_BYTES_PER_TOKEN
 from speculation.messages import SALT
 from speculation.untrusted import Malformed, decode_json, encode_json
 

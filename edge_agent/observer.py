@@ -13,8 +13,8 @@ from typing import Final, Literal
 
 from edge_agent.link.verifiers import AnswerSessions
 from gateway.watching import TARGET, ChainEvent, Event, LinkUse, Origin, PassEvent
-from speculation.distributions import STEPS, DraftToken
 from speculation.draft_machine import DraftMachine, Observer, Outcome
+from speculation.draft_token import STEPS, DraftToken
 from speculation.learning import running_mean
 from speculation.messages import Commit, Down, Draft, TokenId
 from speculation.wire import encode

@@ -24,8 +24,9 @@ from starlette.routing import Route as AnyMethod
 from starlette.types import Message, Receive, Scope, Send
 
 from edge_agent import forwarding
-from edge_agent.link.connection import Connection, Peer
+from edge_agent.link.connection import Connection
 from edge_agent.link.connection import Response as Answering
+from edge_agent.link.errors import Peer
 from edge_agent.link.verifier import ANSWER_TIMEOUT_S
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metering import EVENTS, Meter, WithoutUsageEvent
@@ -36,7 +37,7 @@ from gateway.endpoints.answerer import CHATS, model_of
 from gateway.endpoints.bodies import checked, parse, read
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.endpoint import sent_event
-from gateway.endpoints.request import parameters_of, shown_names
+from gateway.endpoints.parameters import parameters_of, shown_names
 from gateway.endpoints.services import Forward, Services
 from gateway.errors import (
     OPENAI,
@@ -47,8 +48,8 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.http import connected, send_to_client
+from gateway.prompt_reader import CHARGED_BYTES_PER_TOKEN
 from gateway.request_context import RequestContext, context_of
-from gateway.turns import CHARGED_BYTES_PER_TOKEN
 
 _PATH: Final = re.compile(r"(?:/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 """Matches a path that means the same however often it is decoded, and has no `..`."""

@@ -34,14 +34,14 @@ from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, ModelSettings
-from gateway.drain import kept_going, start
+from gateway.background_work import kept_going, start
 from gateway.endpoints.services import Backend, no_model
 from gateway.errors import ApiError
 from local_models.choosing import HubPolicy
 from local_models.llama_cpp.library import has_llama
 from local_models.store import Store
 from local_models.tokenizer_cache import TokenizerCache
-from speculation.drafting import DraftPolicy
+from speculation.draft_policy import DraftPolicy
 
 MAX_MODELS: Final = 64
 """An edge serves at most as many models; verifiers of further ones are not used."""

@@ -26,8 +26,9 @@ from pydantic import (
 )
 from pydantic_settings import SettingsConfigDict
 
-from gateway.hosting.settings import Port, ServiceSettings, Table, is_loopback
-from speculation.drafting import DraftSettings
+from gateway.hosting.settings import Port, ServiceSettings, Table
+from gateway.hosting.strangers import is_loopback
+from speculation.draft_policy import DraftSettings
 from speculation.messages import Fill, Judge
 
 _LOCAL: Final = AnyUrl("http://127.0.0.1:9000")
@@ -76,7 +77,7 @@ VerifierAddress = Annotated[
 
 
 class DraftingSettings(Table):
-    """These fields decide when to draft and when to send; see speculation.drafting."""
+    """These fields decide when to draft and when to send; see speculation.draft_policy."""
 
     min_survival: Annotated[float, Field(ge=0, le=1)] = DraftSettings().min_survival
     """The edge stops drafting when the probability that the whole chain is accepted falls below

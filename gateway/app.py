@@ -17,19 +17,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Lifespan
 
-from gateway.documents import FILES, Route, documents, root
+from gateway.access import PAGE_PATHS, Access
+from gateway.documents import Route, documents
 from gateway.drain import Drain
 from gateway.endpoints.services import About, Models, ProxyPort, Services
 from gateway.errors import OPENAI, InvalidRequest, NotFound
 from gateway.hosting.settings import GatewaySettings
 from gateway.http import json_response
 from gateway.metrics import Metrics
-from gateway.middleware import PAGE_PATHS, Access, RequestContexts, ShapeOf
+from gateway.middleware import RequestContexts, ShapeOf
 from gateway.output.output_format import OutputFormats
+from gateway.page_files import FILES, root
 from gateway.ports import SEEDS
 from gateway.request_context import context_of
 from gateway.routes import ROUTES, shape_of
-from gateway.tenants import TenantMetrics, Tenants
+from gateway.tenant_limits import TenantMetrics
+from gateway.tenants import Tenants
 
 
 def create_app(
@@ -57,7 +60,7 @@ def create_app(
 
     proxy: lets another service answer.
 
-    Raises gateway.tenants.InvalidKeys.
+    Raises gateway.keys.InvalidKeys.
     """
     access, registry = access or Access(), registry or CollectorRegistry()
     metrics = metrics or Metrics(registry)

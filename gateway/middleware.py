@@ -9,12 +9,11 @@ The class is plain ASGI, because Starlette's BaseHTTPMiddleware interferes with 
 from __future__ import annotations
 
 import re
-import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from random import Random
@@ -24,63 +23,17 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.access import HEALTH_PATHS, Access, is_open
 from gateway.errors import ClientGone, RateLimited, Shape
 from gateway.hosting.limits import allowed_connections
-from gateway.hosting.settings import GatewaySettings, check_head, check_page
-from gateway.http import MAX_BODY_BYTES, NOSNIFF, RequestBody, error_response
+from gateway.hosting.settings import GatewaySettings
+from gateway.hosting.strangers import check_head, check_page
+from gateway.http import NOSNIFF, error_response
+from gateway.log_limits import LogLimit, shown
 from gateway.metrics import Metrics
-from gateway.request_context import Clock, RequestContext, TokenTimes, Usage
+from gateway.request_body import MAX_BODY_BYTES, RequestBody
+from gateway.request_context import RequestContext, TokenTimes, Usage
 from gateway.tenants import Tenants
-from gateway.tracing import NO_TRACING, LogLimit, Tracing, shown
-
-# Defines by which paths and host names requests reach a service, and which paths are open.
-
-PAGE_PATHS: Final = "/page/"
-"""The paths of the page's files begin with this."""
-
-HEALTH_PATHS: Final = ("/health", "/v1/health", "/ping")
-"""A process that is alive answers these paths, which are vLLM's and llama-server's."""
-
-_OPEN_PATHS: Final = frozenset(
-    {"/", *HEALTH_PATHS, "/ready", "/metrics", "/openapi.json", "/docs"}
-)
-
-IsMessage = Callable[[str], bool]
-"""Returns True if a path takes protocol messages of a session. They are not requests of their
-own: they are neither logged nor counted, unless they fail. Even then a 404 is not logged: a
-message that is on its way when the session ends gets a 404."""
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Defines how requests reach one service."""
-
-    session_paths: str | None = None
-    """A path that contains a session's name begins with this, followed by the name."""
-
-    is_message: IsMessage = lambda _: False
-    hosts: Collection[str] | None = None
-    """Requests with one of these names in `Host` are answered; None: with any name."""
-
-    body_limit_bytes: Callable[[Scope], int | None] = lambda _: None
-    """Returns the limit of a request's body; None means the limit in the settings."""
-
-    clock: Clock = field(default_factory=lambda: time.monotonic)
-    tracing: Tracing = NO_TRACING
-
-    def shown(self, path: str) -> str:
-        """Return a path in its form for logs: without a session's name, which is a secret."""
-        prefix = self.session_paths
-        if prefix is None or not path.startswith(prefix):
-            return shown(path)
-        _, slash, rest = path.removeprefix(prefix).partition("/")
-        return shown(f"{prefix}*{slash}{rest}")
-
-
-def is_open(path: str) -> bool:
-    """Return True if a path needs no key."""
-    return path in _OPEN_PATHS or path.startswith(PAGE_PATHS)
-
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _PROBES: Final = frozenset({*HEALTH_PATHS, "/ready", "/status", "/metrics"})

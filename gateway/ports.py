@@ -1,4 +1,4 @@
-"""A service gives the OpenAI API an Engine and, if it has one, a Fallback.
+"""A service gives the OpenAI API an Engine, a tokenizer and, if it has one, a Fallback.
 
 The edge agent implements Engine by speculation with a verifier, and the verifier implements it
 by its target alone (the plain engine). The gateway treats both alike.
@@ -31,8 +31,6 @@ from speculation.messages import (
     TokenLogprob,
     Totals,
 )
-
-# Declares the tokenizer of a target, as far as the OpenAI API needs it.
 
 Json = Mapping[str, object]
 """A chat template gets JSON objects of this type."""

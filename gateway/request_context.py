@@ -23,11 +23,12 @@ from gateway.errors import (
     Overloaded,
     Shape,
 )
+from gateway.log_limits import shown
 from gateway.metrics import Metrics, ModelMetrics
 from gateway.output.detokenise import TextDelta
 from gateway.ports import Statistics
-from gateway.tenants import Tenant
-from gateway.tracing import NO_SPAN, Fact, Span, shown
+from gateway.tenant_limits import Tenant
+from gateway.tracing import NO_SPAN, Fact, Span
 from speculation.messages import Totals
 
 Clock = Callable[[], float]

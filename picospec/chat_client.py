@@ -10,7 +10,7 @@ from typing import Annotated, Final, TypeVar
 import httpx
 import msgspec
 
-from gateway.hosting.settings import is_loopback
+from gateway.hosting.strangers import is_loopback
 from picospec.configuration import START, visible
 from speculation.untrusted import Malformed, decode_json
 

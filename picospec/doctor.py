@@ -28,7 +28,7 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
 from gateway.errors import ApiError, EngineFault
 from gateway.hosting import logs
-from gateway.hosting.limits import compute_threads
+from gateway.hosting.cores import compute_threads
 from gateway.system import LACKS
 from local_models.choosing import Consent, DraftModelChoice, HubPolicy, choose_draft
 from local_models.errors import ModelError, NoLlama, NotPulled

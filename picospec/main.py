@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.markup import escape
 from typer import Argument, Option
 
-from gateway.hosting.limits import Pins, cores_of, parse_pins, share
+from gateway.hosting.cores import Pins, cores_of, parse_pins, share
 from gateway.hosting.parent_death import program
 from gateway.hosting.processes import ServiceError
 from gateway.hosting.settings import WrongSettings
+from gateway.keys import InvalidKeys, KeyLimits, add_key
 from gateway.system import become, usable_cpus
-from gateway.tenants import InvalidKeys, KeyLimits, add_key
 from local_models.errors import ModelError
 from local_models.store import open_store
 from picospec.backends import check_backends

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from edge_agent.draft.loading import AUTO, NONE, pull_if_missing
 from edge_agent.settings import load
-from gateway.hosting.limits import Pins, compute_threads
+from gateway.hosting.cores import Pins, compute_threads
 from gateway.hosting.processes import ServiceError
 from local_models.choosing import HubPolicy, choose_draft
 from local_models.errors import NotPulled

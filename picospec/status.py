@@ -12,7 +12,7 @@ from typing import Any, Final
 import httpx
 from rich.console import Console
 
-from gateway.hosting.settings import is_loopback
+from gateway.hosting.strangers import is_loopback
 from picospec.configuration import HOST, START, loaded, visible
 from speculation.untrusted import decode_json
 

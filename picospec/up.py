@@ -18,9 +18,10 @@ from rich.markup import escape
 
 from edge_agent.draft.loading import AUTO
 from edge_agent.settings import EdgeSettings, load
-from gateway.hosting.limits import Pins
+from gateway.hosting.cores import Pins
 from gateway.hosting.parent_death import program
-from gateway.hosting.processes import Service, ServiceError, keep_up, until_ready
+from gateway.hosting.processes import Service, ServiceError, keep_up
+from gateway.hosting.readiness import until_ready
 from gateway.hosting.settings import WrongSettings, as_environment
 from gateway.system import STOPS, handled_signals
 from picospec.chat_client import ChatError, client_of, first_model

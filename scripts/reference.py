@@ -23,7 +23,7 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
 from gateway.hosting.settings import VARIABLES
 from gateway.metrics import Metrics
-from gateway.tenants import TenantMetrics
+from gateway.tenant_limits import TenantMetrics
 from picospec import ROOMS
 from verifier.metrics import VerifierMetrics
 from verifier.settings import VerifierSettings

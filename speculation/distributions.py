@@ -1,27 +1,25 @@
-"""Distributions over tokens: from logits and settings to the distribution that is judged."""
+"""Distributions over tokens: from logits and settings to the distribution that is judged.
+
+    V    vocabulary size
+    p    the target's distribution
+    q    the draft model's distribution
+
+The settings are applied in vLLM's order, each to the result of the one before: temperature,
+min-p, top-k, top-p. Supports are found exactly without sorting V: candidates come from block
+maxima, and their number grows until they hold the support.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from itertools import takewhile
-from typing import Final, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speculation.messages import Sampling, TokenId, TokenLogprob
 from speculation.noise import Floats, Tokens, gumbel
-
-# Distributions over tokens: from logits and settings to the distribution that is judged.
-#
-#     V    vocabulary size
-#     p    the target's distribution
-#     q    the draft model's distribution
-#
-# The settings are applied in vLLM's order, each to the result of the one before: temperature,
-# min-p, top-k, top-p. Supports are found exactly without sorting V: candidates come from block
-# maxima, and their number grows until they hold the support.
 
 Logits = NDArray[np.float32]
 _Weighted = tuple[Tokens, Floats]
@@ -186,39 +184,3 @@ def quantise(exact: Distribution) -> QuantisedDistribution:
     weights[np.argsort(weights - shares, kind="stable")[:short]] += 1
     kept = weights > 0
     return QuantisedDistribution(exact.tokens[kept], weights[kept])
-
-
-# A token that the edge proposes for one position.
-
-Origin = Literal["draft", "ahead", "lookup", "grammar"]
-STEPS: Final[tuple[Origin, ...]] = ("draft", "ahead")  # the origins of a draft model's tokens
-"""The source of a token: the draft model; text read ahead, if the draft model agreed with it;
-prompt lookup or a grammar, without a draft step."""
-
-
-@dataclass(frozen=True, slots=True)
-class DraftToken:
-    token: TokenId
-    confidence: float
-    """The edge's estimate that it is accepted if all draft tokens before it are."""
-
-    q: QuantisedDistribution | None = None
-    """The distribution that the token was drawn from, if its weight there is sent with it."""
-
-    origin: Origin = "draft"
-
-
-DraftSampler = Callable[[Logits, int], DraftToken]
-"""DraftSampler(logits, position) returns the draft token for an output position.
-
-logits: float32[V], the draft model's. It runs in the draft model's thread and keeps no
-reference to the logits."""
-
-
-def mark_ahead(tokens: Sequence[DraftToken], ahead: Sequence[TokenId]) -> Sequence[DraftToken]:
-    """Return a step's draft tokens; mark those that agree with the text read ahead."""
-    if not ahead:
-        return tokens
-    pairs = takewhile(lambda pair: pair[0].token == pair[1], zip(tokens, ahead, strict=False))
-    agreed = [replace(drafted, origin="ahead") for drafted, _ in pairs]
-    return [*agreed, *tokens[len(agreed) :]]

@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from speculation.distributions import STEPS, DraftToken, mark_ahead
-from speculation.drafting import DraftingSession, DraftPolicy, check, should_pause
+from speculation.draft_policy import DraftPolicy, should_pause
+from speculation.draft_token import STEPS, DraftToken, mark_ahead
+from speculation.drafting import DraftingSession, check
 from speculation.judge import EdgeHalf
-from speculation.learning import Latencies, Proposer, running_mean
+from speculation.learning import running_mean
 from speculation.messages import (
     MAX_VOCABULARY,
     CachedPromptTokens,
@@ -37,9 +38,8 @@ from speculation.messages import (
     TokenId,
     Totals,
 )
+from speculation.proposer import Latencies, Proposer
 from speculation.speedup import AnswerSpeedup, SpeedupEstimates
-
-# The edge's machine returns an Outcome to its driver; tallies and an observer accompany it.
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from speculation.distributions import Distribution, DraftSampler, DraftToken
+from speculation.distributions import Distribution
+from speculation.draft_token import DraftSampler, DraftToken
 from speculation.messages import (
     Answer,
     Commit,

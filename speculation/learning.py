@@ -1,15 +1,12 @@
-"""Each end learns from what it sees, by a running mean; a Proposer makes draft tokens by it."""
+"""Each end learns from what it sees: a running mean, and how often continuations are right."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from speculation.distributions import DraftToken
 from speculation.messages import TokenId
-
-# The running mean by which both ends learn.
 
 WEIGHT: Final = 0.25
 """The latest observation has this weight."""
@@ -19,8 +16,6 @@ def running_mean(old: float | None, latest: float, weight: float = WEIGHT) -> fl
     """Return the running mean after one more observation. old: None before the first."""
     return latest if old is None else old + weight * (latest - old)
 
-
-# The precision of continuations, which each end learns from what it sees.
 
 MIN_WEIGHT: Final = 1 / 32
 """The latest observation has at least this weight, so the estimate follows the text."""
@@ -67,34 +62,3 @@ class Continuation:
             reached *= right
             chances.append(reached)
         return chances
-
-
-# The interface by which a machine gets draft tokens without a draft step, and the latencies
-# that decide about it.
-
-
-@dataclass(frozen=True, slots=True)
-class Latencies:
-    """The latencies that the edge has measured, in seconds; each is 0 until it is measured."""
-
-    rtt_s: float  # one round trip to the verifier
-    pass_s: float  # one pass of the target
-    draft_s: float
-    """One step of the draft model over one token; inf if there is no draft model to ask."""
-
-
-class Proposer(Protocol):
-    """Proposes draft tokens for one session, whose judge takes any draft token."""
-
-    def follow(self, committed: Sequence[TokenId], chain: Sequence[DraftToken]) -> None:
-        """Move to the end of the chain. This is called before `propose` and `ahead` whenever
-        the text or the chain has changed."""
-
-    def propose(self, latencies: Latencies) -> DraftToken | None:
-        """Return the token to append to the chain unread, None if no token is worth it."""
-
-    def ahead(self, latencies: Latencies) -> list[TokenId]:
-        """Return the tokens for the draft model to read after the chain in its next step."""
-
-    def observe_reading(self, more: int, took_s: float, draft_s: float) -> None:
-        """Learn from a step that read `more` extra tokens. draft_s: a step over one token."""

@@ -1,81 +1,33 @@
-"""A request changes the logits: by settings, in vLLM's order, and by a thinking budget."""
+"""Changes that a request makes to the logits before temperature and cuts, in vLLM's order:
+
+    logit_bias          is added.
+    repetition_penalty  divides a positive logit of each token that the prompt or the answer
+                        has, and multiplies a negative one (arXiv:1909.05858). It is done as
+                        multiplication by 1 / penalty, rounded.
+    frequency_penalty   is subtracted for each time that the answer has the token,
+    presence_penalty    once if the answer has the token at all (OpenAI's definition).
+    min_tokens         bars the stop tokens before this position, unless nothing else is left.
+
+The judge of either target and the edge apply the same function, in float32: the judge because
+the request asks for it, the edge so that it does not draft what must be rejected. The
+function depends only on the settings and the text before a position, draft tokens included,
+so it is the same in any pass and on any host. It touches only the logits of tokens that a
+setting names.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Final
+from typing import Final
 
-import msgspec
 import numpy as np
-from msgspec import Meta
 
 from speculation.distributions import Logits
-from speculation.messages import InvalidSetting, Open, TokenId
+from speculation.logit_settings import LogitSettings
+from speculation.messages import Open, TokenId
 from speculation.noise import Tokens
-from speculation.untrusted import Malformed, decode_json
-
-# The settings in `Sampling.extras` that change logits, decoded and checked.
-
-MAX_BIASES: Final = 1024
-"""A logit_bias has at most this many tokens, because each row of the session pays for them."""
-
-Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
-Bias = Annotated[float, Meta(ge=-100.0, le=100.0)]
-
-
-class LogitSettings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The defaults change nothing. `adjustments` describes the effects of the others."""
-
-    presence_penalty: Penalty = 0.0
-    frequency_penalty: Penalty = 0.0
-    repetition_penalty: Annotated[float, Meta(ge=0.01, le=2.0)] = 1.0
-    logit_bias: Annotated[
-        dict[Annotated[TokenId, Meta(ge=0)], Bias], Meta(max_length=MAX_BIASES)
-    ] = {}
-    min_tokens: Annotated[int, Meta(ge=0)] = 0
-
-    @staticmethod
-    def of(request: Open, *, vocabulary_size: int) -> LogitSettings:
-        """Return the settings of a request. Raise InvalidSetting, which names the field."""
-        extras = request.sampling.extras
-        if not extras:
-            return _NONE
-        try:
-            settings = decode_json(msgspec.json.encode(extras), LogitSettings)
-        except Malformed as error:
-            named = re.search(r"\$\.(\w+)", str(error))
-            raise InvalidSetting(named[1] if named else "extras", str(error)) from None
-        if settings.min_tokens > request.max_tokens:
-            reason = f"{settings.min_tokens} is more than max_tokens, {request.max_tokens}"
-            raise InvalidSetting("min_tokens", reason)
-        if (highest := max(settings.logit_bias, default=0)) >= vocabulary_size:
-            raise InvalidSetting("logit_bias", f"{highest} is not a token")
-        return settings
-
-
-_NONE: Final = LogitSettings()
-LOGIT_SETTINGS: Final = LogitSettings.__struct_fields__
-"""The names of the settings, which are OpenAI's or vLLM's."""
-
-
-# Changes that a request makes to the logits before temperature and cuts, in vLLM's order:
-#
-#     logit_bias          is added.
-#     repetition_penalty  divides a positive logit of each token that the prompt or the answer
-#                         has, and multiplies a negative one (arXiv:1909.05858). It is done as
-#                         multiplication by 1 / penalty, rounded.
-#     frequency_penalty   is subtracted for each time that the answer has the token,
-#     presence_penalty    once if the answer has the token at all (OpenAI's definition).
-#     min_tokens         bars the stop tokens before this position, unless nothing else is left.
-#
-# The judge of either target and the edge apply the same function, in float32: the judge because
-# the request asks for it, the edge so that it does not draft what must be rejected. The
-# function depends only on the settings and the text before a position, draft tokens included,
-# so it is the same in any pass and on any host. It touches only the logits of tokens that a
-# setting names.
+from speculation.thinking_budget import BUDGET, budget
 
 Adjust = Callable[[Logits, Sequence[TokenId]], Logits]
 """Adjust(logits, output) returns the adjusted logits (float32[V]) of the position after
@@ -233,45 +185,3 @@ class _Follower:
             self._here, known = self._first, 0
         self._here = self._here.after(output[known:])
         self._output = output
-
-
-# Ends a model's reasoning after a number of tokens: then only the closing token is possible.
-#
-# Like `adjustments`, this depends only on the setting and the text before a position, and the
-# judge and the edge apply the same function. It affects only one position: the first one beyond
-# the budget, unless the reasoning has ended before it or never began.
-
-BUDGET: Final = "thinking_budget"
-
-
-class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    tokens: Annotated[int, Meta(ge=0)]
-    closing: Annotated[TokenId, Meta(ge=0)]
-    """The token that ends the reasoning."""
-
-    opening: Annotated[TokenId, Meta(ge=0)] | None = None
-    """The token that begins an answer with reasoning; None if the prompt has begun it."""
-
-    def adjust(self, logits: Logits, output: Sequence[TokenId]) -> Logits:
-        """Return the adjusted logits (float32[V]) after `output`. See `adjustments.Adjust`."""
-        begins = self.opening is not None
-        if len(output) != self.tokens + begins or self.closing in output:
-            return logits
-        if begins and output[0] != self.opening:
-            return logits
-        only = np.full_like(logits, -np.inf)
-        only[self.closing] = 0.0
-        return only
-
-
-def budget(
-    request: Open, *, vocabulary_size: int
-) -> Callable[[Logits, Sequence[TokenId]], Logits]:
-    """Return the Adjust for the budget of a request that has one. Raise InvalidSetting."""
-    try:
-        limits = decode_json(bytes(request.sampling.extras[BUDGET]), Budget)
-    except Malformed as error:
-        raise InvalidSetting(BUDGET, str(error)) from None
-    if (highest := max(limits.closing, limits.opening or 0)) >= vocabulary_size:
-        raise InvalidSetting(BUDGET, f"{highest} is not a token")
-    return partial(Budget.adjust, limits)

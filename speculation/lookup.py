@@ -23,10 +23,12 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final
 
-from speculation.distributions import DraftToken
-from speculation.learning import Continuation, Latencies, Precision, running_mean
+from speculation.answer_cache import AnswerCache
+from speculation.draft_token import DraftToken
+from speculation.learning import Continuation, Precision, running_mean
 from speculation.messages import TokenId
-from speculation.ngrams import AnswerCache, Index, Match, PromptGrams, resumption
+from speculation.ngrams import Index, Match, PromptGrams, resumption
+from speculation.proposer import Latencies
 
 MIN_UNREAD_LENGTH: Final = 3
 """This many tokens must match before a token is proposed unread; shorter matches are read."""

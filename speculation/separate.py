@@ -15,14 +15,13 @@ from speculation.distributions import (
     GREEDY_BELOW,
     Q_SCALE,
     Distribution,
-    DraftSampler,
-    DraftToken,
     Logits,
     QuantisedDistribution,
     distribution,
     quantise,
     softmax_of,
 )
+from speculation.draft_token import DraftSampler, DraftToken
 from speculation.judge import EdgeHalf, Judgement, Rejection, Row, Rule, VerifierHalf
 from speculation.messages import (
     Answer,
@@ -38,16 +37,17 @@ from speculation.messages import (
 )
 from speculation.noise import Floats, Tokens
 
-# The edge's half of `separate` draws draft tokens and the recovered token.
-#
-# Each draft token is sent at once. If its value could delay it, the draft tokens that arrive in
-# time for a pass would no longer have the distribution q.
-
 CANDIDATES: Final = 32
 """q has this many tokens. On the Qwen pair 0.852 are accepted with 32, 0.847 with 8."""
 
 
 class SeparateEdge(EdgeHalf):
+    """The edge's half draws draft tokens and the recovered token.
+
+    Each draft token is sent at once. If its value could delay it, the draft tokens that arrive
+    in time for a pass would no longer have the distribution q.
+    """
+
     sends_at_once = True
 
     def __init__(self, request: Open, u: Iterator[float]) -> None:
@@ -130,12 +130,6 @@ def residual(reject: Reject, q: QuantisedDistribution) -> tuple[Tokens, Floats]:
     return tokens, np.cumsum(np.maximum(excess, 0.0))
 
 
-# The verifier's half of `separate` keeps a rejection until the edge has drawn its token.
-#
-# The tokens accepted before a rejection are committed with the recovered token, as one pass. A
-# rejection that is lost before it reaches the edge has no effect. If an edge has received it
-# and needs more samples, its next verifier rejects the draft token unjudged (`Open.rejected`).
-
 HEAD_COVERS: Final = 0.999
 """The head of a Reject covers this share of p, if HEAD_TOKENS tokens are enough for that."""
 
@@ -179,6 +173,14 @@ def as_sent(p: Distribution) -> Distribution:
 
 
 class SeparateVerifier(VerifierHalf):
+    """The verifier's half keeps a rejection until the edge has drawn its token.
+
+    The tokens accepted before a rejection are committed with the recovered token, as one pass.
+    A rejection that is lost before it reaches the edge has no effect. If an edge has received
+    it and needs more samples, its next verifier rejects the draft token unjudged
+    (`Open.rejected`).
+    """
+
     def __init__(self, request: Open, u: Iterator[float]) -> None:
         self._u = u
         self.needs_draft = request.rejected

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Final
 
-from speculation.chain import AnswerCaches
+from speculation.answer_cache import AnswerCache, Owner
+from speculation.arrivals import Arrivals
+from speculation.head import NO_DRAFT_WAIT, Head
 from speculation.judge import Judgement
 from speculation.latency import OutcomeCost, PassLatency
-from speculation.learning import Precision
 from speculation.messages import (
     Down,
     Draft,
@@ -32,11 +33,10 @@ from speculation.messages import (
     TokenId,
     TokenLogprob,
 )
-from speculation.ngrams import AnswerCache, Owner
+from speculation.ngram_drafts import AnswerCaches
 from speculation.pass_policy import (
     MIN_EXPECTED_ACCEPTED,
     MIN_GAIN,
-    Arrivals,
     Calibration,
     accepted_after,
     allocate,
@@ -45,42 +45,6 @@ from speculation.pass_policy import (
     waiting,
 )
 from speculation.verify_session import Pass, VerifyingSession
-
-# The proposals of the target's own head, such as EAGLE, for one session.
-#
-# The tokens themselves stay in the engine. A pass judges either them or the edge's chain:
-# whichever is expected to have more tokens accepted.
-
-PRIOR: Final = 0.7
-"""The assumed precision of a head before any of its tokens was judged; it counts as PRIOR_SEEN
-observations. EAGLE-3 and n-grams are reported from 0.5 to 0.8."""
-
-PRIOR_SEEN: Final = 4
-
-NO_DRAFT_WAIT: Final = 0.5
-"""A session does not wait for its edge's draft tokens if the head is expected to have this many
-tokens accepted: waiting for the edge would then gain little. Not tuned."""
-
-
-@dataclass(slots=True)
-class Head:
-    """tokens: the number that the head proposes after the committed text; 0 once a pass has
-    begun, which takes them or makes them useless."""
-
-    tokens: int = 0
-    precision: Precision = field(default_factory=lambda: Precision(PRIOR, PRIOR_SEEN))
-
-    def expected(self, most: int) -> float:
-        """Return the expected number of its first `most` tokens that are accepted."""
-        return sum(self.precision.right**k for k in range(1, min(self.tokens, most) + 1))
-
-    def judged(self, tokens: int, accepted: int) -> None:
-        """Learn from a pass. Tokens after the first wrong one give no information."""
-        for _ in range(accepted):
-            self.precision.observe(True)
-        if accepted < tokens:
-            self.precision.observe(False)
-
 
 MIN_PASS_S: Final = 1e-6
 """A pass counts as at least this long, even if less remains without `extra_judging_s`."""

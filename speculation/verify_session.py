@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from speculation.chain import Chain, NgramDrafts, check
+from speculation.answer_cache import AnswerCache
+from speculation.chain import Chain, check
 from speculation.judge import Judgement, Rule
 from speculation.judges import JUDGES
 from speculation.learning import Continuation
@@ -31,7 +32,7 @@ from speculation.messages import (
     TokenLogprob,
     Totals,
 )
-from speculation.ngrams import AnswerCache
+from speculation.ngram_drafts import NgramDrafts
 
 Tokens = tuple[TokenId, ...]
 

@@ -73,6 +73,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs --long"))
 
 
+@pytest.fixture(scope="session")
+def is_long(pytestconfig: pytest.Config) -> bool:
+    """Whether times are judged, too: on a quiet host, by hand."""
+    return bool(pytestconfig.getoption("--long"))
+
+
 TOGETHER = "tests/end_to_end/"
 """The files of this folder share services, which are started once."""
 

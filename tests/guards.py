@@ -57,6 +57,9 @@ SYSTEM: Final = (
 )
 """The files and folders of system tests."""
 
+GUARD_S: Final = 300.0
+"""The only limit of system tests against hangs; it says nothing of speed."""
+
 OTHERS: Final = ("models", "vllm", "clients", "faults", "images")
 """The marks of tests that are neither."""
 

@@ -19,14 +19,14 @@ METHODS = {"raw_decode"}
 
 TRUSTED = {
     "speculation/untrusted.py": "the decoder",
-    "speculation/wire.py": "bounds of a message, whose fields were read one by one",
+    "speculation/codecs.py": "bounds of a message, whose fields were read one by one",
     "gateway/endpoints/responses_handlers.py": "responses that this process has kept",
-    "gateway/grammars.py": "a model's text; it names what is wrong",
+    "gateway/json_schemas.py": "a model's text; it names what is wrong",
     "gateway/output/message.py": "a JSON string that an expression has matched",
-    "gateway/output/formats/other_calls.py": "a model's text; it names what is wrong",
+    "gateway/output/formats/pythonic.py": "a model's text; it names what is wrong",
     "gateway/ports.py": "extras of a request that was read",
-    "gateway/schema.py": "a client's body; each failure is an InvalidRequest",
-    "gateway/tenants.py": "the operator's file",
+    "gateway/answer_fields.py": "a client's body; each failure is an InvalidRequest",
+    "gateway/keys.py": "the operator's file",
     "edge_agent/metering.py": "one object of a text with more; it names what is wrong",
     "local_models/file_hashes.py": "a file of this program",
     "local_models/catalogue.py": "the operator's file, or one of this program",
@@ -40,9 +40,9 @@ TRUSTED = {
 """Files that decode by other means, and what. The command and the bench decode files, and
 answers of services, of whoever runs them."""
 
-TASKS = {"gateway/drain.py", "verifier/llama_target/target.py"}
-"""Files that begin a task otherwise than by `gateway.drain.start`: it, and one that looks at
-how the task ends."""
+TASKS = {"gateway/background_work.py", "verifier/llama_target/target.py"}
+"""Files that begin a task otherwise than by `gateway.background_work.start`: it, and one that
+looks at how the task ends."""
 
 SERVICES = [
     (str(path.relative_to(ROOT)), ast.parse(path.read_text()))

@@ -14,7 +14,8 @@ import typer
 from fastapi import FastAPI
 
 from gateway.hosting.server import serve
-from gateway.hosting.settings import check_listening, wrong
+from gateway.hosting.settings import wrong
+from gateway.hosting.strangers import check_listening
 from verifier.options import llama_options
 from verifier.settings import VerifierSettings, load
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -20,13 +19,11 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
+from gateway.access import Access
 from gateway.app import create_app
 from gateway.drain import Drain, end_within, stopped_by_signals
 from gateway.endpoints.services import one_model
-from gateway.errors import EngineFault
-from gateway.hosting.settings import hosts_of
-from gateway.middleware import Access
-from gateway.ports import Delta, Facts, Job, Statistics, opening
+from gateway.hosting.strangers import hosts_of
 from gateway.system import STOP_AT_ONCE
 from gateway.tracing import Tracing, open_tracing
 from local_models.errors import CannotOpen, NotPulled
@@ -34,69 +31,14 @@ from local_models.file_hashes import FileHashes
 from local_models.gguf import is_exact
 from local_models.progress import progress_bar
 from local_models.store import Store, StoredModel, obtain, open_store
-from speculation.messages import (
-    CachedPromptTokens,
-    Commit,
-    Finish,
-    FinishReason,
-    Reject,
-    Totals,
-)
 from verifier.llama_target.placing import Plan
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import VerifierMetrics
+from verifier.plain_engine import PlainEngine
 from verifier.routes import SESSION_PATHS, Routes, takes_drafts
 from verifier.sessions.session import Sessions
 from verifier.settings import PASS_TIMEOUT_S, VerifierSettings
-from verifier.target import Host, Target, unservable
-
-# Serves the target without an edge: the text is the same, and each pass makes one token.
-
-
-class PlainEngine:
-    """Implements gateway.ports.Engine with a Target."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-
-    async def facts(self) -> Facts:
-        """Return the target's facts. Raises Unavailable while the target is loading."""
-        return Facts.of(self._host.ready().facts)
-
-    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
-        """Stream one choice; it equals what an edge gets with the same seed."""
-        target = self._host.ready()
-        counted = Statistics()
-        with unservable():
-            request = opening(job, target.facts, fill="always")
-        tenant = job.owner.identity if job.owner else None
-        await target.check(request, tenant)
-        if (most := job.prompt_logprobs) is not None:
-            prompt_logprobs = await target.score(
-                secrets.token_urlsafe(12), request, most, tenant
-            )
-            finish: FinishReason | None = None if job.max_tokens else "length"
-            yield Delta((), None, finish, counted, prompt_logprobs=tuple(prompt_logprobs))
-            if finish:
-                return
-        replies = target.serve(secrets.token_urlsafe(12), request, tenant)
-        async with aclosing(replies):
-            async for reply in replies:
-                match reply.message:
-                    case CachedPromptTokens(tokens=tokens) if most is None:
-                        counted = replace(counted, cached_tokens=tokens)
-                        yield Delta((), statistics=counted)
-                    case Commit(tokens=tokens, logprobs=logprobs):
-                        passes = counted.target_passes + 1
-                        counted = replace(counted, totals=Totals(passes, filled=passes))
-                        yield Delta(tokens, logprobs, statistics=counted)
-                    case Finish(reason=reason):
-                        yield Delta((), finish=reason, statistics=counted)
-                    case Reject():
-                        raise EngineFault("the target sent a Reject in a plain session")
-
-
-# Joins a target, its sessions and the routes over them, for whichever server runs them.
+from verifier.target import Host, Target
 
 
 class VerifierService:

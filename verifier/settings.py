@@ -17,8 +17,6 @@ from gateway.hosting.settings import Port, ServerSettings, Table
 from local_models.llama_cpp.devices import SplitMode
 from speculation.messages import Limits
 
-# The embedded target has these settings.
-
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 

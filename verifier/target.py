@@ -23,7 +23,8 @@ from typing import Final, Literal, TypeVar
 import msgspec
 import structlog
 
-from gateway.drain import Drain, start
+from gateway.background_work import start
+from gateway.drain import Drain
 from gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded, Unavailable
 from gateway.ports import GatewayTokenizer
 from gateway.turns import Turns
@@ -32,8 +33,9 @@ from local_models.constraints import NAME
 from local_models.errors import CannotCheck, InvalidGrammar
 from local_models.file_hashes import FileHashes
 from local_models.tokenizer_file import TokenizerFile
+from speculation.answer_cache import SHARED, Owner
 from speculation.judges import JUDGES
-from speculation.logits import LOGIT_SETTINGS
+from speculation.logit_settings import LOGIT_SETTINGS
 from speculation.messages import (
     PROMPT_LOGPROBS,
     SALT,
@@ -50,7 +52,6 @@ from speculation.messages import (
     Reject,
     TokenLogprob,
 )
-from speculation.ngrams import SHARED, Owner
 from speculation.wire import Framed
 
 # An identity is a digest of everything that shapes a target's texts. A verifier can continue an

@@ -24,9 +24,9 @@ from prometheus_client import Gauge
 
 from bench.pace.script import VOCABULARY, key, said
 from gateway.hosting.server import serve
+from speculation.answer_cache import Owner
 from speculation.distributions import Distribution
 from speculation.messages import Finish, Limits, ModelFacts, Open, Pushed
-from speculation.ngrams import Owner
 from speculation.verify_session import Pass, VerifyingSession
 from speculation.wire import Framed
 from verifier.app import build

@@ -28,7 +28,8 @@ from bench.run.services import READY_WITHIN_S, Started, port
 from bench.simulator.hosts import Curve
 from bench.simulator.source import Source
 from bench.statistics import markdown, mean
-from gateway.hosting.processes import Child, Service, until_ready, while_alive
+from gateway.hosting.processes import Child, Service, while_alive
+from gateway.hosting.readiness import until_ready
 from picospec.link import HOST, Conditions, Link
 from speculation.messages import TokenId
 

@@ -20,10 +20,11 @@ from edge_agent.draft.drafter import NoDrafter, StepSampler
 from edge_agent.settings import EdgeSettings, load
 from local_models.llama_cpp.context_length import Length
 from local_models.llama_cpp.model import Model
-from speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
+from speculation.distributions import Q_SCALE, QuantisedDistribution
+from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
-from speculation.learning import Latencies
 from speculation.messages import Limits, TokenId
+from speculation.proposer import Latencies
 
 # Published systems draft in rounds of a fixed length, where PicoSpec streams.
 #

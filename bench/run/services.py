@@ -18,8 +18,9 @@ from typing import Final, Self
 import httpx
 
 from bench.run.rivals import Rival
-from gateway.hosting.limits import Pins, cores_of, parse_pins, share
-from gateway.hosting.processes import Child, OnLine, Service, until_ready, while_alive
+from gateway.hosting.cores import Pins, cores_of, parse_pins, share
+from gateway.hosting.processes import Child, OnLine, Service, while_alive
+from gateway.hosting.readiness import until_ready
 from gateway.hosting.settings import as_environment
 from gateway.system import usable_cpus
 from picospec.link import HOST, Conditions, Link

@@ -11,12 +11,12 @@ from typing import Final
 from bench.simulator.hosts import Action, Clock, Curve, Hosts, Line
 from bench.simulator.source import VOCABULARY, Source
 from local_models.llama_cpp.prefix import common_prefix
-from speculation.distributions import DraftToken
+from speculation.answer_cache import Owner
 from speculation.draft_machine import DraftMachine, DraftStep
+from speculation.draft_token import DraftToken
 from speculation.judge import Judgement
 from speculation.latency import measured
 from speculation.messages import Down, Limits, Open, Opened, Pushed, TokenId, Up
-from speculation.ngrams import Owner
 from speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine
 from speculation.verify_session import Pass
 

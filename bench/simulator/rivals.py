@@ -28,8 +28,8 @@ from bench.simulator.ends import Answer, Edge
 from bench.simulator.hosts import Action, Clock, Curve, Hosts, Line
 from bench.simulator.source import Source
 from picospec.link import Path
-from speculation.distributions import DraftToken
 from speculation.draft_machine import DraftMachine, DraftStep
+from speculation.draft_token import DraftToken
 from speculation.messages import Commit, Down, Draft, Pushed, TokenId
 
 MIN_LENGTH, MAX_LENGTH = 2, 4

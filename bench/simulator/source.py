@@ -23,7 +23,8 @@ from edge_agent.draft.drafter import drafts_while_matching
 from local_models.llama_cpp.prefix import common_prefix
 from speculation.coupled import SHARPNESS
 from speculation.coupled import sampler as draft_sampler
-from speculation.distributions import Distribution, DraftToken
+from speculation.distributions import Distribution
+from speculation.draft_token import DraftToken
 from speculation.messages import TokenId
 from speculation.noise import gumbel, noise_index
 

@@ -27,12 +27,12 @@ from bench.statistics import gap_ms, geometric_mean
 from bench.traces import load_folder
 from picospec.link import Conditions
 from picospec.link import Path as LinkPath
+from speculation.answer_cache import AnswerCache, Owner
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import DraftPolicy, StreamPolicy
+from speculation.draft_policy import DraftPolicy, StreamPolicy
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
 from speculation.messages import Fill, Limits, Open, Sampling
-from speculation.ngrams import AnswerCache, Owner
 from speculation.speedup import SpeedupEstimates
 
 

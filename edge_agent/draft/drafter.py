@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from speculation.distributions import DraftSampler, DraftToken, Logits
+from speculation.distributions import Logits
+from speculation.draft_token import DraftSampler, DraftToken
 from speculation.logits import Adjust, adjustment, in_turn
 from speculation.messages import ModelFacts, Open, TokenId
 

@@ -22,7 +22,7 @@ from edge_agent.draft import loading
 from edge_agent.draft.drafter import CannotDraft, DraftSlot, LoadedDrafter
 from edge_agent.draft.loading import MakeDrafter, TargetTokenizer
 from edge_agent.settings import EdgeSettings
-from gateway.drain import kept_going, start
+from gateway.background_work import kept_going, start
 from gateway.turns import in_own_thread
 from local_models.errors import NoRoom
 from local_models.llama_cpp.context_length import Length, memory_bytes

@@ -22,13 +22,13 @@ from rich.console import Console
 
 from edge_agent.draft.drafter import LoadedDrafter
 from edge_agent.draft.llama import LlamaDrafter
-from edge_agent.draft.retokeniser import Translation
+from edge_agent.draft.token_mapping import Translation
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.settings import EdgeSettings, ModelSettings
-from gateway.drain import kept_going, running_alongside
+from gateway.background_work import kept_going, running_alongside
 from gateway.errors import ApiError, EngineFault, Unavailable
-from gateway.hosting.limits import compute_threads
+from gateway.hosting.cores import compute_threads
 from gateway.turns import in_own_thread
 from local_models.choosing import HubPolicy, choose_draft
 from local_models.errors import CannotOpen

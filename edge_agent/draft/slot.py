@@ -24,7 +24,7 @@ from edge_agent.draft.drafter import CannotDraft, StepSampler
 from local_models.llama_cpp.model import Context
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.llama_cpp.segments import Segment
-from speculation.distributions import DraftSampler, DraftToken
+from speculation.draft_token import DraftSampler, DraftToken
 from speculation.messages import TokenId
 
 READ_S: Final = 1.0

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from edge_agent.link.verifier import Verifier
-from gateway.drain import kept_going, start
+from gateway.background_work import kept_going, start
 from gateway.errors import ApiError
 from gateway.turns import in_own_thread
 

@@ -15,8 +15,10 @@ from typing import Final
 
 import structlog
 
-from edge_agent.link.connection import LinkDown, from_fault, session_headers
-from edge_agent.link.failover_policy import HANDOVER_FAULT, IDLE, RESPONSE_TIMEOUT_S, Event
+from edge_agent.link.connection import session_headers
+from edge_agent.link.errors import LinkDown, from_fault
+from edge_agent.link.failover_policy import HANDOVER_FAULT, IDLE, RESPONSE_TIMEOUT_S
+from edge_agent.link.known_verifiers import Event
 from edge_agent.link.prefixes import PromptReading
 from edge_agent.link.uploads import StreamQueue, Upload
 from edge_agent.link.verifier import Verifier

@@ -17,10 +17,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Final
 
-from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection, LinkDown
-from gateway.drain import start
+from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
+from edge_agent.link.errors import LinkDown
+from gateway.background_work import start
 from gateway.errors import ApiError
-from speculation import wire
+from speculation import upload_records
 from speculation.messages import RUN_CHARACTERS, RemoteProtocolError
 
 FIRST_ANSWER_S: Final = 1.0
@@ -133,7 +134,7 @@ class Upload:
 
     def write(self, session: str, frames: bytes) -> None:
         """Send messages of a session soon."""
-        self._append(wire.encode_record(session, frames))
+        self._append(upload_records.encode_record(session, frames))
         self._sent(len(frames))
         self._ask()
 
@@ -141,7 +142,7 @@ class Upload:
         """Ask that the answer carries a session's messages; return what will have them, until
         `leave`."""
         queue = self._queues[session] = StreamQueue()
-        self._append(wire.encode_record(session))
+        self._append(upload_records.encode_record(session))
         return queue
 
     def leave(self, session: str) -> None:
@@ -152,7 +153,7 @@ class Upload:
         """Ask for an acknowledgement if it is time."""
         now = time.monotonic()
         if self._asked_at is None and now >= self._ask_at:
-            self._append(wire.ASK)
+            self._append(upload_records.ASK)
             self._asked_at, self._ask_at = now, now + ASK_S
             self._expect(REQUEST_TIMEOUT_S if self.is_open else self._first_answer_s)
 
@@ -205,7 +206,7 @@ class Upload:
     async def _read(self, pieces: AsyncIterator[bytes]) -> None:
         """Read acknowledgements and records after the run's name, until the stream ends or is
         found to lead to another run. Raises RemoteProtocolError."""
-        head, decoder = b"", wire.RecordDecoder()
+        head, decoder = b"", upload_records.RecordDecoder()
         async for piece in pieces:
             if len(head) < len(self._run):
                 head, piece = head + piece, b""
@@ -213,13 +214,13 @@ class Upload:
                 if not self._run.startswith(head):
                     return
             if piece and not self.is_open:
-                self._has_records = piece.startswith(wire.ASK)
+                self._has_records = piece.startswith(upload_records.ASK)
             if not self._has_records:
                 self._acknowledged(piece)
                 continue
             for record in decoder.feed(piece):
                 if not record.session:
-                    self._acknowledged(wire.ASK)
+                    self._acknowledged(upload_records.ASK)
                 elif (queue := self._queues.get(record.session)) is not None:
                     queue.add(record.frames)
             if self._queues:  # the way up stays in use, or a proxy might close it

@@ -16,19 +16,12 @@ import structlog
 from msgspec import Meta
 from pyqwest import Client
 
-from edge_agent.link.connection import (
-    MAX_ANSWER_BYTES,
-    REQUEST_TIMEOUT_S,
-    Connection,
-    LinkDown,
-    Response,
-    VerifierResponse,
-    from_answer,
-)
-from edge_agent.link.failover_policy import Event, KnownVerifier
+from edge_agent.link.connection import MAX_ANSWER_BYTES, REQUEST_TIMEOUT_S, Connection, Response
+from edge_agent.link.errors import LinkDown, VerifierResponse, from_answer
+from edge_agent.link.known_verifiers import Event, KnownVerifier
 from edge_agent.link.uploads import Uploads
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import start
+from gateway.background_work import start
 from gateway.errors import ApiError, Draining, EngineFault, Overloaded, Unavailable
 from gateway.system import now_with_sleep
 from gateway.tenants import identity_of_key

@@ -18,14 +18,16 @@ from typing import Final
 
 import msgspec
 
-from edge_agent.link.connection import LinkDown, session_headers
-from edge_agent.link.failover_policy import FailoverPolicy, KnownVerifiers, State, Wait
+from edge_agent.link.connection import session_headers
+from edge_agent.link.errors import LinkDown
+from edge_agent.link.failover_policy import FailoverPolicy, State, Wait
+from edge_agent.link.known_verifiers import KnownVerifiers
 from edge_agent.link.names import Name
 from edge_agent.link.prefixes import PromptBlocks, PromptReading, Speed
 from edge_agent.link.session import EdgeSession, Progress
 from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import NEAR, ONLY, PREFIX, EdgeMetrics
-from gateway.drain import kept_going, start
+from gateway.background_work import kept_going, start
 from gateway.errors import ApiError, EngineFault, Unavailable
 from gateway.tracing import Span
 from local_models.constraints import NAME

@@ -9,8 +9,8 @@ has a second one, `NAME_answer`, where its answers are long:
     generation.parse          reads the body as the endpoint's own request
     NAME.py                   converts it to a GenerationRequest (request.py)
     NAME.py                   `convert` returns that, and the maker of an Answer (endpoint.py)
-    request.py                checks fields that not every engine serves
-    gateway/turns             reads the prompt as tokens, in fair turns
+    parameters.py             checks fields that not every engine serves
+    gateway/prompt_reader.py  reads the prompt as tokens, in fair turns
     gateway/ports.py          defines an engine's Facts, the Job of a choice, and its Deltas
     gateway/output/           makes text, reasoning and calls of the tokens (stream.py)
     NAME.py, NAME_answer.py   the Answer writes these, and errors, in the endpoint's shape

@@ -17,21 +17,16 @@ from starlette.responses import Response
 
 from gateway.endpoints.bodies import checked, parse, read
 from gateway.endpoints.endpoint import Body, Convert, EndpointRequest
-from gateway.endpoints.request import (
-    GenerationRequest,
-    Parameters,
-    TokenIds,
-    parameters_of,
-    shown_names,
-)
+from gateway.endpoints.parameters import Parameters, parameters_of, shown_names
+from gateway.endpoints.request import GenerationRequest, TokenIds
 from gateway.endpoints.services import Backend, Forward, Json, ProxyPort, Services, no_model
 from gateway.errors import ApiError, InvalidRequest, Unsupported, renamed
 from gateway.hosting.settings import MAX_CHOICES
 from gateway.output.output_format import OutputFormat
 from gateway.ports import Facts, GatewayTokenizer
+from gateway.prompt_reader import BoundedTokenizer
 from gateway.request_context import RequestContext, context_of
 from gateway.schema import RequestModel
-from gateway.turns import BoundedTokenizer
 
 CHATS: Final = "/v1/chat/completions"
 _NATIVE: Final = ("/completion", "/completions", "/infill", "/api/chat", "/api/generate")

@@ -12,9 +12,10 @@ from starlette.requests import Request
 
 from gateway.endpoints.services import Services
 from gateway.errors import ApiError
-from gateway.http import read_body
+from gateway.json_bounds import SMALL_BYTES, Values
+from gateway.request_body import read_body
 from gateway.request_context import context_of
-from gateway.schema import SMALL_BYTES, Values, invalid
+from gateway.schema import invalid
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 T = TypeVar("T")

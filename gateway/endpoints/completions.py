@@ -1,233 +1,32 @@
-"""The endpoint of POST /v1/completions, and what its answers share with those of chats."""
+"""Parses the body of POST /v1/completions."""
 
 from __future__ import annotations
 
 import asyncio
-from abc import abstractmethod
 from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice, pairwise
-from typing import Annotated, Any, ClassVar, Final, TypeVar
+from itertools import islice
+from typing import Annotated, ClassVar, Final, TypeVar
 
-import msgspec
 from msgspec.structs import replace
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator
 
 from gateway.endpoints.endpoint import (
-    Answer,
-    EndpointRequest,
-    Entries,
-    Heading,
     Json,
     finite,
-    sent_event,
 )
 from gateway.endpoints.request import GenerationRequest, TokenIds, minus_one_is_none
 from gateway.errors import InvalidRequest, Unsupported
 from gateway.hosting.settings import MAX_CHOICES
-from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
+from gateway.output.detokenise import LogprobEntry
 from gateway.output.stream import ChoiceStream
-from gateway.ports import Facts, GatewayTokenizer, Statistics
-from gateway.request_context import Usage
+from gateway.ports import Facts, GatewayTokenizer
 from gateway.schema import Flag, Integer
-from gateway.watching import Report, Spans, Watch
 from speculation.messages import MAX_TOP_LOGPROBS, PROMPT_LOGPROBS, TokenLogprob
 
 T = TypeVar("T")
-
-# Writes what a usage counted: OpenAI's `usage`, vLLM's `metrics`, llama.cpp's `timings`.
-
-
-def usage_of(usage: Usage) -> Json:
-    """Return OpenAI's `usage`."""
-    counted = usage.total()
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": counted.cached_tokens},
-        "completion_tokens_details": {
-            "reasoning_tokens": usage.reasoning_tokens,
-            "accepted_prediction_tokens": counted.accepted_prediction_tokens,
-            "rejected_prediction_tokens": counted.rejected_prediction_tokens,
-        },
-    }
-
-
-def extensions_of(usage: Usage) -> Json:
-    """Return the fields that end an answer: vLLM's `metrics` and llama.cpp's `timings`."""
-    known = _speculative_decoding(usage.total()) if usage.statistics else None
-    return {"metrics": {"speculative_decoding": known}, "timings": _timings(usage)}
-
-
-def _speculation(usage: Usage) -> Json:
-    """Return the sums over all choices, which end a watched answer."""
-    counted = usage.total()
-    return {
-        "passes": counted.target_passes,
-        "rows": counted.target_passes + counted.draft_tokens,
-        "drafted": counted.draft_tokens,
-        "accepted": counted.accepted_tokens,
-        "acceptance": counted.acceptance,
-        "tokens_per_s": _timings(usage)["predicted_per_second"],
-    }
-
-
-def _timings(usage: Usage) -> Json:
-    """Return `timings`; "prompt" covers the time to the first token and the tokens read."""
-    prompt_s = usage.times.first_s or 0.0
-    predicted_s = usage.times.elapsed_s - prompt_s
-    counted = usage.total()
-    read = usage.prompt_tokens - counted.cached_tokens
-    return {
-        "cache_n": counted.cached_tokens,
-        "prompt_n": read,
-        "prompt_ms": prompt_s * 1000,
-        "prompt_per_token_ms": _ratio(prompt_s * 1000, read),
-        "prompt_per_second": _ratio(read, prompt_s),
-        "predicted_n": usage.completion_tokens,
-        "predicted_ms": predicted_s * 1000,
-        "predicted_per_token_ms": _ratio(predicted_s * 1000, usage.completion_tokens),
-        "predicted_per_second": _ratio(usage.completion_tokens, predicted_s),
-        "draft_n": counted.draft_tokens,
-        "draft_n_accepted": counted.accepted_tokens,
-    }
-
-
-def _speculative_decoding(counted: Statistics) -> Json:
-    """Return vLLM's `metrics.speculative_decoding` (summary), with two fields of our own.
-
-    `acceptance_histogram[j]` is the number of passes that accepted exactly j draft tokens, of
-    those that verified any. Our own fields are `num_target_passes`, which includes fill-in
-    passes, and `num_accepted_tokens_per_pos`.
-    """
-    at_least = (counted.drafts, *counted.accepted_per_position, 0)
-    return {
-        "mean_acceptance_length": 1.0 + _ratio(counted.accepted_tokens, counted.drafts),
-        "draft_acceptance_rate": counted.acceptance,
-        "acceptance_histogram": [here - further for here, further in pairwise(at_least)],
-        "num_spec_steps": counted.drafts,
-        "num_accepted_draft_tokens": counted.accepted_tokens,
-        "num_draft_tokens": counted.draft_tokens,
-        "num_target_passes": counted.target_passes,
-        "num_accepted_tokens_per_pos": list(counted.accepted_per_position),
-    }
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 0.0
-
-
-# Writes what the answers of OpenAI's chat completions and completions share.
-#
-# A stream has chunks, `data: {...}`, and ends with [DONE], or with `data: {"error": ...}`.
-
-_NO_REPORT: Final = Report({})
-
-
-class ChunkAnswer(Answer):
-    object: ClassVar[str]
-    chunk_object: ClassVar[str]
-
-    def __init__(self, request: GenerationRequest, heading: Heading) -> None:
-        self.wants_logprobs = request.wanted_logprobs is not None
-        self._heading = heading
-        self._answer_usage = heading.usage
-        self._usage = request.include_usage
-        self._counts_along = request.counts_along
-        self._watch = Watch() if request.is_watched else None
-        self._begun: set[int] = set()  # choices that have a chunk
-        self._ended = 0  # how many choices have finished
-
-    def events(self, index: int, delta: TextDelta) -> bytes:
-        return b"".join(map(sent_event, self._chunks(index, delta)))
-
-    def end(self) -> bytes:
-        last: Json = {}
-        if self._usage:
-            last |= {"usage": usage_of(self._answer_usage), **extensions_of(self._answer_usage)}
-        if self._watch is not None:
-            last["speculation"] = self._watch.totals() | _speculation(self._answer_usage)
-        ends = [{**self._body([], chunk=True), **last}] if last else []
-        return b"".join(map(sent_event, ends)) + b"data: [DONE]\n\n"
-
-    def full_answer(self, choices: Sequence[TextDelta]) -> Json:
-        shown = [{"index": i, **self.choice(choice)} for i, choice in enumerate(choices)]
-        body = self._body(shown, chunk=False)
-        return {
-            **body,
-            "usage": usage_of(self._answer_usage),
-            **extensions_of(self._answer_usage),
-        }
-
-    def first_chunk(self, delta: TextDelta) -> Json | None:
-        """Return the chunk before a choice's first delta; None if the API has no such chunk."""
-        return None
-
-    def chunks(self, delta: TextDelta, report: Report) -> list[tuple[Json, Spans]]:
-        """Return the chunks of a delta, without its finish, each with the origins of its text,
-        which are empty if the client does not watch."""
-        shows = delta.text or delta.entries
-        return [(self.text_chunk(delta.text, delta.entries), report.text)] if shows else []
-
-    @abstractmethod
-    def text_chunk(self, text: str, entries: Entries) -> Json: ...
-
-    @abstractmethod
-    def last_chunk(self, finish: Finish) -> Json: ...
-
-    @abstractmethod
-    def choice(self, whole: TextDelta) -> Json:
-        """Return a choice that is not streamed, without its index."""
-
-    def _chunks(self, index: int, delta: TextDelta) -> Iterator[Json]:
-        first = self.first_chunk(delta) if index not in self._begun else None
-        self._begun.add(index)
-        if first is not None:
-            yield self._indexed(index, first)
-        watch = self._watch if delta.report is not None else None
-        report = delta.report or _NO_REPORT
-        for event in watch.take(index, report) if watch else ():
-            yield {**self._chunked([]), "speculation": event}
-        for chunk, spans in self.chunks(delta, report):
-            of = {"spans": spans, "tokens": watch.count(index)} if watch else None
-            shown = self._indexed(index, chunk)
-            yield {**shown, "speculation": of} if of else shown
-        if delta.finish is not None:
-            self._ended += 1
-            last = self._indexed(index, self.last_chunk(delta.finish))
-            if self._watch is not None and (tokens := self._watch.count(index)):
-                last["speculation"] = {"tokens": tokens}
-            ends_answer = self._ended == self._heading.choices and not self._usage
-            yield {**last, **extensions_of(self._answer_usage)} if ends_answer else last
-
-    def _indexed(self, index: int, choice: Json) -> Json:
-        return self._chunked([{"index": index, **choice}])
-
-    def _chunked(self, choices: Sequence[Json]) -> Json:
-        body = self._body(choices, chunk=True)
-        usage = usage_of(self._answer_usage) if self._counts_along else None
-        return {**body, "usage": usage} if self._usage else body
-
-    def _body(self, choices: Sequence[Json], *, chunk: bool) -> Json:
-        """Return the body of a whole answer, or of one chunk of a stream."""
-        heading = self._heading
-        body: Json = {
-            "id": heading.id,
-            "object": self.chunk_object if chunk else self.object,
-            "created": heading.created,
-            "model": heading.model,
-            "choices": choices,
-        }
-        if heading.fingerprint is not None:
-            body["system_fingerprint"] = heading.fingerprint
-        return body
-
-
-# Parses the body of POST /v1/completions.
 
 
 def _as_prompts(value: object) -> tuple[str | TokenIds, ...]:
@@ -450,64 +249,3 @@ class CompletionRequest(GenerationRequest):
             _with_prompt(self, EchoedPrompt(tokens, texts[i // self.n], tokenizer), stream)
             for i, (stream, tokens) in enumerate(zip(streams, prompts, strict=True))
         ]
-
-
-# Writes the answer of POST /v1/completions.
-
-
-def convert(body: CompletionRequest) -> EndpointRequest:
-    """Return what a completion asks for: the completion itself."""
-    return EndpointRequest(body, "cmpl-", partial(CompletionAnswer, body))
-
-
-class CompletionAnswer(ChunkAnswer):
-    object = "text_completion"
-    chunk_object = "text_completion"
-
-    def text_chunk(self, text: str, entries: Entries) -> Json:
-        return self._choice(text, self.write(entries), None)
-
-    def last_chunk(self, finish: Finish) -> Json:
-        return {"text": "", "logprobs": None, "finish_reason": finish}
-
-    def choice(self, whole: TextDelta) -> Json:
-        choice = self._choice(whole.text, whole.written, whole.finish)
-        return choice if whole.scores is None else {**choice, "prompt_logprobs": whole.scores}
-
-    def write(self, entries: Entries) -> list[Row]:
-        return [_row(entry) for entry in entries]
-
-    def _choice(self, text: str, rows: Sequence[Any], finish: Finish | None) -> Json:
-        logprobs = None
-        if self.wants_logprobs:
-            columns = zip(*rows, strict=True) if rows else ((),) * len(_COLUMNS)
-            logprobs = dict(zip(_COLUMNS, columns, strict=True))
-        return {"text": text, "logprobs": logprobs, "finish_reason": finish}
-
-
-_COLUMNS: Final = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-Row = tuple[str, float | None, msgspec.Raw, int]
-"""A token has these values in the columns of a choice's log-probabilities."""
-
-
-def _row(entry: LogprobEntry) -> Row:
-    top = msgspec.Raw(msgspec.json.encode(_top(entry)))
-    return _name(entry.piece), finite(entry.logprob), top, entry.offset
-
-
-def _top(entry: LogprobEntry) -> Json | None:
-    """Return the most likely tokens and the generated one; None if none were requested."""
-    if not entry.top:
-        return None
-    named: Json = {}
-    for piece, logprob in (*entry.top, (entry.piece, entry.logprob)):
-        named.setdefault(_name(piece), finite(logprob))
-    return named
-
-
-def _name(piece: bytes) -> str:
-    """Return a token's text or, if it is a part of a character, OpenAI's bytes:\\xe2\\x82."""
-    try:
-        return piece.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)

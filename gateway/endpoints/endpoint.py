@@ -151,20 +151,20 @@ def finite(logprob: float | None) -> float | None:
     return None if logprob is None else max(logprob, UNLIKELY)
 
 
-# Sends an answer: whole, or streamed as server-sent events or in its endpoint's form.
-#
-# The status of a stream is sent with the first event, or with the first keep-alive. An error
-# before that gets a status of its own; a later error becomes the stream's last event.
-#
-# A long prompt may take minutes to read. Without keep-alives, proxies and clients would give up
-# on the connection meanwhile.
-
 _HEADERS: Final = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
 
 
 @dataclass(eq=False)
 class EventStream(Response):
-    """Sends one answer once, and closes `streams` before it returns or raises."""
+    """Sends one answer once, and closes `streams` before it returns or raises: as server-sent
+    events, or streamed in its endpoint's form.
+
+    The status is sent with the first event, or with the first keep-alive. An error before that
+    gets a status of its own; a later error becomes the stream's last event.
+
+    A long prompt may take minutes to read. Without keep-alives, proxies and clients would give
+    up on the connection meanwhile.
+    """
 
     answer: Answer
     streams: Sequence[ChoiceStream]

@@ -15,7 +15,7 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway import grammars
+from gateway import structured_outputs
 from gateway.endpoints.answerer import Complete, Ready, ask, choose
 from gateway.endpoints.bodies import checked
 from gateway.endpoints.endpoint import (
@@ -33,8 +33,8 @@ from gateway.http import json_response
 from gateway.output.output_format import OutputFormat
 from gateway.output.stream import stream_choice
 from gateway.ports import SEEDS, Facts, Job
+from gateway.prompt_reader import BoundedTokenizer
 from gateway.request_context import context_of
-from gateway.turns import BoundedTokenizer
 
 
 def unchanged(fields: Json) -> Json:
@@ -87,9 +87,12 @@ async def _answer(ready: Ready, services: Services, request: Request) -> Respons
     context, endpoint, facts = context_of(request), question.endpoint, question.facts
     body, name = endpoint.body, f"{endpoint.id_prefix}{uuid.uuid4().hex}"
     jobs = await _jobs(ready, services, name, request)
-    if isinstance(grammar := jobs[0].extras.get(grammars.NAME), Mapping):
+    if isinstance(grammar := jobs[0].extras.get(structured_outputs.NAME), Mapping):
         path = renamed(question.parameters.constrained_at or "tools", endpoint.names)
-        context.outcome.field_names = {**endpoint.names, **grammars.names_of(path, grammar)}
+        context.outcome.field_names = {
+            **endpoint.names,
+            **structured_outputs.names_of(path, grammar),
+        }
     context.begin_answers(len(jobs) - 1)
     fingerprint = question.backend.begin(len(jobs), facts)
     answer = endpoint.answer(
@@ -155,13 +158,13 @@ def _constrained(
 ) -> Mapping[str, object]:
     """Return the extras of a job, in which the constraint covers the whole answer; the same
     object if the answer is only content. Raises InvalidRequest."""
-    content = extras.get(grammars.NAME)
+    content = extras.get(structured_outputs.NAME)
     mapping = content if isinstance(content, Mapping) else None
     constraint = body.constraint(output_format, prompt, mapping)
     more = body.more_extras(output_format, prompt)
     if constraint is mapping and not more:
         return extras
-    constrained = {} if constraint is None else {grammars.NAME: constraint}
+    constrained = {} if constraint is None else {structured_outputs.NAME: constraint}
     return MappingProxyType({**extras, **more, **constrained})
 
 

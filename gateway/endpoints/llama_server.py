@@ -1,100 +1,23 @@
-"""The endpoint of llama-server's API: POST /completion and POST /infill."""
+"""Parses the bodies of POST /completion and POST /infill."""
 
 from __future__ import annotations
 
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import Annotated, ClassVar, Final
 
 from msgspec.structs import replace
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator
 
-from gateway.endpoints.completions import Prompts, extensions_of
-from gateway.endpoints.endpoint import Answer, EndpointRequest, Heading, Json, sent_event
+from gateway.answer_fields import NEUTRAL, is_neutral
+from gateway.endpoints.completions import Prompts
+from gateway.endpoints.line_limits import LineLimits, limited
 from gateway.endpoints.request import GenerationRequest, TokenIds, minus_one_is_none
 from gateway.errors import InvalidRequest
-from gateway.output.detokenise import TextDelta
 from gateway.output.stream import ChoiceStream
 from gateway.ports import GatewayTokenizer
-from gateway.schema import (
-    FIRST_ERROR,
-    NEUTRAL,
-    Integer,
-    RequestModel,
-    is_neutral,
-    unsupported,
-)
-
-# Ends an answer by its lines: at a smaller indentation, or after a time.
-#
-# Editors ask for these limits: a line that is less indented than the line at the cursor belongs
-# to the text that follows, and a late suggestion is of no use. The limit of time counts from
-# the first token, and applies only once there is a whole line to show.
-
-_LINE: Final = re.compile(r"\n([ \t]*)(?=[^ \t])")
-_OPEN_LINE: Final = re.compile(r"\n[ \t]*\Z")
-
-
-class LineLimits:
-    """Decides what may be shown of a text that comes piece by piece.
-
-    indent: a line after the first that begins with fewer spaces and tabs ends the text before
-    it; so does an empty line. max_s: seconds from the first piece; 0 for no limit.
-    """
-
-    def __init__(self, *, indent: int, max_s: float) -> None:
-        self._indent = indent
-        self._max_s = max_s
-        self._ends_s: float | None = None
-        self._withheld = ""
-        self._has_line = False
-
-    def feed(self, text: str) -> tuple[str, bool]:
-        """Return the text that may be shown now, and whether the whole text ends with it."""
-        text, self._withheld = self._withheld + text, ""
-        if self._indent:
-            for line in _LINE.finditer(text):
-                if len(line[1]) < self._indent:
-                    return text[: line.start()], True
-            if begun := _OPEN_LINE.search(text):
-                text, self._withheld = text[: begun.start()], begun[0]
-        self._has_line = self._has_line or "\n" in text
-        return text, False
-
-    def is_late(self, now_s: float) -> bool:
-        """Return True if the time is up and a whole line was fed."""
-        if self._ends_s is None:
-            self._ends_s = now_s + self._max_s
-        return self._has_line and self._max_s > 0 and now_s > self._ends_s
-
-    def finish(self) -> str:
-        """Return the withheld rest of a text that has ended by itself."""
-        return self._withheld
-
-
-async def limited(
-    stream: ChoiceStream, limits: LineLimits, clock: Callable[[], float]
-) -> ChoiceStream:
-    """Yield a choice up to one of its limits, at which it finishes with "length"."""
-    async with aclosing(stream):
-        async for index, delta in stream:
-            text, ends = limits.feed(delta.text)
-            if ends or delta.finish is not None or limits.is_late(clock()):
-                break
-            yield index, replace(delta, text=text)
-        else:
-            return
-    if ends or delta.finish is None:
-        yield index, replace(delta, text=text, finish="length")
-    else:
-        yield index, replace(delta, text=text + limits.finish())
-
-
-# Parses the bodies of POST /completion and POST /infill.
+from gateway.schema import FIRST_ERROR, Integer, RequestModel, unsupported
 
 INFILL_SAMPLER: Final = "infill"
 """llama.cpp's sampler of this name chooses among likely tokens that begin alike. It is ignored
@@ -209,71 +132,3 @@ class InfillRequest(NativeRequest):
     def unknown_inside(self) -> list[str]:
         unserved = ["samplers"] if INFILL_SAMPLER in self.samplers else []
         return [*super().unknown_inside(), *unserved]
-
-
-# Writes the answers of POST /completion and POST /infill.
-
-_ABSENT: Final = object()
-
-
-def convert(body: NativeRequest) -> EndpointRequest:
-    """Return what a request asks for: the request itself."""
-    return EndpointRequest(body, "cmpl-", partial(NativeAnswer, body), body.unserved_options)
-
-
-class NativeAnswer(Answer):
-    """Writes one object for each choice, and in a stream also one for each piece of text."""
-
-    def __init__(self, body: NativeRequest, heading: Heading) -> None:
-        self._fields = body.response_fields
-        self._heading = heading
-        self._usage = heading.usage
-        self._tokens = Counter[int]()
-
-    def events(self, index: int, delta: TextDelta) -> bytes:
-        self._tokens[index] += delta.tokens
-        pieces = [self._piece(index, delta.text)] if delta.text else []
-        if delta.finish is not None:
-            pieces.append(self._last(index, "", delta))
-        return b"".join(map(sent_event, pieces))
-
-    def full_answer(self, choices: Sequence[TextDelta]) -> object:
-        """Return the object of the choice, or all if there are several."""
-        self._tokens.update({index: each.tokens for index, each in enumerate(choices)})
-        shown = [self._last(i, each.text, each) for i, each in enumerate(choices)]
-        return shown[0] if len(shown) == 1 else shown
-
-    def _piece(self, index: int, text: str) -> Json:
-        return {
-            "index": index,
-            "content": text,
-            "stop": False,
-            "tokens_predicted": self._tokens[index],
-            "tokens_evaluated": self._usage.prompt_tokens,
-        }
-
-    def _last(self, index: int, text: str, delta: TextDelta) -> Json:
-        ended_by = "limit" if delta.finish == "length" else "word" if delta.stop else "eos"
-        answer = {
-            **self._piece(index, text),
-            "stop": True,
-            "model": self._heading.model,
-            "truncated": False,
-            "stop_type": ended_by,
-            "stopping_word": delta.stop or "",
-            "tokens_cached": self._usage.prompt_tokens + self._tokens[index],
-            **extensions_of(self._usage),
-        }
-        return _only(self._fields, answer) if self._fields else answer
-
-
-def _only(paths: Sequence[str], answer: Json) -> Json:
-    """Return a map from paths, such as "timings/prompt_n", to the fields at these paths."""
-    values = {path: _at(path, answer) for path in paths}
-    return {path: value for path, value in values.items() if value is not _ABSENT}
-
-
-def _at(path: str, value: object) -> object:
-    for name in path.split("/"):
-        value = value.get(name, _ABSENT) if isinstance(value, Mapping) else _ABSENT
-    return value

@@ -15,7 +15,8 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from gateway.schema import FIRST_ERROR, RequestModel, Typed, Unserved, Values
+from gateway.json_bounds import Values
+from gateway.schema import FIRST_ERROR, RequestModel, Typed, Unserved
 
 Json = dict[str, object]
 

@@ -16,23 +16,23 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gateway.endpoints.background import Dropped, Recording, Replay, RunningAnswer
+from gateway.endpoints.background import RunningAnswer
 from gateway.endpoints.bodies import checked
 from gateway.endpoints.endpoint import EndpointRequest, EventStream
 from gateway.endpoints.generation import count_prompt, generate
-from gateway.endpoints.responses import ITEMS, Item, ResponsesRequest, names_of, offered
-from gateway.endpoints.responses_answer import (
-    PREFIX,
-    REPEATS,
-    ResponseAnswer,
-    place_of,
-    repeated_of,
-)
-from gateway.endpoints.services import ResponseStore, Services, StoredResponse
+from gateway.endpoints.recording import Dropped, Recording, Replay
+from gateway.endpoints.response_store import ResponseStore, StoredResponse
+from gateway.endpoints.responses import ResponsesRequest, names_of
+from gateway.endpoints.responses_answer import ResponseAnswer, repeated_of
+from gateway.endpoints.responses_items import ITEMS, Item
+from gateway.endpoints.responses_output import PREFIX, REPEATS, place_of
+from gateway.endpoints.responses_tools import offered
+from gateway.endpoints.services import Services
 from gateway.errors import InvalidRequest, NotFound
 from gateway.http import json_response
+from gateway.json_bounds import Values
 from gateway.request_context import context_of
-from gateway.schema import Values, validated
+from gateway.schema import validated
 
 Json = dict[str, Any]
 

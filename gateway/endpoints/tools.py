@@ -13,9 +13,10 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
-from gateway.grammars import LARK, MAX_BYTES, SchemaField, Schemas, schemas_of
+from gateway.json_schemas import LARK, MAX_BYTES, Schemas, schemas_of
 from gateway.output.message import FIELD
 from gateway.schema import FIRST_ERROR, Flag, Name, RequestModel, Typed, missing
+from gateway.structured_outputs import SchemaField
 
 Json = Mapping[str, object]
 

@@ -15,7 +15,7 @@ from typing import Literal, TextIO, cast
 import structlog
 from structlog.typing import EventDict, ExcInfo, Processor
 
-from gateway.tracing import printable
+from gateway.log_limits import printable
 
 LogFormat = Literal["console", "json"]
 

@@ -23,7 +23,6 @@ from collections.abc import (
     Callable,
     Collection,
     Coroutine,
-    Iterable,
     Mapping,
     Sequence,
 )
@@ -31,44 +30,9 @@ from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-import httpx
-
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.hosting.parent_death import bound_to_parent
 from gateway.system import kill_group
-
-# Waits until services that were just started are ready.
-
-POLL_S: Final = 0.25
-
-
-async def until_ready(
-    services: Iterable[Service],
-    client: httpx.AsyncClient,
-    within_s: float,
-    on_wait: Callable[[Service], object] = lambda _: None,
-) -> None:
-    """Wait until each service's `ready_path` answers 200. Raises NeverReady after `within_s`.
-
-    on_wait: called with each service before waiting for it.
-    """
-    deadline = asyncio.get_running_loop().time() + within_s
-    for service in services:
-        on_wait(service)
-        try:
-            async with asyncio.timeout_at(deadline):
-                await _until_ready(service, client)
-        except TimeoutError:
-            raise NeverReady(service.name, within_s) from None
-
-
-async def _until_ready(service: Service, client: httpx.AsyncClient) -> None:
-    while True:
-        with suppress(httpx.TransportError):  # the service does not listen yet
-            if (await client.get(f"{service.url}{service.ready_path}")).status_code == 200:
-                return
-        await asyncio.sleep(POLL_S)
-
 
 GRACE_S: Final = 15.0
 """SIGKILL follows SIGTERM after this many seconds, which exceed the 10 s that the verifier
@@ -151,7 +115,7 @@ class Child:
                 stdout=write_end,
                 stderr=write_end,
                 env={**self.service.environment, **os.environ},
-                process_group=0,  # in our session: see docs/decisions.md, "One session"
+                process_group=0,  # in our session: docs/decisions.md, "A service that stops"
             )
         except BaseException:
             os.close(read_end)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-from gateway.grammars import decode
+from gateway.json_schemas import decode
 
 FIELD: Final = "input"
 """The model is shown a function with this only argument in place of a custom tool."""

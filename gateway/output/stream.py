@@ -11,10 +11,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.errors import EngineFault
 from gateway.output.detokenise import Detokeniser, TextDelta
-from gateway.output.output_format import OutputParser
+from gateway.output.output_parser import OutputParser
 from gateway.ports import Delta
 
 QUEUED: Final = 64

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from edge_agent.metrics import EdgeMetrics
 from gateway.metrics import Metrics
-from gateway.tenants import TenantMetrics
+from gateway.tenant_limits import TenantMetrics
 from verifier.metrics import VerifierMetrics
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from hypothesis import strategies as st
 
-from edge_agent.draft.retokeniser import Translation
+from edge_agent.draft.token_mapping import Translation
 from local_models.llama_cpp.model import Model
 from local_models.llama_cpp.segments import ContextLimits, Segment
 from local_models.store import open_store

@@ -20,7 +20,7 @@ from starlette.types import Receive as Receive
 from starlette.types import Scope
 from starlette.types import Send as Send
 
-from speculation import wire
+from speculation import upload_records, wire
 from speculation.judge import Judgement
 from speculation.messages import (
     PROTOCOL_VERSION,
@@ -101,7 +101,7 @@ async def _upload(request: Request, send: Send) -> None:
 
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await carry(RUN.encode())
-    decoder = wire.RecordDecoder()
+    decoder = upload_records.RecordDecoder()
     with suppress(ClientDisconnect):
         async for data in request.stream():
             for record in decoder.feed(data):
@@ -112,7 +112,9 @@ async def _upload(request: Request, send: Send) -> None:
                     if (session := sessions.get(record.session)) and session.runs:
                         _take(session, record.frames)
                 else:
-                    await carry(wire.ASK if has_records else wire.ACKNOWLEDGED)
+                    await carry(
+                        upload_records.ASK if has_records else upload_records.ACKNOWLEDGED
+                    )
 
 
 async def _answer(request: Request) -> Response:
@@ -196,11 +198,11 @@ async def _stream(session: Session, name: str, called: str) -> AsyncIterator[byt
             if carry is None:
                 yield piece
             else:
-                await carry(wire.encode_record(name, piece))
+                await carry(upload_records.encode_record(name, piece))
     finally:
         session.runs = False
         if carry is not None:
-            await carry(wire.encode_record(name))
+            await carry(upload_records.encode_record(name))
 
 
 async def _pieces(session: Session, name: str, called: str) -> AsyncIterator[bytes]:

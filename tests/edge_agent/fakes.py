@@ -12,10 +12,10 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from edge_agent.draft.drafter import NoDrafter, StepSampler, drafts_while_matching
-from edge_agent.draft.retokeniser import Translation
+from edge_agent.draft.token_mapping import Translation
 from edge_agent.driver import DraftModel, Driver, EdgeSession
 from edge_agent.engine import EdgeEngine
-from edge_agent.link.failover_policy import KnownVerifier
+from edge_agent.link.known_verifiers import KnownVerifier
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
 from gateway.errors import ApiError, Unavailable
@@ -25,9 +25,9 @@ from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import TokenizerFile
 from local_models.vocabulary import Relation, Vocabulary
 from speculation import coupled
-from speculation.distributions import DraftToken
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import DraftPolicy, StreamPolicy
+from speculation.draft_policy import DraftPolicy, StreamPolicy
+from speculation.draft_token import DraftToken
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
 from speculation.messages import (

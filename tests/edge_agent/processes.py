@@ -26,11 +26,12 @@ from edge_agent.link.connection import Connection
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.ports import Job
 from speculation.messages import Sampling
 from tests.edge_agent.fake_verifier import target_at
 from tests.edge_agent.fakes import engine
+from tests.guards import GUARD_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,11 +74,9 @@ def start(name: str = "", port: int | None = None) -> Process:
     return Process(f"http://127.0.0.1:{port}", running)
 
 
-def wait_for(
-    port: int, process: subprocess.Popen[bytes] | None = None, within_s: float = 300
-) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes] | None = None) -> None:
     """Return once something listens. process: what should, and must not end before."""
-    deadline = time.monotonic() + within_s
+    deadline = time.monotonic() + GUARD_S
     while time.monotonic() < deadline:
         assert process is None or process.poll() is None
         try:
@@ -202,7 +201,7 @@ class Answer:
         self, lose: Callable[[], Awaitable[object] | None] | None = None
     ) -> list[int]:
         last = time.monotonic()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(GUARD_S):
             async for delta in self._edge.generate(self._job):
                 if self.tokens:
                     self.gap_s = max(self.gap_s, time.monotonic() - last)

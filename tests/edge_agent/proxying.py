@@ -24,6 +24,7 @@ from edge_agent.settings import load
 from gateway.drain import Drain
 from local_models.store import open_store
 from tests.gateway.scripted import served
+from tests.guards import GUARD_S
 from tests.verifier.fake_target import FACTS, FakeTarget
 from verifier.app import build as build_verifier
 from verifier.settings import load as load_verifier
@@ -106,7 +107,7 @@ async def proxying(
             app = build(load(None, environ or {}, given), store, drain or Drain())
             async with (
                 served(app) as edge,
-                httpx.AsyncClient(base_url=edge, timeout=30) as client,
+                httpx.AsyncClient(base_url=edge, timeout=GUARD_S) as client,
             ):
                 yield client
 

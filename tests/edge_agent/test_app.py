@@ -13,9 +13,9 @@ from structlog.testing import capture_logs
 from bench.run.services import free_port
 from edge_agent.app import build
 from edge_agent.settings import load
+from gateway.access import HEALTH_PATHS
 from gateway.drain import Drain
 from gateway.hosting.settings import WrongSettings
-from gateway.middleware import HEALTH_PATHS
 from local_models.store import open_store
 from picospec.chat_client import ANSWER_CACHE
 from tests.edge_agent import fake_verifier

@@ -14,13 +14,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.draft import cross_vocabulary as cross_vocabulary_slot
-from edge_agent.draft.cross_vocabulary import CrossVocabularySampler, CrossVocabularySlot, Row
+from edge_agent.draft.cross_vocabulary import CrossVocabularySlot
+from edge_agent.draft.cross_vocabulary_sampler import CrossVocabularySampler, Row
 from edge_agent.draft.drafter import StepSampler, step_sampler
 from edge_agent.draft.llama import LlamaDrafter
-from edge_agent.draft.retokeniser import Retokeniser, Translation
+from edge_agent.draft.retokeniser import Retokeniser
+from edge_agent.draft.token_mapping import Translation
 from local_models.tokenizer import Tokenizer
 from speculation import coupled
-from speculation.distributions import DraftSampler, DraftToken, Logits, distribution
+from speculation.distributions import Logits, distribution
+from speculation.draft_token import DraftSampler, DraftToken
 from speculation.messages import Limits, ModelFacts, Open, Sampling
 from speculation.noise import noise_index
 from tests.edge_agent.cross_vocabulary import (
@@ -31,6 +34,7 @@ from tests.edge_agent.cross_vocabulary import (
     WordEncoder,
     translation,
 )
+from tests.guards import GUARD_S
 
 PROMPT = "<|im_start|>user\nWrite.<|im_end|>\n<|im_start|>assistant\n"
 
@@ -68,7 +72,7 @@ class Pair:
         return all(each.bytes_of(each.tokenise(text)) == text for each in decoded)
 
     async def step(self, output: Sequence[int], ahead: Sequence[int] = ()) -> list[DraftToken]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(GUARD_S):
             return await self.slot.step([*self.prompt, *output], greedy, ahead=ahead)
 
     @property

@@ -12,7 +12,8 @@ import pytest
 from edge_agent.draft.drafter import CannotDraft
 from edge_agent.engine import QUEUE_ITEMS, as_generator
 from gateway.errors import EngineFault, Unavailable
-from speculation.distributions import DraftToken, QuantisedDistribution
+from speculation.distributions import QuantisedDistribution
+from speculation.draft_token import DraftToken
 from speculation.messages import (
     Commit,
     Draft,

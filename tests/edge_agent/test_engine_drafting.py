@@ -13,9 +13,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from edge_agent import engine as making
-from edge_agent.draft.cross_vocabulary import CrossVocabularySampler
+from edge_agent.draft.cross_vocabulary_sampler import CrossVocabularySampler
 from edge_agent.draft.drafter import NoDrafter, step_sampler
-from edge_agent.draft.retokeniser import Translation
+from edge_agent.draft.token_mapping import Translation
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
 from gateway.errors import Unavailable
@@ -24,7 +24,6 @@ from gateway.watching import ChainEvent, Event, LinkUse, PassEvent
 from local_models.tokenizer import Tokenizer
 from speculation import coupled
 from speculation.drafting import DraftingSession
-from speculation.learning import Latencies
 from speculation.messages import (
     Commit,
     Fill,
@@ -34,6 +33,7 @@ from speculation.messages import (
     TokenId,
     Totals,
 )
+from speculation.proposer import Latencies
 from tests.edge_agent.cross_vocabulary import WordEncoder
 from tests.edge_agent.fakes import (
     FACTS,

@@ -10,14 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.link import failover_policy
-from edge_agent.link.connection import LinkDown
-from edge_agent.link.failover_policy import (
-    Event,
-    FailoverPolicy,
-    KnownVerifier,
-    KnownVerifiers,
-    Wait,
-)
+from edge_agent.link.errors import LinkDown
+from edge_agent.link.failover_policy import FailoverPolicy, Wait
+from edge_agent.link.known_verifiers import Event, KnownVerifier, KnownVerifiers
 from gateway import errors
 from gateway.errors import ApiError, Draining, Overloaded, Unavailable
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from edge_agent.app import open_verifiers
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.fallback import FEATURES, DraftEngine, DraftFallback
-from edge_agent.link.failover_policy import Event
+from edge_agent.link.known_verifiers import Event
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
 from gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
@@ -24,7 +24,7 @@ from speculation.noise import noise_index
 from speculation.verify_session import Pass
 from tests.edge_agent.fake_cache import FakeCache, V, truth
 from tests.local_models.grammars.small import TOKENIZER
-from verifier.llama_target.scheduler import PassPart, judge
+from verifier.llama_target.pass_part import PassPart, judge
 
 PROMPT = (1, 2, 3)
 STOP = 98

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from edge_agent.link import session, uploads
-from edge_agent.link.connection import LinkDown
+from edge_agent.link.errors import LinkDown
 from picospec.link import Conditions
 from tests.fakes.faulty_link import FaultyLink
 from tests.fakes.link import Link

@@ -24,7 +24,8 @@ from edge_agent.draft.slot import (
     ReadingPolicy,
     View,
 )
-from speculation.distributions import DraftToken, Logits
+from speculation.distributions import Logits
+from speculation.draft_token import DraftToken
 from tests.edge_agent.fake_cache import (
     FakeCache,
     V,

@@ -21,7 +21,7 @@ from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import tokenizer_file
 from speculation import coupled
 from speculation import separate as separate
-from speculation.distributions import DraftToken
+from speculation.draft_token import DraftToken
 from speculation.messages import Sampling
 from tests.edge_agent.fake_cache import FakeCache, draft_after, rest_is_read, taken
 from tests.local_models.chats import TEMPLATES, TOOLS, Json, result, user

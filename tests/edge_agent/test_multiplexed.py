@@ -10,7 +10,7 @@ import pytest
 from edge_agent.link import uploads
 from edge_agent.link.connection import UPLOADS_PATH
 from gateway.errors import EngineFault
-from speculation import wire
+from speculation import upload_records, wire
 from speculation.messages import Multiplexed
 from tests.fakes.link import Stream
 from tests.fakes.world import PASS_S, RTT_S, TEXT, VerifierProcess, World
@@ -34,7 +34,7 @@ async def answers(world: World, befall: Befall, after: int) -> list[list[int]]:
 
 
 def cut_in_a_record(process: VerifierProcess, upload: Stream) -> None:
-    record = wire.encode_record(next(iter(process.target.running)), bytes(8))
+    record = upload_records.encode_record(next(iter(process.target.running)), bytes(8))
     upload.down.add(record[: len(record) // 2])
     upload.reset()
 
@@ -68,7 +68,7 @@ async def test_an_answer_that_has_no_records_is_given_up_on_this_connection() ->
 async def test_a_session_moves_once() -> None:
     def attack(process: VerifierProcess, upload: Stream) -> None:
         for name in process.target.running:
-            upload.down.add(wire.encode_record(name, wire.encode(Multiplexed())))
+            upload.down.add(upload_records.encode_record(name, wire.encode(Multiplexed())))
 
     async with World(1, multiplexes=True) as world:
         with pytest.raises(ExceptionGroup) as raised:

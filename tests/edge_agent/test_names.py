@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from edge_agent.link import names
-from edge_agent.link.failover_policy import Event
+from edge_agent.link.known_verifiers import Event
 from edge_agent.link.names import LOOK_S, Name
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers

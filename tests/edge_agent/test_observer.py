@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.draft.slot import FIRST_TOKENS, MIN_TOKENS, ReadingPolicy, StepRequest, View
-from edge_agent.link.failover_policy import KnownVerifier
+from edge_agent.link.known_verifiers import KnownVerifier
 from edge_agent.observer import AnswerObserver
 from gateway.watching import ChainEvent, LinkUse, Origin, PassEvent
 from local_models.llama_cpp.model import Context
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.llama_cpp.segments import Segment
-from speculation.distributions import DraftToken, mark_ahead
 from speculation.draft_machine import DraftMachine, DraftStep, Outcome
-from speculation.drafting import StreamPolicy
+from speculation.draft_policy import StreamPolicy
+from speculation.draft_token import DraftToken, mark_ahead
 from speculation.judges import JUDGES
 from speculation.messages import Commit, Down, Limits, Open, Opened, Sampling, TokenId
 from tests.edge_agent.fake_cache import (

@@ -21,10 +21,11 @@ from edge_agent.draft.loading import TargetTokenizer
 from edge_agent.forwarding import own_api
 from edge_agent.link import verifier as verifying
 from edge_agent.proxy import DIRECT
+from gateway.answer_fields import OPERATORS
 from gateway.endpoints.completions import CompletionRequest
-from gateway.endpoints.services import Json, ResponseStore, StoredResponse
+from gateway.endpoints.response_store import ResponseStore, StoredResponse
+from gateway.endpoints.services import Json
 from gateway.ports import Facts
-from gateway.schema import OPERATORS
 from picospec.link import Link
 from tests.edge_agent.proxying import (
     EMBEDDINGS,
@@ -37,6 +38,7 @@ from tests.edge_agent.proxying import (
 )
 from tests.end_to_end.traced import serving
 from tests.gateway.scripted import ByteTokenizer
+from tests.guards import GUARD_S
 from tests.verifier.fake_target import FACTS
 
 CHATS, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -280,7 +282,7 @@ async def test_nothing_is_proxied_over_an_idle_connection_that_carries_nothing(
                 connection.stall(True)
             now += verifying.IDLE_S + 1
 
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(GUARD_S):
                 after = await client.post(path, json=body)
 
     assert before.content == after.content == SAID

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_agent.link import prefixes
-from edge_agent.link.failover_policy import Event, KnownVerifier, KnownVerifiers
+from edge_agent.link.known_verifiers import Event, KnownVerifier, KnownVerifiers
 from edge_agent.link.prefixes import BLOCK, Prefixes, PromptBlocks, PromptReading, Speed
 
 BLOCKS = st.lists(st.sampled_from("abc"), max_size=6)

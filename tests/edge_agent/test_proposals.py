@@ -13,14 +13,9 @@ import numpy as np
 import pytest
 
 from edge_agent.draft.drafter import NoDrafter, step_sampler
+from edge_agent.draft_grammars import DraftGrammar, EdgeGrammars, GrammarProposer
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.proposals import (
-    DraftGrammar,
-    EdgeAnswerCaches,
-    EdgeGrammars,
-    GrammarProposer,
-    ProposalFinder,
-)
+from edge_agent.proposals import EdgeAnswerCaches, ProposalFinder
 from edge_agent.settings import EdgeSettings
 from gateway.errors import InvalidRequest
 from local_models.errors import GrammarFailed
@@ -28,10 +23,10 @@ from local_models.grammars import Grammar, GrammarState
 from local_models.guidance import grammar_text
 from local_models.tokenizer import Tokenizer
 from speculation import coupled
-from speculation.distributions import DraftToken
+from speculation.answer_cache import AnswerCache
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import StreamPolicy
-from speculation.learning import Latencies
+from speculation.draft_policy import StreamPolicy
+from speculation.draft_token import DraftToken
 from speculation.lookup import PromptLookup
 from speculation.messages import (
     Commit,
@@ -43,7 +38,7 @@ from speculation.messages import (
     Sampling,
     TokenId,
 )
-from speculation.ngrams import AnswerCache
+from speculation.proposer import Latencies
 from tests.edge_agent.fakes import (
     FACTS,
     JOB,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.link.connection import LinkDown
+from edge_agent.link.errors import LinkDown
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.tracing import NO_SPAN
 from speculation.messages import Commit, Draft, Open, Sampling
 from tests.edge_agent.fake_verifier import target_at

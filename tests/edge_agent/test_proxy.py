@@ -14,7 +14,8 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from edge_agent.forwarding import MEDIA_BYTES, listed
-from gateway.drain import Drain, running_alongside
+from gateway.background_work import running_alongside
+from gateway.drain import Drain
 from tests.edge_agent.proxying import (
     EMBEDDED,
     EMBEDDINGS,
@@ -30,6 +31,7 @@ from tests.edge_agent.proxying import (
     streaming,
 )
 from tests.end_to_end.traced import serving
+from tests.guards import GUARD_S
 from tests.hostile.test_verifier import resident_bytes
 from tests.verifier.fake_target import FakeTarget
 from verifier.app import build as build_verifier
@@ -147,7 +149,7 @@ async def test_a_client_that_leaves_ends_the_request_to_the_upstream() -> None:
         await asyncio.Event().wait()
 
     upstream = Upstream(streaming("audio/mpeg", endless()))
-    async with asyncio.timeout(20), proxying(upstream) as client:
+    async with asyncio.timeout(GUARD_S), proxying(upstream) as client:
         async with client.stream("POST", "/v1/audio/speech", json={}) as answer:
             await anext(answer.aiter_bytes())
         await upstream.left.wait()

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edge_agent.draft.cross_vocabulary import REREAD_TOKENS, DraftText
+from edge_agent.draft.draft_text import REREAD_TOKENS, DraftText
 from edge_agent.draft.llama import LlamaDrafter
-from edge_agent.draft.retokeniser import Retokeniser, Translation, special_tokens
+from edge_agent.draft.retokeniser import Retokeniser
+from edge_agent.draft.token_mapping import Translation, special_tokens
 from edge_agent.forwarding import fields_of
-from edge_agent.link.connection import VerifierResponse, from_answer
-from edge_agent.link.failover_policy import Event
+from edge_agent.link.errors import VerifierResponse, from_answer
+from edge_agent.link.known_verifiers import Event
 from edge_agent.link.verifier import Verifier, VerifierStatus
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics

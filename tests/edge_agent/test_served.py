@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from edge_agent.draft.drafter import NoDrafter
-from edge_agent.link.connection import Connection, VerifierResponse
-from edge_agent.link.failover_policy import Event
+from edge_agent.link.connection import Connection
+from edge_agent.link.errors import VerifierResponse
+from edge_agent.link.known_verifiers import Event
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics

@@ -20,13 +20,14 @@ from edge_agent.__main__ import Starting
 from local_models.errors import UnknownModel
 from tests.edge_agent.processes import ROOT, wait_for
 from tests.gateway.scripted import served
+from tests.guards import GUARD_S
 
 
 @asynccontextmanager
 async def alive(starting: Starting) -> AsyncIterator[httpx.AsyncClient]:
     """Serve an edge to a client, and stop it."""
     async with (
-        asyncio.timeout(5),
+        asyncio.timeout(GUARD_S),
         served(starting) as url,  # type: ignore[arg-type]  # it is an ASGI app
         httpx.AsyncClient(base_url=url, trust_env=False) as client,
     ):
@@ -46,7 +47,7 @@ def app_of(events: list[str]) -> FastAPI:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(GUARD_S):
         while not holds():  # noqa: ASYNC110 - a thread's doing
             await asyncio.sleep(0.01)
 
@@ -56,7 +57,7 @@ async def test_it_is_alive_and_not_ready_until_its_app_is_there() -> None:
     goes_on = threading.Event()
 
     def make() -> FastAPI:
-        goes_on.wait(5)
+        goes_on.wait(GUARD_S)
         return app_of(events)
 
     async with alive(Starting(make, lambda: events.append("gave up"))) as client:
@@ -108,11 +109,11 @@ def test_an_edge_whose_verifier_is_away_is_alive_and_ends_at_sigterm() -> None:
     process, port = edge("--verifier-url", f"http://127.0.0.1:{free_port()}")
     with process:
         wait_for(port)
-        health = httpx.get(f"http://127.0.0.1:{port}/health", timeout=10)
-        ready = httpx.get(f"http://127.0.0.1:{port}/ready", timeout=10)
+        health = httpx.get(f"http://127.0.0.1:{port}/health", timeout=GUARD_S)
+        ready = httpx.get(f"http://127.0.0.1:{port}/ready", timeout=GUARD_S)
         process.send_signal(signal.SIGTERM)
 
-        assert process.wait(10) == 0
+        assert process.wait(GUARD_S) == 0
     assert health.status_code == 200
     assert ready.status_code == 503
 
@@ -120,6 +121,6 @@ def test_an_edge_whose_verifier_is_away_is_alive_and_ends_at_sigterm() -> None:
 def test_an_edge_with_an_unknown_draft_model_ends_and_says_why() -> None:
     process, _ = edge("--draft-model", "nonsense")
     with process:
-        assert process.wait(20) == 1
+        assert process.wait(GUARD_S) == 1
         assert process.stderr is not None
         assert "the edge cannot start: " in process.stderr.read()

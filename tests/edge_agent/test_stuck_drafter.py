@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from edge_agent.draft import llama
 from edge_agent.draft.drafter import CannotDraft, DraftSlot
 from edge_agent.draft.llama import LlamaDrafter
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from tests.edge_agent.fake_cache import FakeCache, draft_after, taken, truth
 
 

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.link.connection import REQUEST_TIMEOUT_S, LinkDown
+from edge_agent.link.connection import REQUEST_TIMEOUT_S
+from edge_agent.link.errors import LinkDown
 from edge_agent.link.session import Posts
 from edge_agent.link.uploads import FIRST_ANSWER_S, MAX_ATTEMPTS, Uploads
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.errors import EngineFault
-from speculation import wire
+from speculation import upload_records, wire
 from speculation.messages import Draft, Message
 from tests.edge_agent.virtual import RTT_S
 from tests.virtual_time import run
@@ -59,7 +60,7 @@ class FakePath:
         yield self._answer(records)
 
     async def _answer(self, records: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        decoder = wire.RecordDecoder()
+        decoder = upload_records.RecordDecoder()
         yield self.run[:3].encode()
         yield self.run[3:].encode()
         async for piece in records:
@@ -71,7 +72,7 @@ class FakePath:
                     assert record.session == SESSION
                     self.streamed += wire.Decoder().feed(record.frames)
                 elif not self.is_silent:
-                    yield wire.ACKNOWLEDGED
+                    yield upload_records.ACKNOWLEDGED
 
     async def post(self, session: str, frames: bytes, headers: Mapping[str, str]) -> None:
         self.posts += 1

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from edge_agent.link.connection import UPLOADS_PATH
-from edge_agent.link.failover_policy import JITTER_S, RESPONSE_TIMEOUT_S, Event
+from edge_agent.link.failover_policy import JITTER_S, RESPONSE_TIMEOUT_S
+from edge_agent.link.known_verifiers import Event
 from edge_agent.link.session import SILENCE_S
 from gateway.drain import Drain
 from gateway.errors import Draining, Unavailable

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from edge_agent.link.connection import LinkDown, VerifierResponse
+from edge_agent.link.errors import LinkDown, VerifierResponse
 from speculation.messages import Limits, ModelFacts
 
 RTT_S = 0.05

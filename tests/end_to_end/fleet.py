@@ -16,12 +16,9 @@ from typing import Any, Final
 import httpx
 
 from bench.run.services import free_port
+from tests.guards import GUARD_S
 
 ROOT = Path(__file__).parents[2]
-GAP_S: Final = 5.0
-"""A bound of the time without text. On a quiet host it is 0.4 s after a kill, and 2.2 s after a
-stop: three heartbeats, a second for resuming, and reading the context again."""
-
 LOST_AFTER: Final = 40
 """Characters that come before a verifier is lost."""
 
@@ -89,7 +86,7 @@ class Fleet:
             self.processes[url].wait()
 
     def until_ready(self, *urls: str) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + GUARD_S
         for url in urls:
             while not _is_ready(url):
                 assert time.monotonic() < deadline, url
@@ -104,7 +101,7 @@ class Fleet:
 
 def _is_ready(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/ready", timeout=5).status_code == 200
+        return httpx.get(f"{url}/ready", timeout=GUARD_S).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -133,7 +130,7 @@ def ask(
     }  # fmt: skip
     answer, last = Answer(), 0.0
     with httpx.stream(
-        "POST", f"{url}/v1/chat/completions", json=body | settings, timeout=90
+        "POST", f"{url}/v1/chat/completions", json=body | settings, timeout=GUARD_S
     ) as r:
         assert r.status_code == 200, r.read()
         for line in r.iter_lines():

@@ -17,7 +17,7 @@ from scipy import stats
 
 from edge_agent.draft.drafter import step_sampler
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import StreamPolicy
+from speculation.draft_policy import StreamPolicy
 from speculation.judges import JUDGES
 from speculation.logits import adjustment
 from speculation.messages import (
@@ -30,7 +30,7 @@ from speculation.messages import (
 )
 from speculation.verify_session import VerifyingSession
 from tests.speculation.small_models import slow
-from verifier.llama_target.scheduler import PassPart, judge
+from verifier.llama_target.pass_part import PassPart, judge
 
 V = 4
 STOP = 3

@@ -22,6 +22,7 @@ from local_models.store import open_store
 from speculation.messages import Open
 from tests.end_to_end.traced import serving
 from tests.gateway.scripted import served
+from tests.guards import GUARD_S
 from tests.verifier.conftest import metrics
 from tests.verifier.fake_target import STREAMS, FakeTarget, said
 from verifier.app import build
@@ -255,7 +256,7 @@ async def test_a_client_that_leaves_ends_the_verifiers_answer(
                 await anext(answer.aiter_bytes())
                 assert len(target.running) == 1
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(GUARD_S):
             while target.running:  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
 

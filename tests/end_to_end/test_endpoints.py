@@ -15,6 +15,7 @@ from openai import AsyncOpenAI
 
 from bench.run.services import Services
 from tests.end_to_end.test_features import ATTEMPTS, FEATURES, PROMPTS, SCHEMA, asked, post
+from tests.guards import GUARD_S
 from tests.local_models.chats import Json
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
@@ -246,7 +247,7 @@ async def test_a_prompt_that_is_asked_again_was_cached(services: Services, edge:
     url = services.edge_urls[edge] if edge else services.verifier_url
     question = f"What do {edge or 'no'} drafts change in an answer? " * 8
     body: Json = {"messages": [{"role": "user", "content": question}], "max_tokens": 4}
-    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=GUARD_S) as http:
         asked = [(await http.post("/v1/chat/completions", json=body)).json() for _ in range(2)]
 
     cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in asked]

@@ -11,6 +11,7 @@ import pytest
 
 from bench.run.services import free_port
 from tests.end_to_end.fleet import Fleet, gauge
+from tests.guards import GUARD_S
 
 pytestmark = pytest.mark.models
 PATH = "/v1/chat/completions"
@@ -30,7 +31,7 @@ def fleet() -> Iterator[Fleet]:
 
 
 def ask(edge: str, **more: object) -> httpx.Response:
-    answer = httpx.post(f"{edge}{PATH}", json=CHAT | more, timeout=60)
+    answer = httpx.post(f"{edge}{PATH}", json=CHAT | more, timeout=GUARD_S)
     assert answer.status_code == 200, answer.text
     return answer
 

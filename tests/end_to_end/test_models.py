@@ -17,7 +17,7 @@ from edge_agent.app import build
 from edge_agent.draft.loading import TargetTokenizer
 from edge_agent.settings import load
 from gateway.drain import Drain
-from gateway.tenants import KeyLimits, add_key
+from gateway.keys import KeyLimits, add_key
 from local_models.store import open_store
 from tests.end_to_end.fleet import Fleet
 from tests.end_to_end.test_direct import client_of

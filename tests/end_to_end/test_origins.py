@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from bench.run.services import Services
+from tests.guards import GUARD_S
 from tests.verifier.conftest import until_open
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
@@ -23,7 +24,7 @@ CLIENTS_KEEP_S = 5
 
 
 def client_of(url: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, timeout=120, trust_env=False)
+    return httpx.AsyncClient(base_url=url, timeout=GUARD_S, trust_env=False)
 
 
 async def chat(url: str, prompt: str, **settings: object) -> Any:  # noqa: ANN401 - JSON

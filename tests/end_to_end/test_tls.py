@@ -27,7 +27,7 @@ from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
 from gateway.errors import Unavailable
-from gateway.hosting.settings import check_listening
+from gateway.hosting.strangers import check_listening
 from local_models.store import open_store
 from picospec.doctor import check_verifier
 from picospec.expecting import TimedTarget
@@ -81,7 +81,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 @contextmanager
 def served(command: list[str], port: int) -> Iterator[None]:
     with running(command, KEY) as process:
-        wait_for(port, process, within_s=30)
+        wait_for(port, process)
         yield
 
 

@@ -21,13 +21,14 @@ from edge_agent.link.connection import Connection
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
+from gateway.access import Access
 from gateway.app import create_app
 from gateway.endpoints.services import one_model
 from gateway.hosting.settings import GatewaySettings
-from gateway.middleware import Access
 from gateway.tracing import Tracing
 from tests.edge_agent.fakes import engine
 from tests.gateway.scripted import ByteTokenizer, client_of
+from tests.guards import GUARD_S
 
 
 class Recorder:
@@ -49,7 +50,7 @@ class Recorder:
 
     async def until(self, name: str, count: int = 1) -> None:
         """Wait for spans that end a little after the response."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(GUARD_S):
             while len(self.named(name)) < count:  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
 
@@ -81,7 +82,7 @@ async def edge(urls: list[str], recorder: Recorder) -> AsyncIterator[httpx.Async
     async def tokenizer(_: str) -> ByteTokenizer:
         return ByteTokenizer()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         while not all(verifier.is_ready for verifier in each):
             await verifiers.probe()
             await asyncio.sleep(0.01)

@@ -32,11 +32,12 @@ from edge_agent import app as edge_app
 from edge_agent import settings as edge_settings
 from edge_agent.link import uploads
 from edge_agent.link.connection import Connection
-from edge_agent.link.failover_policy import Event
+from edge_agent.link.known_verifiers import Event
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import AnswerSessions, Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.drain import Drain, running_alongside
+from gateway.background_work import running_alongside
+from gateway.drain import Drain
 from gateway.errors import ApiError
 from gateway.tracing import NO_SPAN
 from local_models.constraints import NAME

@@ -26,11 +26,6 @@ def pytest_terminal_summary(
 
 
 @pytest.fixture(scope="session")
-def is_long(pytestconfig: pytest.Config) -> bool:
-    return bool(pytestconfig.getoption("--long"))
-
-
-@pytest.fixture(scope="session")
 def report(pytestconfig: pytest.Config) -> Report:
     return pytestconfig.stash[REPORT]
 

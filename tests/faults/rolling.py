@@ -19,7 +19,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from tests.faults.rig.asking import Answer
 from tests.faults.rig.world import FOLDER, Plan, World
 from tests.local_models.chats import Json, user

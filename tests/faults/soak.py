@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from tests.faults.rig.asking import KINDS, MODEL, Answer
 from tests.faults.rig.footprint import Footprint
 from tests.faults.rig.services import Service

@@ -33,7 +33,7 @@ PROMPT_BYTES: Final = 600
     [pytest.param(f, id=f.name, marks=[pytest.mark.long] * f.is_long) for f in FAULTS],
 )
 async def test_no_answer_is_changed_by(
-    fault: Fault, world: World, undisturbed: dict[str, Answer], report: Report
+    fault: Fault, world: World, undisturbed: dict[str, Answer], report: Report, is_long: bool
 ) -> None:
     answers, at = await struck(world, fault.strike)
 
@@ -42,7 +42,7 @@ async def test_no_answer_is_changed_by(
     report.add(fault.name, ends, gap_s, answers == undisturbed)
     await serves_again(world)
     assert answers == undisturbed
-    assert gap_s < fault.within_s * slowness(undisturbed)
+    assert not is_long or gap_s < fault.within_s * slowness(undisturbed)
 
 
 def slowness(undisturbed: Mapping[str, Answer]) -> float:
@@ -51,13 +51,14 @@ def slowness(undisturbed: Mapping[str, Answer]) -> float:
     return max(1.0, (max(a.came_at[-1] for a in undisturbed.values()) - began) / QUIET_S)
 
 
+@pytest.mark.long
 async def test_a_killed_verifier_is_noticed_within_a_second_and_then_only_read_again(
-    world: World, report: Report, is_long: bool
+    world: World, report: Report
 ) -> None:
     """The prompt is long, so that the edge's request to go on can be told from all others on
     the link."""
     read_s = max([await _reading_s(world, number) for number in range(2)])
-    for number in range(5 if is_long else 1):
+    for number in range(5):
         noticed_s, gap_s = await _killed(world, f"Round {number}.")
         note = f"noticed after {noticed_s:.2f} s; reading takes {read_s:.2f} s"
         report.add("verifier SIGKILL, long prompt", "measured", gap_s, note=note)

@@ -26,12 +26,12 @@ import uvicorn
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 
+from gateway.access import Access, IsMessage
 from gateway.app import create_app
 from gateway.drain import Drain
 from gateway.endpoints.services import one_model
 from gateway.errors import ApiError
 from gateway.hosting.settings import GatewaySettings
-from gateway.middleware import Access, IsMessage
 from gateway.ports import (
     MAX_CHAT_BYTES,
     NONE,

@@ -24,8 +24,8 @@ from structlog.testing import capture_logs
 
 from gateway import request_context
 from gateway.drain import Drain
-from gateway.endpoints import background, services
-from gateway.endpoints.background import Dropped, Recording, Replay
+from gateway.endpoints import background, response_store
+from gateway.endpoints.recording import Dropped, Recording, Replay
 from gateway.errors import Unauthorized, Unavailable
 from tests.gateway import scripted as openai_sdk
 from tests.gateway.scripted import (
@@ -39,6 +39,7 @@ from tests.gateway.scripted import (
     writes,
 )
 from tests.gateway.test_responses import EVENTS, TEXT, TOOLS
+from tests.guards import GUARD_S
 
 ENDED = ("completed", "incomplete", "failed", "cancelled")
 sdk = partial(openai_sdk.sdk, tokenizer=ByteTokenizer(template="<think><tool_call>"))
@@ -51,7 +52,7 @@ async def begun(client: AsyncOpenAI, **request: Any) -> Any:  # noqa: ANN401 - S
 
 async def until(client: AsyncOpenAI, id: str, *statuses: str) -> Response:
     """Poll until the response has one of these statuses; by default any that ends it."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         while True:
             found = await client.responses.retrieve(id)
             if found.status in (statuses or ENDED):
@@ -66,7 +67,7 @@ async def waiting(
     """Give a client, and an engine that waits for the event after its first three tokens."""
     on = asyncio.Event()
     engine = writes("Hi there", pause=on.wait)
-    async with sdk(engine, **settings) as client, asyncio.timeout(20):
+    async with sdk(engine, **settings) as client, asyncio.timeout(GUARD_S):
         yield client, on, engine
         on.set()
 
@@ -255,7 +256,7 @@ async def test_a_running_response_counts_against_its_keys_limits_until_it_ends()
 async def test_a_key_has_a_bound_of_its_own_and_nobody_elses_responses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(services, "MAX_RUNNING", 2)
+    monkeypatch.setattr(response_store, "MAX_RUNNING", 2)
     async with waiting(api_keys=["k", "other"]) as (client, on, _):
         other = client.with_options(api_key="other")
         mine = [await begun(client) for _ in range(2)]
@@ -274,7 +275,7 @@ async def test_a_key_has_a_bound_of_its_own_and_nobody_elses_responses(
 
 
 async def test_no_bound_of_all_keys_ends_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(services, "MAX_ALL_BYTES", 0)
+    monkeypatch.setattr(response_store, "MAX_ALL_BYTES", 0)
     async with waiting() as (client, on, _):
         mine = await begun(client)
         running = await until(client, mine.id, "in_progress")

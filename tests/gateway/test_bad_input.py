@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
+from gateway.answer_fields import NEUTRAL
 from gateway.endpoints import completions
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.completions import CompletionRequest
 from gateway.endpoints.messages_schema import ChatMessage
 from gateway.endpoints.ollama import OllamaChat, OllamaGenerate
 from gateway.errors import Unavailable
-from gateway.routes import TokenizeRequest
-from gateway.schema import NEUTRAL
+from gateway.tokenize_routes import TokenizeRequest
 from speculation.messages import PROMPT_LOGPROBS
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,

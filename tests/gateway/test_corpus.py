@@ -31,12 +31,13 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway import errors, grammars
-from gateway.endpoints import chat, responses_handlers
+from gateway import errors, structured_outputs
+from gateway.endpoints import chat_answer, responses_handlers
 from gateway.endpoints.chat import ChatRequest
-from gateway.endpoints.request import SERVABLE, GenerationRequest
+from gateway.endpoints.parameters import SERVABLE
+from gateway.endpoints.request import GenerationRequest
+from gateway.endpoints.response_store import ResponseStore
 from gateway.endpoints.responses import ResponsesRequest
-from gateway.endpoints.services import ResponseStore
 from gateway.endpoints.tools import ToolUse
 from gateway.ports import Sampling
 from gateway.routes import ROUTES
@@ -67,7 +68,13 @@ LEAST: Mapping[str, Body] = {
 }
 SERVICE: Body = {
     "context": 4096,  # tokens
-    "features": [*SERVABLE, grammars.NAME, "prediction", "thinking_budget", PROMPT_LOGPROBS],
+    "features": [
+        *SERVABLE,
+        structured_outputs.NAME,
+        "prediction",
+        "thinking_budget",
+        PROMPT_LOGPROBS,
+    ],
     "defaults": {},  # the model's own settings
     "adapters": {},
     "tokenizer": {},  # fields of ByteTokenizer
@@ -237,7 +244,7 @@ def asked(case: Case, engine: ScriptedEngine, is_raw: bool) -> Body:
     drawn = {name: getattr(first.sampling, name) for name in Sampling.__struct_fields__}
     found |= {n: value for n, value in drawn.items() if value != getattr(Sampling(), n)}
     for name, value in first.extras.items():
-        made = value.get("grammar", "") if name == grammars.NAME else ""
+        made = value.get("grammar", "") if name == structured_outputs.NAME else ""
         rules = [rule for rule in made.splitlines() if rule.startswith(("start:", "object:"))]
         found[name] = rules or value
     return found
@@ -249,7 +256,7 @@ def generation(endpoint: str, body: Body) -> GenerationRequest:
         parsed = ResponsesRequest.model_validate(body)
         return responses_handlers.convert(ResponseStore(lambda: 0.0), parsed).body
     if endpoint == "/v1/chat/completions":
-        return chat.convert(ChatRequest.model_validate(body)).body
+        return chat_answer.convert(ChatRequest.model_validate(body)).body
     handler: Any = next(route.handler for route in ROUTES if route.path == endpoint)
     schema, convert = handler.args
     converted: GenerationRequest = convert(schema.model_validate(body)).body

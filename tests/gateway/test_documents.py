@@ -15,12 +15,12 @@ from openai.types import completion_create_params as completions
 from openai.types.chat import completion_create_params as chats
 from openai.types.responses import response_create_params as responses
 
+from gateway.answer_fields import NEUTRAL
 from gateway.documents import openapi
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.completions import CompletionRequest
 from gateway.endpoints.responses import ResponsesRequest
 from gateway.routes import ROUTES
-from gateway.schema import NEUTRAL
 from tests.gateway.scripted import (
     Body,
     ScriptedEngine,

@@ -12,10 +12,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from gateway import drain
-from gateway import http as request_body
+from gateway import background_work, request_body
 from gateway.drain import Drain
-from gateway.hosting import server
+from gateway.hosting import http1
 from tests.gateway.scripted import (
     MODEL,
     Body,
@@ -27,6 +26,7 @@ from tests.gateway.scripted import (
     make_app,
     served,
 )
+from tests.guards import GUARD_S
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 STREAM = CHAT | {"stream": True}
@@ -87,7 +87,7 @@ async def test_an_answer_that_runs_finishes_and_then_draining_is_over() -> None:
 
 async def test_an_answer_that_is_cut_off_says_so_and_closes_its_generator() -> None:
     drain = Drain()
-    async with running(drain, asyncio.Event()) as (engine, answers), asyncio.timeout(5):
+    async with running(drain, asyncio.Event()) as (engine, answers), asyncio.timeout(GUARD_S):
         drain.begin(0.01)
         await drain.over.wait()
         await drain.cut()
@@ -124,13 +124,13 @@ async def connection(
     engine: ScriptedEngine, **settings: object
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Serve as the edge does, and connect."""
-    async with served(make_app(engine, **settings), http=server.protocol(9)) as url:
+    async with served(make_app(engine, **settings), http=http1.protocol(9)) as url:
         port = int(url.rsplit(":", 1)[1])
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
         client.connect(("127.0.0.1", port))
         reader, writer = await asyncio.open_connection(sock=client)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD_S):
             yield reader, writer
         writer.transport.abort()
 
@@ -243,7 +243,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_the_engine(
 async def test_a_client_that_reads_nothing_does_not_hold_its_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "UNREAD_S", SOON_S)
+    monkeypatch.setattr(http1, "UNREAD_S", SOON_S)
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)  # Linux would cut it, too
     engine = ScriptedEngine(script=ENDLESS, context_tokens=1 << 30)
     async with connection(engine) as (reader, writer):
@@ -256,7 +256,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_its_connection(
 async def test_a_client_that_reads_slowly_but_reads_keeps_its_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "UNREAD_S", 2 * SOON_S)
+    monkeypatch.setattr(http1, "UNREAD_S", 2 * SOON_S)
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
     script = [b"on and on " * 100] * 600
     engine = ScriptedEngine(script=script, context_tokens=1 << 30)
@@ -276,7 +276,7 @@ async def test_a_client_that_reads_slowly_but_reads_keeps_its_connection(
 async def test_a_connection_on_which_no_request_comes_is_cut(
     monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
-    monkeypatch.setattr(server, "REQUEST_S", SOON_S)
+    monkeypatch.setattr(http1, "REQUEST_S", SOON_S)
     async with connection(ScriptedEngine()) as (reader, writer):
         writer.write(begun)
 
@@ -286,7 +286,7 @@ async def test_a_connection_on_which_no_request_comes_is_cut(
 async def test_a_connection_between_two_requests_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "REQUEST_S", SOON_S)
+    monkeypatch.setattr(http1, "REQUEST_S", SOON_S)
     async with connection(ScriptedEngine()) as (reader, writer):
         for _ in range(2):
             writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -298,7 +298,7 @@ async def test_a_connection_between_two_requests_is_kept(
 async def test_background_work_that_fails_is_logged_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(drain, "AGAIN_S", 0.0)
+    monkeypatch.setattr(background_work, "AGAIN_S", 0.0)
     failures, done = iter((RuntimeError("a"), OSError("b"))), list[str]()
 
     async def work() -> None:
@@ -307,7 +307,7 @@ async def test_background_work_that_fails_is_logged_and_goes_on(
         done.append("done")
 
     with capture_logs() as logs:
-        await drain.kept_going(work)
+        await background_work.kept_going(work)
 
     assert done == ["done"]
     assert [(line["event"], line["log_level"]) for line in logs] == [

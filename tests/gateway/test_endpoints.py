@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from gateway.endpoints import endpoint, messages_answer, ollama
+from gateway.endpoints import endpoint, messages_answer, ollama_answer
 from gateway.endpoints.endpoint import Answer
-from gateway.endpoints.llama_server import LineLimits, limited
-from gateway.endpoints.messages_answer import SIGNATURE, ContentEvents, content_of
+from gateway.endpoints.line_limits import LineLimits, limited
+from gateway.endpoints.messages_content import SIGNATURE, ContentEvents, content_of
 from gateway.errors import Unavailable
 from gateway.output.detokenise import TextDelta
 from gateway.output.message import CallArguments, Parsed
@@ -275,8 +275,8 @@ async def test_a_comment_that_a_slow_client_has_not_taken_is_not_overtaken() -> 
     ("endpoint", "body", "wait"),
     [
         ("/v1/messages", STREAM, messages_answer.MessageAnswer.keep_alive),
-        ("/api/chat", STREAM, ollama.OllamaChatAnswer.keep_alive),
-        ("/api/generate", {"prompt": "Hi"}, ollama.TextAnswer.keep_alive),
+        ("/api/chat", STREAM, ollama_answer.OllamaChatAnswer.keep_alive),
+        ("/api/generate", {"prompt": "Hi"}, ollama_answer.TextAnswer.keep_alive),
     ],
 )
 async def test_other_endpoints_have_words_of_their_own_for_it(

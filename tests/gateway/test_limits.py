@@ -16,28 +16,17 @@ import pytest
 
 from edge_agent.settings import load
 from gateway import request_context
+from gateway.access import Access
 from gateway.app import create_app
 from gateway.endpoints.services import one_model
-from gateway.hosting import limits
-from gateway.hosting.limits import (
-    MAX_CONNECTIONS,
-    RESERVED,
-    Pins,
-    compute_threads,
-    cores_of,
-    max_connections,
-    parse_pins,
-    share,
-)
-from gateway.hosting.settings import (
-    ServiceSettings,
-    check_listening,
-    hosts_of,
-    is_loopback,
-)
-from gateway.middleware import Access
+from gateway.hosting import cores
+from gateway.hosting.cores import Pins, compute_threads, cores_of, parse_pins, share
+from gateway.hosting.limits import MAX_CONNECTIONS, RESERVED, max_connections
+from gateway.hosting.settings import ServiceSettings
+from gateway.hosting.strangers import check_listening, hosts_of, is_loopback
 from gateway.ports import GatewayTokenizer
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of, make_app, served
+from tests.guards import GUARD_S
 from verifier.settings import VerifierSettings
 
 
@@ -72,9 +61,9 @@ def test_threads_are_as_many_as_the_cores_that_the_process_may_use(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     topology = with_siblings(tmp_path, "0,2", "1,3", "0,2", "1,3")
-    monkeypatch.setattr(limits, "usable_cpus", lambda: {0, 1, 2, 3})
-    monkeypatch.setattr(limits, "cores_of", lambda cpus: cores_of(cpus, topology))
-    monkeypatch.setattr(limits, "_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(cores, "usable_cpus", lambda: {0, 1, 2, 3})
+    monkeypatch.setattr(cores, "cores_of", lambda cpus: cores_of(cpus, topology))
+    monkeypatch.setattr(cores, "_QUOTA", tmp_path / "cpu.max")
     assert compute_threads() == 2
 
     (tmp_path / "cpu.max").write_text("max 100000\n")
@@ -96,7 +85,7 @@ def test_a_system_without_linuxs_calls_still_has_threads(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
 
     assert compute_threads() == 6
-    assert limits.usable_cpus()
+    assert cores.usable_cpus()
 
 
 @pytest.mark.parametrize(
@@ -208,7 +197,7 @@ def test_what_may_not_listen_is_said_in_a_line(module: str) -> None:
     command = [sys.executable, "-m", module, "--host", "0.0.0.0", "--port", "1"]
     environ = {"PYTHONPATH": str(ROOT), "PATH": ""}
     ended = subprocess.run(
-        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=GUARD_S
     )
 
     assert ended.returncode == 2
@@ -336,7 +325,7 @@ async def test_the_bodies_of_a_key_hold_a_limited_number_of_bytes_until_their_an
             return (await client.post(path, content=content, headers=headers)).status_code
 
         first = asyncio.create_task(ask("ann", unfinished()))
-        await asyncio.wait_for(is_held.wait(), 30)
+        await asyncio.wait_for(is_held.wait(), GUARD_S)
         beside = [await ask("ann"), await ask("ben")]
         may_end.set()
 

@@ -20,13 +20,9 @@ import pytest
 from bench.run.services import free_port
 from gateway.hosting import processes
 from gateway.hosting.parent_death import bound_to_parent
-from gateway.hosting.processes import (
-    NeverReady,
-    Service,
-    ServiceDied,
-    keep_up,
-    until_ready,
-)
+from gateway.hosting.processes import NeverReady, Service, ServiceDied, keep_up
+from gateway.hosting.readiness import until_ready
+from tests.guards import GUARD_S
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
 
@@ -53,7 +49,7 @@ class Output:
         self._printed.set()
 
     async def until(self, is_there: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD_S):
             while not is_there():
                 self._printed.clear()
                 await self._printed.wait()
@@ -100,8 +96,8 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-async def until_gone(pid: int, *, within_s: float) -> bool:
-    for _ in range(int(within_s / 0.02)):
+async def until_gone(pid: int) -> bool:
+    for _ in range(int(GUARD_S / 0.02)):
         if not is_alive(pid):
             return True
         await asyncio.sleep(0.02)
@@ -186,7 +182,7 @@ async def test_a_service_that_ignores_sigterm_is_killed_after_the_grace_period(
     monkeypatch.setattr(processes, "GRACE_S", 0.1)
     output = Output()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(GUARD_S):
         await run_until_all_serve(service("verifier", "ignores-sigterm"), output=output)
 
     assert output.lines[-1] == ("verifier", "did not stop within 0.1 s; killed")
@@ -203,9 +199,9 @@ async def test_what_runs_meanwhile_may_fail_and_all_stop() -> None:
 async def test_what_a_service_started_ends_with_it() -> None:
     script = (
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(3600)'])\n"
         "print(child.pid, flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(3600)\n"
     )
     output, stopped = Output(), asyncio.Event()
 
@@ -214,10 +210,10 @@ async def test_what_a_service_started_ends_with_it() -> None:
         stopped.set()
 
     parent = running("verifier", script)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         await run(parent, output=output, meanwhile=stop_at_the_first_line, stopped=stopped)
 
-    assert await until_gone(int(output.lines[0][1]), within_s=2)
+    assert await until_gone(int(output.lines[0][1]))
 
 
 async def test_what_a_dead_service_left_behind_does_not_hide_that_it_died(
@@ -275,7 +271,7 @@ async def start(*arguments: str) -> tuple[Process, asyncio.StreamReader]:
 async def ends_with(parent: Process, pid: int) -> bool:
     """Kill the parent, and return whether the process `pid` ends by itself then."""
     parent.kill()
-    gone = await until_gone(pid, within_s=5)
+    gone = await until_gone(pid)
     if not gone:
         os.kill(pid, signal.SIGKILL)  # or its pipe would hold up the wait
     await parent.communicate()  # to the end of its pipe, or its transport stays open
@@ -343,14 +339,14 @@ async def test_a_worker_whose_parent_is_gone_before_it_looks_ends(tmp_path: Path
         "    while os.getppid() == parent:\n"
         "        time.sleep(0.01)\n"
         "    end_with_parent(signal.SIGTERM, 0.0)\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(3600)\n"
         "if __name__ == '__main__':\n"
         "    spawn = multiprocessing.get_context('spawn')\n"
         "    spawn.Process(target=worker, args=(os.getpid(),)).start()\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(3600)\n"
     )
     parent, printed = await start(str(script))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         pid = int(await printed.readline())
 
     assert await ends_with(parent, pid)

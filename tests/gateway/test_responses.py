@@ -18,11 +18,9 @@ from openai.types.responses import Response, ResponseStreamEvent
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, TypeAdapter
 
-from gateway.endpoints import responses_handlers, services
+from gateway.endpoints import response_store, responses_handlers
 from gateway.endpoints.endpoint import EndpointRequest
-from gateway.endpoints.responses import ResponsesRequest
-from gateway.endpoints.responses_answer import Output, place_of
-from gateway.endpoints.services import (
+from gateway.endpoints.response_store import (
     MAX_AGE_S,
     MAX_BYTES,
     MAX_RESPONSES,
@@ -30,11 +28,14 @@ from gateway.endpoints.services import (
     ResponseStores,
     StoredResponse,
 )
+from gateway.endpoints.responses import ResponsesRequest
+from gateway.endpoints.responses_output import Output, place_of
 from gateway.errors import InvalidRequest, Unavailable
+from gateway.json_bounds import SMALL_BYTES, Values
+from gateway.keys import KeyLimits
 from gateway.output.detokenise import TextDelta
 from gateway.output.message import CallArguments, CallStart, Parsed
-from gateway.schema import SMALL_BYTES, Values
-from gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from gateway.tenant_limits import Tenant, TenantMetrics
 from tests.gateway import scripted as openai_sdk
 from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, SetClock, writes
 
@@ -361,7 +362,7 @@ def test_the_last_responses_are_kept() -> None:
 def test_all_keys_together_have_a_bound_at_which_the_largest_gives_way(
     monkeypatch: pytest.MonkeyPatch, sizes: list[tuple[str, int]], left: list[str]
 ) -> None:
-    monkeypatch.setattr(services, "MAX_ALL_BYTES", 100)
+    monkeypatch.setattr(response_store, "MAX_ALL_BYTES", 100)
     stores, clock = ResponseStores(), SetClock()
     metrics = TenantMetrics(CollectorRegistry())
     request_contexts: dict[str, Any] = {

@@ -30,6 +30,7 @@ from gateway.ports import Job, Statistics
 from gateway.routes import ROUTES
 from speculation.messages import Totals
 from tests.gateway.scripted import MODEL, Body, ScriptedEngine, ask, client_of, make_app, served
+from tests.guards import GUARD_S
 from verifier.routes import OPEN
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "secret words"}]}
@@ -43,7 +44,7 @@ async def forever() -> None:
 
 
 async def closed(engine: ScriptedEngine, count: int) -> None:
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(GUARD_S):
         for _ in range(count):
             await engine.closed.acquire()
 

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from gateway.drain import Drain, stopped_by_signals
-from gateway.hosting.server import DrainingServer
+from gateway.hosting.http1 import DrainingServer
 from tests.gateway.scripted import ScriptedEngine, make_app
 
 STREAM = {"stream": True, "messages": [{"role": "user", "content": "Hi"}]}

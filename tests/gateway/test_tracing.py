@@ -23,6 +23,7 @@ from structlog.testing import capture_logs
 from gateway.errors import NotFound, Unavailable
 from gateway.tracing import Tracing, open_tracing
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app
+from tests.guards import GUARD_S
 
 Posts = list[tuple[str, bytes]]
 """Paths and bodies."""
@@ -272,7 +273,7 @@ async def test_a_bug_in_a_probe_is_logged() -> None:
 def test_a_traceback_shows_no_values(form: str) -> None:
     command = [sys.executable, "-c", FAILS, form]
     ended = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+        command, cwd=ROOT, capture_output=True, text=True, timeout=GUARD_S, check=True
     )
 
     assert "a bug" in ended.stderr
@@ -285,7 +286,7 @@ def test_a_full_disk_fails_nobody_who_logs() -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
             [sys.executable, "-c", LOGS], cwd=ROOT, stdout=subprocess.PIPE, stderr=full,
-            text=True, timeout=30, check=True,
+            text=True, timeout=GUARD_S, check=True,
         )  # fmt: skip
 
     assert ended.stdout == "went on\n"

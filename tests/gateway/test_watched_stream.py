@@ -16,8 +16,9 @@ from gateway.grammars import Tags
 from gateway.output.detokenise import Detokeniser, TextDelta
 from gateway.output.formats.base import ToolFormat
 from gateway.output.message import ParsedMessage
-from gateway.output.output_format import FORMATS, OutputParser
-from gateway.output.reading import read_reasoning
+from gateway.output.output_format import FORMATS
+from gateway.output.output_parser import OutputParser
+from gateway.output.reasoning import read_reasoning
 from gateway.ports import Delta
 from gateway.watching import ChainEvent, Spans
 from tests.gateway.output.reading import CUTS, TOOLS, split

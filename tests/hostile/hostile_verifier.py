@@ -19,6 +19,7 @@ from typing import Any
 
 from bench.run.services import free_port
 from speculation import wire
+from speculation.codecs import UINT
 from speculation.messages import (
     Commit,
     Down,
@@ -30,7 +31,6 @@ from speculation.messages import (
     Reject,
     TokenLogprob,
 )
-from speculation.wire import UINT
 from tests.edge_agent import fake_verifier
 from tests.edge_agent.fake_verifier import FACTS, Receive, Send, target_at
 from tests.edge_agent.processes import ROOT, wait_for

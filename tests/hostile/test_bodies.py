@@ -15,13 +15,9 @@ import pytest
 
 from gateway.endpoints.bodies import BYTES_PER_TOKEN, MIN_LIMIT_BYTES
 from gateway.errors import ApiError, Unavailable
-from gateway.schema import (
-    MAX_CONTAINERS,
-    MAX_STRINGS,
-    MAX_VALUES,
-    count_structure,
-)
+from gateway.json_bounds import MAX_CONTAINERS, MAX_STRINGS, MAX_VALUES, count_structure
 from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app, served
+from tests.guards import GUARD_S
 
 MORE_S = 0.5
 """How much longer than without such a body another client may wait: it is what is promised. It
@@ -105,6 +101,7 @@ def no_others_objects() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_others_objects")
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_body_of_any_kind_delays_nobody_else(kind: str) -> None:
@@ -114,7 +111,7 @@ async def test_a_body_of_any_kind_delays_nobody_else(kind: str) -> None:
     engine.pause = lambda: asyncio.sleep(0.002)
     async with (
         served(make_app(engine)) as url,
-        httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client,
+        httpx.AsyncClient(base_url=url, timeout=GUARD_S, trust_env=False) as client,
         others(client) as other,
     ):
         await other.longest_s()

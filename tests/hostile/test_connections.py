@@ -18,10 +18,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from bench.run.services import free_port
-from gateway.hosting import server
+from gateway.hosting import http1, idle_connections
 from gateway.hosting.limits import MAX_DESCRIPTORS, limit_accept_error_logs
 from tests.edge_agent.processes import wait_for
 from tests.gateway.scripted import ScriptedEngine, make_app, served
+from tests.guards import GUARD_S
 from tests.verifier.conftest import KEY, ROOT, fake_command, serving
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a socket's bytes")
@@ -35,7 +36,7 @@ def held(port: int, count: int) -> Iterator[list[socket.socket]]:
     """Hold connections on which nothing is sent."""
     with ExitStack() as stack:
         yield [
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=GUARD_S))
             for _ in range(count)
         ]
 
@@ -47,13 +48,13 @@ def held(port: int, count: int) -> Iterator[list[socket.socket]]:
 def test_only_a_connection_without_a_first_request_is_cut(sent: bytes, is_cut: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as client:
             accepted, _ = listener.accept()
             client.sendall(sent)
             with accepted:
                 if sent:
                     accepted.recv(len(sent), socket.MSG_WAITALL)
-                count = server.cut_if_silent(port, max_silence_s=-1.0)
+                count = idle_connections.cut_if_silent(port, max_silence_s=-1.0)
                 accepted.setblocking(False)
                 try:
                     was_cut = accepted.recv(1) == b""
@@ -76,7 +77,9 @@ def verifier() -> Iterator[int]:
 @LINUX
 def test_silent_connections_do_not_make_a_verifier_unreachable(verifier: int) -> None:
     with held(verifier, 2 * DESCRIPTORS):
-        answer = httpx.get(f"http://127.0.0.1:{verifier}/health", timeout=30, trust_env=False)
+        answer = httpx.get(
+            f"http://127.0.0.1:{verifier}/health", timeout=GUARD_S, trust_env=False
+        )
 
     assert answer.status_code == 200
 
@@ -93,13 +96,13 @@ def test_connections_that_ask_nothing_give_way_at_a_verifier_and_a_running_strea
     messages, key = [{"role": "user", "content": "slowly"}], {"authorization": f"Bearer {KEY}"}
     asked = {"messages": messages, "max_tokens": 120, "stream": True}
     with (
-        httpx.Client(base_url=url, headers=key, timeout=30, trust_env=False) as client,
+        httpx.Client(base_url=url, headers=key, timeout=GUARD_S, trust_env=False) as client,
         client.stream("POST", "/v1/chat/completions", json=asked) as running,
         held(verifier, DESCRIPTORS) as strangers,
     ):
         for stranger in strangers:
             stranger.sendall(HTTP2)
-        answer = httpx.get(f"{url}/health", timeout=30, trust_env=False)
+        answer = httpx.get(f"{url}/health", timeout=GUARD_S, trust_env=False)
         lines = [line for line in running.iter_lines() if line]
 
     assert answer.status_code == 200
@@ -117,7 +120,7 @@ def test_connections_that_ask_nothing_give_way_at_a_verifier_and_a_running_strea
     ],
 )
 def test_a_verifier_takes_one_host_and_one_key(verifier: int, head: str, status: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", verifier), timeout=10) as client:
+    with socket.create_connection(("127.0.0.1", verifier), timeout=GUARD_S) as client:
         client.sendall(f"GET /health HTTP/1.1\r\n{head}\r\n".encode())
 
         assert client.recv(100).split()[1] == status
@@ -154,7 +157,7 @@ HALF_A_BODY = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\
 async def test_idle_connections_give_way_and_a_running_answer_goes_on(sent: bytes) -> None:
     engine = Engine()
     async with (
-        served(make_app(engine), http=server.protocol(MAX_OPEN)) as url,
+        served(make_app(engine), http=http1.protocol(MAX_OPEN)) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
         running = asyncio.create_task(client.post("/v1/completions", json={"prompt": "a"}))
@@ -176,7 +179,7 @@ async def test_idle_connections_give_way_and_a_running_answer_goes_on(sent: byte
 async def test_where_all_are_busy_the_new_connection_is_cut() -> None:
     engine = Engine()
     async with (
-        served(make_app(engine), http=server.protocol(MAX_OPEN)) as url,
+        served(make_app(engine), http=http1.protocol(MAX_OPEN)) as url,
         httpx.AsyncClient(base_url=url) as client,
         asyncio.TaskGroup() as group,
     ):
@@ -222,7 +225,7 @@ def test_the_limit_is_raised_and_connections_are_fewer(hard: int, connections: i
     )
     command = [sys.executable, "-c", script]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+        command, cwd=ROOT, capture_output=True, text=True, timeout=GUARD_S, check=True
     )
 
     limit, most, at_once = map(int, done.stdout.split())
@@ -244,11 +247,11 @@ def test_what_is_no_request_has_no_line_in_an_edges_log(tmp_path: Path) -> None:
     with log.open("wb") as out:
         edge = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
     try:
-        wait_for(port, edge, within_s=60)
+        wait_for(port, edge)
         while b"serving" not in (before := log.read_bytes()):
             time.sleep(0.05)  # by when it may have answered
         for sent in NO_REQUESTS:
-            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+            with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as client:
                 client.sendall(sent)
                 assert client.recv(100).startswith(b"HTTP/1.1 ")
     finally:

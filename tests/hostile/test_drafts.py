@@ -38,6 +38,7 @@ from speculation.ngrams import PromptGrams
 from speculation.wire import Framed
 from tests.edge_agent.fakes import FACTS as LOOKUP_FACTS
 from tests.edge_agent.fakes import Paired
+from tests.guards import GUARD_S
 from tests.speculation.joined import Joined
 from tests.speculation.small_models import model
 from tests.speculation.small_models import opening as small_opening
@@ -46,7 +47,8 @@ from tests.verifier.down import opened
 from tests.verifier.fake_target import FACTS, STALLS, FakeTarget, opening
 from tests.verifier.test_sessions import ending, running, tenant
 from tests.verifier.test_tenants import ANN, BEN, OPEN, app_of, client_of, keys_toml
-from verifier.routes import DRAFTS_BYTES, check_open
+from verifier.open_checks import check_open
+from verifier.routes import DRAFTS_BYTES
 from verifier.sessions.session import INITIAL_CHAINS
 
 ALLOWED = INITIAL_CHAINS * FACTS.limits.max_ahead
@@ -143,7 +145,7 @@ async def test_48_bodies_at_once_are_soon_over(url: str) -> None:
     stalls = opening(fill="never", prompt=(STALLS,))
     async with http2_client(url) as client, opened(client, stalls) as stream:
         path = f"/v1/speculate/{await stream.opened()}/drafts"
-        async with asyncio.timeout(5):  # it was 30 s, in which the server did nothing else
+        async with asyncio.timeout(GUARD_S):
             answers = await asyncio.gather(
                 *(client.post(path, content=body) for _ in range(48))
             )

@@ -13,7 +13,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway.hosting import logs
-from gateway.tracing import EVERY_S, MAX_CHARACTERS
+from gateway.log_limits import EVERY_S, MAX_CHARACTERS
 from tests.gateway.scripted import ScriptedEngine, SetClock, client_of, make_app
 
 KEY = {"authorization": "Bearer right"}

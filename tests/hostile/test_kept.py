@@ -12,10 +12,12 @@ from prometheus_client import CollectorRegistry
 
 from edge_agent.draft.drafter import NoDrafter
 from edge_agent.draft.loading import TOKEN_BYTES, OpenTokenizers, TargetTokenizer
-from edge_agent.proposals import EdgeAnswerCaches, EdgeGrammars
+from edge_agent.draft_grammars import EdgeGrammars
+from edge_agent.proposals import EdgeAnswerCaches
 from edge_agent.served import ServedModel
+from gateway.keys import KeyLimits
 from gateway.output.output_format import OutputFormats
-from gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from gateway.tenant_limits import Tenant, TenantMetrics
 from local_models.confined import Worker
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_cache import TokenizerCache

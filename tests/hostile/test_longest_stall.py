@@ -32,6 +32,7 @@ from speculation.messages import Open, TokenLogprob
 from speculation.wire import Framed
 from tests.gateway.scripted import ScriptedEngine, make_app, served
 from tests.gateway.test_stalls import requests
+from tests.guards import GUARD_S
 from tests.hostile.test_bodies import CHAT
 from tests.hostile.tight_bodies import bodies, chat, following, kept, proxied
 from tests.verifier.conftest import free_port, serving
@@ -133,7 +134,7 @@ async def measured(heartbeat: Heartbeat, port: int, path: str, body: object) -> 
     head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
     more = f"content-type: application/json\r\ncontent-length: {len(sent)}\r\n\r\n"
     writer.write(f"{head}{more}".encode() + sent)
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(GUARD_S):
         answer = await reader.read()
     writer.close()
     await asyncio.sleep(0.01)
@@ -170,15 +171,13 @@ def table(found: dict[tuple[str, str], Measured]) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.long
 @pytest.mark.models
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of memory")
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize(
     ("end", "model"),
-    [
-        ("edge", TAKES_TOOLS),
-        pytest.param("verifier", "smollm2-135m", marks=pytest.mark.long),
-    ],
+    [("edge", TAKES_TOOLS), ("verifier", "smollm2-135m")],
 )
 async def test_no_body_within_the_bounds_stops_everybody(end: str, model: str) -> None:
     store = open_store(os.environ)
@@ -243,7 +242,7 @@ async def test_no_end_of_a_long_answer_stops_everybody() -> None:
 
 
 async def ready(port: int) -> None:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(GUARD_S):
         while (await measured(Heartbeat(), port, CHAT, chat())).status != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 

@@ -14,13 +14,14 @@ from msgspec import structs
 from prometheus_client import CollectorRegistry
 
 from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.draft_grammars import EdgeGrammars
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.proposals import EdgeGrammars
 from edge_agent.settings import EdgeSettings
 from gateway.errors import Overloaded, RateLimited
 from gateway.hosting.settings import GatewaySettings
+from gateway.keys import KeyLimits
 from gateway.ports import Job
-from gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from gateway.tenant_limits import Tenant, TenantMetrics
 from gateway.turns import Turns
 from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from local_models.constraints import Constraint
@@ -34,8 +35,8 @@ from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening
 from tests.verifier.served_llama import LONG, job_of, plain, serving
 from tests.verifier.test_llama_scheduler import TOKEN, RecordingEngine, scheduling, text_of
 from tests.verifier.test_sessions import rest, running, tenant
-from verifier.app import PlainEngine
-from verifier.llama_target.target import KvSlots
+from verifier.llama_target.kv_slots import KvSlots
+from verifier.plain_engine import PlainEngine
 
 Ask = Callable[[str, str], Awaitable[object]]
 

@@ -10,6 +10,7 @@ import pytest
 
 from edge_agent.settings import ProxySettings, load
 from tests.edge_agent.proxying import MODEL, Upstream, proxying, saying
+from tests.guards import GUARD_S
 
 JSON = "content-type: application/json"
 HEADERS = b"host accept content-type content-length accept-encoding user-agent".split()
@@ -72,7 +73,7 @@ async def sent(url: str, text: str) -> bytes:
     reader, writer = await asyncio.open_connection(address.host, address.port)
     writer.write(text.replace("\n", "\r\n").encode("latin-1"))
     await writer.drain()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         answer = await reader.read()
     writer.close()
     return answer

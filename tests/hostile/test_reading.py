@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway import turns
-from gateway.turns import BYTES_PER_TOKEN, MAX_RUNNING
+from gateway import prompt_reader
+from gateway.prompt_reader import BYTES_PER_TOKEN, MAX_RUNNING
 from tests.gateway.scripted import (
     ANN,
     BEN,
@@ -90,7 +90,7 @@ async def test_a_short_prompt_is_read_beside_all_long_ones_of_another_tenant(
 async def test_more_prompts_than_may_wait_get_429(
     tokenizer: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "MAX_WAITING", 2)
+    monkeypatch.setattr(prompt_reader, "MAX_WAITING", 2)
     async with client_of(make_app(ScriptedEngine(), tokenizer=tokenizer)) as client:
         slow = [asyncio.create_task(complete(client, {}, "slow")) for _ in range(9)]
         await asyncio.wait(slow, return_when=asyncio.FIRST_COMPLETED)
@@ -104,7 +104,7 @@ async def test_more_prompts_than_may_wait_get_429(
 async def test_the_wait_for_a_prompt_ends(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(prompt_reader, "READ_TIMEOUT_S", 0.05)
 
     answer = await complete(client, ANN, "slow")
 

@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import Route
 
 from gateway.hosting import limits
-from gateway.hosting.server import protocol
+from gateway.hosting.http1 import protocol
 from gateway.ports import Delta, Job
 from speculation.messages import RUN_CHARACTERS
 from tests.gateway.scripted import ANN, BEN, MODEL, ScriptedEngine, make_app, served, table

@@ -28,6 +28,7 @@ from local_models.errors import ModelError
 from local_models.store import open_store
 from tests.edge_agent.fakes import FACTS
 from tests.edge_agent.virtual import FakeVerifier
+from tests.guards import GUARD_S
 from tests.hostile.test_neighbours import of_verifier
 
 
@@ -40,7 +41,7 @@ class Blocked:
 
     def __call__(self, *_: object, **__: object) -> Any:  # noqa: ANN401 - of many functions
         self.calls += 1
-        self.over.wait(60)
+        self.over.wait(GUARD_S)
         raise OSError("it is over")
 
 
@@ -55,7 +56,7 @@ async def prompts_are_read_beside(blocked: Blocked, *work: Any, calls: int) -> N
     """See that the loop's only shared thread works while all this work is blocked."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     tasks = [asyncio.ensure_future(each) for each in work]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(GUARD_S):
         while blocked.calls < calls:
             await asyncio.to_thread(int)
         await asyncio.to_thread(int)

@@ -33,6 +33,7 @@ from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.messages import ModelFacts
 from tests.edge_agent.fakes import FACTS
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of
+from tests.guards import GUARD_S
 
 
 def made(split: str = " ") -> TokenizerFile:
@@ -160,7 +161,10 @@ def test_one_long_word_does_not_end_the_process(split: str) -> None:
     ).pack()
 
     command = [sys.executable, "-c", SPLITS]
-    assert subprocess.run(command, input=packed, env=environment(), timeout=120).returncode == 0
+    assert (
+        subprocess.run(command, input=packed, env=environment(), timeout=GUARD_S).returncode
+        == 0
+    )
 
 
 A, B = made(), made("b")

@@ -21,12 +21,13 @@ from edge_agent.metrics import EdgeMetrics
 from tests.edge_agent.conftest import metrics as metrics
 from tests.edge_agent.processes import ROOT, TEXT, Answer, is_here, proxying, running, using
 from tests.fakes.faulty_link import FaultyLink
+from tests.guards import GUARD_S
 
 RENEW_WITHOUT_DESCRIPTORS = """
 import asyncio, os, resource
 from contextlib import suppress
 from edge_agent.link.connection import Connection
-from edge_agent.link.connection import LinkDown
+from edge_agent.link.errors import LinkDown
 
 async def main():
     for url in ("http://127.0.0.1:9", "https://127.0.0.1:9"):
@@ -57,7 +58,7 @@ def test_without_a_descriptor_a_connection_is_renewed_and_its_requests_fail() ->
     command = [sys.executable, "-c", RENEW_WITHOUT_DESCRIPTORS]
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
 
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=GUARD_S)
 
     assert done.returncode == 0, done.stderr
 

@@ -17,11 +17,11 @@ from pydantic_core import from_json
 from structlog.testing import capture_logs
 
 from edge_agent.forwarding import addressed, fields_of, listed
-from edge_agent.link.connection import VerifierResponse, from_answer
+from edge_agent.link.errors import VerifierResponse, from_answer
 from edge_agent.link.names import Name
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
-from gateway.drain import start
+from gateway.background_work import start
 from gateway.errors import ApiError, EngineFault, InvalidRequest
 from local_models.errors import CannotOpen
 from local_models.tokenizer_file import TokenizerFile

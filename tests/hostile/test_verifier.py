@@ -28,19 +28,20 @@ from speculation.messages import Draft, Open, Sampling
 from tests.edge_agent.conftest import metrics as metrics
 from tests.edge_agent.processes import TEXT, Answer, running, using
 from tests.gateway.scripted import served
+from tests.guards import GUARD_S
 from tests.hostile.hostile_verifier import HOW, SESSIONS, WRONG_FACTS, hostile
 
 DEADLINE_S = 0.5
 """In place of the link's deadlines."""
 
-LONG_S = 30.0
+LONG_S = 120.0
 """Where a size ends an answer, however busy this machine is."""
 
 TOO_LARGE = ("endless", "endless-error", "endless-json", "huge")
 ATTACKS = {"size": TOO_LARGE, "time": [how for how in HOW if how not in TOO_LARGE]}
 """By what ends them, or lets them end soon."""
 
-BUSY_S = 10.0
+BUSY_S = 60.0
 """How much later a busy machine may be."""
 
 MAX_GROWTH_BYTES = 64 << 20
@@ -186,7 +187,7 @@ async def proxied(url: str, how: str, root: Path) -> httpx.Response:
     """What an edge answers whose verifier answers a chat so."""
     settings = load(None, {}, {"drafter": "none", "verifier_url": f"{url}/chat+{how}"})
     app = build(settings, open_store({"PICOSPEC_CACHE": str(root)}), Drain())
-    async with served(app) as edge, httpx.AsyncClient(base_url=edge, timeout=60) as client:
+    async with served(app) as edge, httpx.AsyncClient(base_url=edge, timeout=GUARD_S) as client:
         body = {"messages": [{"role": "user", "content": "Hi"}], "seed": 4, "max_tokens": 9}
         return await client.post(DIRECT, json=body)
 

@@ -7,10 +7,11 @@ import json
 from collections.abc import Iterator
 
 from edge_agent.proxy import DIRECT, HELD_BYTES
-from gateway.endpoints.request import MAX_BIASES, MAX_STOPS
-from gateway.grammars import MAX_BYTES
-from gateway.schema import MAX_CONTAINERS, MAX_STRINGS, SMALL_BYTES
-from gateway.turns import BYTES_PER_TOKEN
+from gateway.endpoints.parameters import MAX_BIASES
+from gateway.endpoints.request import MAX_STOPS
+from gateway.json_bounds import MAX_CONTAINERS, MAX_STRINGS, SMALL_BYTES
+from gateway.json_schemas import MAX_BYTES
+from gateway.prompt_reader import BYTES_PER_TOKEN
 from tests.hostile.test_bodies import CHAT, KINDS, TEXT, body_of
 
 Json = dict[str, object]

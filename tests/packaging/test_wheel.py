@@ -17,6 +17,7 @@ import pytest
 
 from bench.run.services import free_port
 from tests.edge_agent.processes import ROOT, wait_for
+from tests.guards import GUARD_S
 from tests.local_models.test_gguf import Q6_K, gguf
 from tests.verifier.conftest import KEY, serving
 
@@ -116,7 +117,7 @@ def test_what_needs_llama_cpp_names_the_command_that_installs_it(
 
     done = subprocess.run(
         words, cwd=folder, env={**os.environ, "COLUMNS": "200"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=GUARD_S,
     )  # fmt: skip
 
     assert done.returncode == 1
@@ -142,10 +143,12 @@ def test_an_edge_answers_without_a_draft_model(
 
     with (
         subprocess.Popen(command, cwd=folder) as edge,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http,
+        httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=GUARD_S, trust_env=False
+        ) as http,
     ):
         try:
-            wait_for(port, edge, within_s=60)
+            wait_for(port, edge)
             while http.get("/ready").status_code != 200:
                 time.sleep(0.1)
             answer = http.post("/v1/completions", json=body)

@@ -46,6 +46,7 @@ def longest_ms(visit: Visit, act: Callable[[], None]) -> float:
     return min(longest)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["mixed", "one line"])
 def test_no_task_is_long_in_ten_thousand_tokens(visit: Visit, kind: str) -> None:
     visit.engine.pass_s = 0.001

@@ -19,6 +19,7 @@ from picospec.configuration import origin_of, with_default_file
 from picospec.main import app
 from picospec.service import NoService, install, kept_variables, remove
 from picospec.service_managers import launchd, systemd, task_scheduler
+from tests.guards import GUARD_S
 
 FILE = 'slots = 2\ndraft_model = "[m]"\n[drafting]\nflush_tokens = 5\n'
 
@@ -175,7 +176,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     install(ARGUMENTS, environ, lambda _: 0)
 
     command = ["systemd-analyze", "verify", str(systemd(environ).file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=GUARD_S, check=False)
 
     assert "picospec-edge" not in done.stderr
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from picospec.link import Conditions, Link, Path
+from tests.guards import GUARD_S
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -69,6 +70,7 @@ async def round_trip_ms(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
     return (loop.time() - start_s) * 1000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rtt_ms", [0, 10, 50])
 async def test_an_echo_takes_the_round_trip_it_was_set_to(rtt_ms: float) -> None:
     async with through_a_link(rtt_ms=rtt_ms) as (_, reader, writer):
@@ -160,7 +162,7 @@ async def test_a_server_that_resets_resets_the_client() -> None:
     async with through_a_link(slam) as (_, reader, writer):
         writer.write(bytes(300_000))
         with pytest.raises(ConnectionResetError):
-            await asyncio.wait_for(reader.read(-1), 2)
+            await asyncio.wait_for(reader.read(-1), GUARD_S)
 
 
 async def test_leaving_the_link_leaves_no_task_behind() -> None:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from bench.__main__ import app as bench_app
 from edge_agent.__main__ import app as edge_app
-from gateway.tenants import KeyLimits, digest_of, read_keys
+from gateway.keys import KeyLimits, digest_of, read_keys
 from picospec import doctor as examination
 from picospec.main import app
 from verifier.__main__ import app as verifier_app

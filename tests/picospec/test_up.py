@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from bench.run.services import free_port
-from gateway.hosting.limits import Pins
+from gateway.hosting.cores import Pins
 from gateway.hosting.processes import Service, ServiceError
 from gateway.hosting.settings import WrongSettings
 from local_models.errors import UnknownModel
@@ -27,6 +27,7 @@ from picospec import preparing
 from picospec.doctor import examine
 from picospec.preparing import ModelChoice, prepare, with_threads
 from picospec.up import Plan, check_free, check_plain, read_settings, up, usage_lines
+from tests.guards import GUARD_S
 from tests.local_models.hub_server import FakeHub
 from tests.picospec.screen import Screen
 
@@ -136,7 +137,7 @@ def test_tls_is_refused_by_the_name_that_asks_for_it(
 async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal() -> None:
     planned, screen = plan(), Screen()
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         running = asyncio.create_task(up(planned, fakes(planned), screen))
         while "a browser" not in screen.text:  # noqa: ASYNC110 (a console has no events)
             await asyncio.sleep(0.02)
@@ -295,7 +296,7 @@ class Running:
         }  # fmt: skip
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         headers = {"authorization": f"Bearer {KEY}"}
-        response = httpx.post(url, json=body, headers=headers, timeout=60, trust_env=False)
+        response = httpx.post(url, json=body, headers=headers, timeout=GUARD_S, trust_env=False)
         text: str = response.raise_for_status().json()["choices"][0]["message"]["content"]
         return text
 
@@ -327,7 +328,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             break
     yield Running(edge, verifier, environment, process)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=GUARD_S)
 
 
 @pytest.mark.models

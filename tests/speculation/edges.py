@@ -7,12 +7,14 @@ from itertools import repeat
 
 import numpy as np
 
-from speculation.distributions import Q_SCALE, DraftToken, QuantisedDistribution
+from speculation.distributions import Q_SCALE, QuantisedDistribution
 from speculation.draft_machine import DraftMachine, Outcome
-from speculation.drafting import DraftingSession, DraftPolicy
+from speculation.draft_policy import DraftPolicy
+from speculation.draft_token import DraftToken
+from speculation.drafting import DraftingSession
 from speculation.judges import JUDGES
-from speculation.learning import Latencies, Proposer
 from speculation.messages import Limits, Open, Reject, Sampling, TokenId
+from speculation.proposer import Latencies, Proposer
 from speculation.speedup import SpeedupEstimates
 
 STOP = 99

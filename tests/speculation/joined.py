@@ -16,13 +16,14 @@ from math import inf
 from random import Random
 
 from speculation import wire
-from speculation.distributions import Distribution, DraftToken, quantise
+from speculation.answer_cache import AnswerCache
+from speculation.distributions import Distribution, quantise
 from speculation.draft_machine import DraftMachine, DraftStep, Outcome
-from speculation.drafting import StreamPolicy
+from speculation.draft_policy import StreamPolicy
+from speculation.draft_token import DraftToken
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
 from speculation.messages import Down, Draft, Finish, Limits, Open, Opened, Redraw
-from speculation.ngrams import AnswerCache
 from speculation.noise import noise_index
 from speculation.speedup import SpeedupEstimates
 from speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine

@@ -13,9 +13,11 @@ import numpy as np
 from hypothesis import strategies as st
 from scipy import stats
 
-from speculation.distributions import Distribution, DraftToken, distribution, quantise
+from speculation.distributions import Distribution, distribution, quantise
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import DraftingSession, StreamPolicy
+from speculation.draft_policy import StreamPolicy
+from speculation.draft_token import DraftToken
+from speculation.drafting import DraftingSession
 from speculation.messages import Down, Limits, Open, Sampling, TokenId
 from speculation.ngrams import LENGTHS, Match
 from speculation.noise import noise_index

@@ -6,18 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from speculation.chain import (
-    ACCEPTANCE_PRIOR,
-    ACCEPTANCE_WEIGHT,
-    MAX_ANSWER_CACHES,
-    MAX_DROPPED,
-    AnswerCaches,
-    Chain,
-)
+from speculation.answer_cache import SHARED, Owner
+from speculation.chain import ACCEPTANCE_PRIOR, ACCEPTANCE_WEIGHT, Chain
 from speculation.judge import Judgement
 from speculation.lookup import MATCH_PRIORS
 from speculation.messages import Commit, Draft, Finish, Limits, RemoteProtocolError
-from speculation.ngrams import SHARED, Owner
+from speculation.ngram_drafts import MAX_ANSWER_CACHES, MAX_DROPPED, AnswerCaches
 from speculation.verify_machine import VerifyMachine
 from speculation.verify_session import VerifyingSession
 from tests.speculation import verifiers

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from speculation.distributions import DraftToken
 from speculation.draft_machine import DraftStep, Outcome
-from speculation.drafting import DraftingSession, StreamPolicy
-from speculation.learning import Latencies
+from speculation.draft_policy import StreamPolicy
+from speculation.draft_token import DraftToken
+from speculation.drafting import DraftingSession
 from speculation.lookup import PromptLookup
 from speculation.messages import (
     MAX_VOCABULARY,
@@ -23,6 +23,7 @@ from speculation.messages import (
     TokenLogprob,
     Totals,
 )
+from speculation.proposer import Latencies
 from tests.speculation.edges import LIMITS, STOP, Policy, chain_of, machine, step
 
 

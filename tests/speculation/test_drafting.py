@@ -6,16 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from speculation.distributions import DraftToken
-from speculation.drafting import (
+from speculation.draft_policy import (
     MAX_MISSES,
     MAX_PAUSE_TOKENS,
-    DraftingSession,
     StreamPolicy,
     should_pause,
     window,
 )
-from speculation.learning import Latencies
+from speculation.draft_token import DraftToken
+from speculation.drafting import DraftingSession
 from speculation.messages import (
     Commit,
     Draft,
@@ -25,6 +24,7 @@ from speculation.messages import (
     RemoteProtocolError,
     TokenLogprob,
 )
+from speculation.proposer import Latencies
 from tests.speculation.edges import STOP, Q, chain_of, drafting
 
 

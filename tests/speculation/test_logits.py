@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speculation import logits as adjustments
-from speculation.logits import MAX_BIASES, Adjust, adjustment, in_turn
+from speculation.logit_settings import MAX_BIASES
+from speculation.logits import Adjust, adjustment, in_turn
 from speculation.messages import InvalidSetting, Open, Sampling
 from tests.speculation.small_models import slow
 

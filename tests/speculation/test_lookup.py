@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation.distributions import DraftToken
+from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
-from speculation.learning import Latencies
 from speculation.lookup import (
     MATCH_PRIORS,
     MIN_UNREAD_LENGTH,
@@ -21,6 +20,7 @@ from speculation.lookup import (
     pays_unread,
 )
 from speculation.messages import Commit, TokenId
+from speculation.proposer import Latencies
 from tests.speculation.edges import chain_of
 from tests.speculation.small_models import search, texts
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gateway.ports import Job, opening
-from speculation import messages, noise, wire
+from speculation import codecs, messages, noise, upload_records, wire
 from speculation import separate as verifier
 from speculation.distributions import Q_SCALE
 from speculation.messages import (
@@ -142,11 +142,13 @@ def test_every_layout_has_a_section_and_an_example() -> None:
 
 def test_the_record_carries_a_draft_of_the_page_and_asks() -> None:
     (dump,) = re.findall(r"```record\n([0-9a-f ]+)\n```", PAGE)
-    record, asking = wire.RecordDecoder().feed(bytes.fromhex(dump))
+    record, asking = upload_records.RecordDecoder().feed(bytes.fromhex(dump))
 
-    assert wire.encode_record(record.session, record.frames) + wire.ASK == bytes.fromhex(dump)
+    assert upload_records.encode_record(
+        record.session, record.frames
+    ) + upload_records.ASK == bytes.fromhex(dump)
     assert record.frames in [bytes.fromhex(example) for example, _ in BLOCKS]
-    assert asking == wire.Record()
+    assert asking == upload_records.Record()
 
 
 @pytest.mark.parametrize(("seed", "noise_index", "token", "hashed", "gumbel"), VECTORS)
@@ -169,12 +171,12 @@ def test_there_are_vectors() -> None:
     "fact",
     [
         f"1 to {wire.MAX_FRAME_BYTES}",
-        f"1 to {wire.MAX_VARINT_BYTES} bytes",
+        f"1 to {codecs.MAX_VARINT_BYTES} bytes",
         f"in 1/{Q_SCALE}, 1 to {Q_SCALE}",
-        f"at most {wire.MAX_RECORD_BYTES}",
+        f"at most {upload_records.MAX_RECORD_BYTES}",
         f"no record has come\nfor {streams.SILENT_S:g} s",
         f"when {streams.MAX_UNREAD_BYTES >> 10} KiB are unread",
-        f"one byte, {wire.ACKNOWLEDGED.hex()}",
+        f"one byte, {upload_records.ACKNOWLEDGED.hex()}",
         f"at most {verifier.HEAD_TOKENS} tokens",
         f"{verifier.HEAD_COVERS:0.1%}".replace("%", " %"),
         f"version {messages.PROTOCOL_VERSION}",

@@ -13,18 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speculation.learning import Latencies
+from speculation.answer_cache import ANSWER_CACHE_LENGTHS, CONTEXT, AnswerCache
 from speculation.lookup import PromptLookup
-from speculation.ngrams import (
-    ANSWER_CACHE_LENGTHS,
-    CONTEXT,
-    AnswerCache,
-    Index,
-    Match,
-    PromptGrams,
-    keys,
-    resumption,
-)
+from speculation.ngrams import Index, Match, PromptGrams, keys, resumption
+from speculation.proposer import Latencies
 from tests.speculation.small_models import search, texts
 
 

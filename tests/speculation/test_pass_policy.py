@@ -11,14 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speculation.arrivals import MAX_COMMITS, MIN_INTERVAL_S, Arrivals
 from speculation.judge import Judgement
 from speculation.latency import TRIED_ROWS, PassLatency, measured
 from speculation.messages import Draft, Limits
 from speculation.pass_policy import (
     MAX_AWAITED,
-    MAX_COMMITS,
-    MIN_INTERVAL_S,
-    Arrivals,
     Calibration,
     Waiting,
     accepted_after,

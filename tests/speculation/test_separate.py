@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from speculation.distributions import Q_SCALE, DraftToken
+from speculation.distributions import Q_SCALE
 from speculation.draft_machine import DraftMachine, Outcome
+from speculation.draft_token import DraftToken
 from speculation.judge import Judgement, Rejection
 from speculation.messages import (
     Commit,

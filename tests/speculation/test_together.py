@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speculation import separate as verifier
-from speculation.distributions import Distribution, DraftToken
+from speculation.distributions import Distribution
 from speculation.draft_machine import Outcome
+from speculation.draft_token import DraftToken
 from speculation.judge import Judgement
 from speculation.messages import (
     Commit,

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speculation.head import Head
 from speculation.judge import Judgement, Rejection
 from speculation.messages import Commit, Draft, RemoteProtocolError, TokenLogprob
 from speculation.separate import Separate
-from speculation.verify_machine import MIN_DRAFT_WAIT_S, Head, Offer, Verdict, VerifyMachine
+from speculation.verify_machine import MIN_DRAFT_WAIT_S, Offer, Verdict, VerifyMachine
 from tests.speculation.verifiers import (
     FLAT,
     LIMITS,

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from speculation import wire
+from speculation.codecs import UINT, Reader
 from speculation.messages import (
     CachedPromptTokens,
     Commit,
@@ -33,7 +34,6 @@ from speculation.messages import (
     TokenLogprob,
     Totals,
 )
-from speculation.wire import UINT, Reader
 
 UINTS = st.one_of(st.integers(0, 300), st.integers(0, 2**63 - 1))
 TOKENS = st.lists(UINTS, max_size=12).map(tuple)

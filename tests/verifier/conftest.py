@@ -19,6 +19,7 @@ import pytest_asyncio
 from pyqwest.httpx import AsyncPyqwestTransport
 
 from bench.run.services import free_port
+from tests.guards import GUARD_S
 from tests.verifier import served_llama
 from verifier.target import Host
 
@@ -47,7 +48,7 @@ def running(
         yield process
     finally:
         process.terminate()
-        process.wait(timeout=15)
+        process.wait(timeout=GUARD_S)
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -106,7 +107,7 @@ def http2_client(url: str, key: str = KEY) -> httpx.AsyncClient:
         base_url=url,
         transport=AsyncPyqwestTransport(transport),
         headers={"authorization": f"Bearer {key}"},
-        timeout=10,
+        timeout=GUARD_S,
     )
 
 
@@ -123,7 +124,7 @@ async def sessions_open(client: httpx.AsyncClient) -> int:
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait until an async condition holds."""
-    async with asyncio.timeout(300):
+    async with asyncio.timeout(GUARD_S):
         while not await condition():  # noqa: ASYNC110 - the condition is in another process
             await asyncio.sleep(0.02)
 

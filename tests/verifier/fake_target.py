@@ -22,6 +22,7 @@ from fastapi import FastAPI
 
 from gateway.hosting.server import serve
 from gateway.ports import MAX_CHAT_BYTES, NONE, Json
+from speculation.answer_cache import Owner
 from speculation.distributions import Distribution
 from speculation.messages import (
     PROMPT_LOGPROBS,
@@ -34,7 +35,6 @@ from speculation.messages import (
     Sampling,
     TokenLogprob,
 )
-from speculation.ngrams import Owner
 from speculation.verify_session import VerifyingSession
 from speculation.wire import Framed
 from verifier.app import build

@@ -13,16 +13,17 @@ import numpy as np
 from prometheus_client import CollectorRegistry
 
 from gateway.drain import Drain
-from gateway.ports import Job
+from gateway.ports import Job, opening
 from local_models.store import StoredModel, open_store
-from speculation.distributions import DraftToken, QuantisedDistribution
+from speculation.distributions import QuantisedDistribution
+from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
 from speculation.messages import Commit, Draft, Finish, Limits, Open, Sampling, TokenId
 from speculation.wire import Framed
 from tests.verifier.down import replies_of
-from verifier.app import PlainEngine, opening
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import VerifierMetrics
+from verifier.plain_engine import PlainEngine
 from verifier.settings import LlamaSettings
 from verifier.target import Host, Target, UnknownSession
 

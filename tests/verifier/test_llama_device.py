@@ -37,7 +37,7 @@ from tests.verifier.served_llama import (
 )
 from verifier.llama_target import exactness
 from verifier.llama_target.exactness import NEAR
-from verifier.llama_target.scheduler import PassRunner
+from verifier.llama_target.pass_runner import PassRunner
 from verifier.settings import LlamaSettings
 from verifier.target import Host
 from verifier.vllm_target.serving import selftest

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from gateway.errors import InvalidRequest, Unavailable
-from gateway.ports import Job
+from gateway.ports import Job, opening
 from local_models.errors import GrammarFailed
 from local_models.grammars import GrammarState
 from speculation.distributions import Logits
@@ -34,7 +34,6 @@ from tests.verifier.served_llama import (
     useless,
     with_drafts,
 )
-from verifier.app import opening
 from verifier.target import Host, TargetFull, Unservable
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]

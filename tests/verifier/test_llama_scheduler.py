@@ -23,15 +23,11 @@ from speculation.verify_machine import Verdict, VerifyMachine
 from speculation.verify_session import VerifyingSession
 from tests.verifier.fake_target import opening
 from tests.virtual_time import Gate, compute
-from verifier.llama_target.scheduler import (
-    PASSES,
-    PassPart,
-    Pieces,
-    PromptLogprobs,
-    Scheduler,
-    Slot,
-)
-from verifier.llama_target.target import KvSlots
+from verifier.llama_target.kv_slots import KvSlots
+from verifier.llama_target.pass_part import PassPart
+from verifier.llama_target.pieces import PASSES, Pieces
+from verifier.llama_target.scheduler import Scheduler
+from verifier.llama_target.slot import PromptLogprobs, Slot
 from verifier.metrics import VerifierMetrics
 from verifier.settings import LlamaSettings
 from verifier.target import TargetFailed

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from gateway.errors import Overloaded
+from gateway.ports import opening
 from local_models.store import open_store
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import StreamPolicy
+from speculation.draft_policy import StreamPolicy
 from speculation.judges import JUDGES
 from speculation.messages import (
     Commit,
@@ -46,7 +47,7 @@ from tests.verifier.served_llama import (
     useless,
     with_drafts,
 )
-from verifier.app import PlainEngine, opening
+from verifier.plain_engine import PlainEngine
 from verifier.target import Host, TargetFull
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]

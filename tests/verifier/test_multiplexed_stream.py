@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from gateway.drain import Drain, running_alongside
-from speculation import wire
+from gateway.background_work import running_alongside
+from gateway.drain import Drain
+from speculation import upload_records, wire
 from speculation.messages import (
     STREAM_HEARTBEAT_S,
     Draft,
@@ -21,7 +22,7 @@ from speculation.messages import (
     Message,
     Multiplexed,
 )
-from speculation.wire import Record, encode_record
+from speculation.upload_records import Record, encode_record
 from tests.verifier.down import text_of
 from tests.verifier.fake_target import FakeTarget, opening, said
 from tests.verifier.test_sessions import running, tenant
@@ -90,7 +91,11 @@ async def test_the_first_messages_and_those_that_are_multiplexed_are_the_whole_a
 
 
 async def test_what_tasks_write_in_one_turn_of_the_event_loop_goes_in_one_piece() -> None:
-    multiplexed, passed, sent = MultiplexedStream(wire.ASK), asyncio.Event(), list[bytes]()
+    multiplexed, passed, sent = (
+        MultiplexedStream(upload_records.ASK),
+        asyncio.Event(),
+        list[bytes](),
+    )
 
     async def send(piece: bytes) -> None:
         sent.append(piece)
@@ -225,14 +230,14 @@ async def test_what_is_generated_while_a_session_moves_is_not_lost() -> None:
 
     async with running() as (sessions, _, _m):
         session = await sessions.open(opening(), tenant())
-        session.multiplexed = multiplexed = MultiplexedStream(wire.ASK)
+        session.multiplexed = multiplexed = MultiplexedStream(upload_records.ASK)
         carrying = asyncio.create_task(multiplexed.run(carry))
         context = SimpleNamespace()
         await Downstream(session, context)({}, connected, send)  # type: ignore[arg-type]
         await multiplexed.emptied()
         carrying.cancel()
 
-    records = list(wire.RecordDecoder().feed(b"".join(sent)))
+    records = list(upload_records.RecordDecoder().feed(b"".join(sent)))
     rest = messages(each.frames for each in records)
     assert records[-1] == Record(session.name)
     assert len(text_of(messages(own))) < len(text_of([*messages(own), *rest])) == 8
@@ -246,7 +251,7 @@ async def test_while_a_client_does_not_read_no_acknowledgements_gather() -> None
         sent.append(piece)
         await may_send.wait()
 
-    multiplexed = MultiplexedStream(wire.ASK)
+    multiplexed = MultiplexedStream(upload_records.ASK)
     multiplexed.carry("a", lambda: None)
     running = asyncio.create_task(multiplexed.run(send))
     await multiplexed.acknowledge(1)
@@ -262,7 +267,12 @@ async def test_while_a_client_does_not_read_no_acknowledgements_gather() -> None
     running.cancel()
 
     assert b"".join(sent) == b"".join(
-        [wire.ASK, encode_record("a", b"1"), encode_record("a"), wire.ASK * 2]
+        [
+            upload_records.ASK,
+            encode_record("a", b"1"),
+            encode_record("a"),
+            upload_records.ASK * 2,
+        ]
     )
 
 
@@ -272,7 +282,7 @@ async def test_more_frames_than_a_record_holds_go_in_several() -> None:
     async def send(piece: bytes) -> None:
         sent.append(piece)
 
-    multiplexed = MultiplexedStream(wire.ASK)
+    multiplexed = MultiplexedStream(upload_records.ASK)
     multiplexed.carry("a", lambda: None)
     multiplexed.write("a", frames)
     multiplexed.leave("a")
@@ -281,7 +291,7 @@ async def test_more_frames_than_a_record_holds_go_in_several() -> None:
     await multiplexed.emptied()
     running.cancel()
 
-    *records, last = wire.RecordDecoder().feed(b"".join(sent))
+    *records, last = upload_records.RecordDecoder().feed(b"".join(sent))
     assert last == Record("a")
     assert b"".join(each.frames for each in records) == frames
     assert len(records) == len(frames) / PART_BYTES

@@ -19,11 +19,12 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.drain import Drain
-from gateway.http import RequestBody
+from gateway.request_body import RequestBody
 from gateway.request_context import RequestOutcome
-from gateway.tenants import Tenant
+from gateway.tenant_limits import Tenant
 from gateway.tracing import NO_SPAN
 from speculation import wire
+from speculation.answer_cache import SHARED, Owner
 from speculation.messages import (
     STREAM_HEARTBEAT_S,
     Commit,
@@ -39,8 +40,8 @@ from speculation.messages import (
     Sampling,
     Totals,
 )
-from speculation.ngrams import SHARED, Owner
 from speculation.wire import Framed
+from tests.guards import GUARD_S
 from tests.verifier.conftest import http2_client, metrics, sessions_open, until_open
 from tests.verifier.down import opened, push, text_of
 from tests.verifier.fake_target import FACTS, FAILS, STALLS, STREAMS, FakeTarget, opening, said
@@ -74,7 +75,7 @@ async def test_a_stream_opens_before_the_prompt_is_read_and_heartbeats_meanwhile
     client: httpx.AsyncClient,
 ) -> None:
     async with opened(client, opening(prompt=(STALLS,))) as stream:
-        await asyncio.wait_for(stream.opened(), 1)
+        await asyncio.wait_for(stream.opened(), GUARD_S)
         begun = time.monotonic()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(stream.next(), 4.5 * STREAM_HEARTBEAT_S)

@@ -13,9 +13,10 @@ from prometheus_client import CollectorRegistry
 
 from gateway.drain import Drain
 from gateway.errors import Unavailable
+from gateway.keys import KeyLimits
 from gateway.metrics import Metrics
 from gateway.request_context import RequestOutcome
-from gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from gateway.tenant_limits import Tenant, TenantMetrics
 from gateway.tracing import NO_SPAN
 from speculation import wire
 from speculation.messages import (

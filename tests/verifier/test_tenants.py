@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from gateway.errors import RateLimited
-from gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from gateway.keys import KeyLimits
+from gateway.tenant_limits import Tenant, TenantMetrics
 from speculation import wire
 from speculation.messages import Draft, Fault, Finish, Open, Opened
 from tests.verifier.conftest import fake_verifier, http2_client

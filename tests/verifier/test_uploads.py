@@ -13,9 +13,10 @@ from fastapi import FastAPI
 from starlette.types import Message, Scope
 
 from gateway.drain import Drain
-from speculation import wire
+from speculation import upload_records, wire
 from speculation.messages import RUN_CHARACTERS, Draft, MalformedFrame, Pushed
-from speculation.wire import ACKNOWLEDGED, ASK, Framed, encode_record
+from speculation.upload_records import ACKNOWLEDGED, ASK, encode_record
+from speculation.wire import Framed
 from tests.verifier.conftest import metrics
 from tests.verifier.fake_target import FakeTarget, opening, said
 from tests.verifier.test_tenants import ANN, BEN, app_of, client_of, write_keys
@@ -70,9 +71,9 @@ class UploadStream:
         return sum(not record.session for record in self.records)
 
     @property
-    def records(self) -> list[wire.Record]:
+    def records(self) -> list[upload_records.Record]:
         """What has come after the run's name, if the answer has records."""
-        return list(wire.RecordDecoder().feed(self.answer[RUN_CHARACTERS:]))
+        return list(upload_records.RecordDecoder().feed(self.answer[RUN_CHARACTERS:]))
 
     async def ended(self) -> None:
         async with asyncio.timeout(5):
@@ -235,7 +236,7 @@ async def test_a_revoked_key_ends_the_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streams, "CHECK_S", 0.0)
-    monkeypatch.setattr("gateway.tenants.CHECK_S", 0.0)
+    monkeypatch.setattr("gateway.keys.CHECK_S", 0.0)
     target = FakeTarget()
     async with opened(tmp_path, target) as (app, names, _):
         stream = UploadStream(app)
@@ -287,10 +288,10 @@ async def test_a_stream_ends_once_the_verifier_has_drained(
 
 def test_each_split_of_records_gives_the_same() -> None:
     written = encode_record("a", b"1") + ASK + encode_record("b" * 64, b"2" * 300)
-    whole = list(wire.RecordDecoder().feed(written))
+    whole = list(upload_records.RecordDecoder().feed(written))
 
     for at in range(len(written)):
-        decoder = wire.RecordDecoder()
+        decoder = upload_records.RecordDecoder()
         halves = [*decoder.feed(written[:at]), *decoder.feed(written[at:])]
         assert halves == whole
 
@@ -300,4 +301,4 @@ def test_each_split_of_records_gives_the_same() -> None:
 )
 def test_a_record_that_no_edge_writes_is_malformed(malformed: bytes) -> None:
     with pytest.raises(MalformedFrame):
-        list(wire.RecordDecoder().feed(malformed))
+        list(upload_records.RecordDecoder().feed(malformed))

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, cast
 
-from gateway.hosting.limits import compute_threads
+from gateway.hosting.cores import compute_threads
 from local_models.gguf import tensor_bytes
 from local_models.llama_cpp.context_length import (
     Length,

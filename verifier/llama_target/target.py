@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from random import SystemRandom
-from typing import TypeVar
 
 import structlog
 from msgspec.structs import replace
@@ -16,11 +15,11 @@ from msgspec.structs import replace
 from local_models.errors import CannotCheck
 from local_models.file_hashes import FileHashes
 from local_models.llama_cpp.library import check_llama
-from local_models.llama_cpp.prefix import common_prefix
 from local_models.store import StoredModel
 from local_models.tokenizer_file import tokenizer_file
+from speculation.answer_cache import Owner
 from speculation.latency import measured
-from speculation.logits import BUDGET, Adjust, adjustment, in_turn
+from speculation.logits import Adjust, adjustment, in_turn
 from speculation.messages import (
     PROMPT_LOGPROBS,
     CachedPromptTokens,
@@ -28,14 +27,16 @@ from speculation.messages import (
     Limits,
     Open,
     Pushed,
-    TokenId,
     TokenLogprob,
 )
-from speculation.ngrams import Owner
+from speculation.thinking_budget import BUDGET
 from speculation.verify_machine import VerifyMachine
 from speculation.verify_session import VerifyingSession
 from speculation.wire import Framed
-from verifier.llama_target.scheduler import PassRunner, PromptLogprobs, Scheduler, Slot
+from verifier.llama_target.kv_slots import KvSlots, S
+from verifier.llama_target.pass_runner import PassRunner
+from verifier.llama_target.scheduler import Scheduler
+from verifier.llama_target.slot import PromptLogprobs, Slot
 from verifier.metrics import VerifierMetrics
 from verifier.settings import LlamaSettings
 from verifier.target import (
@@ -50,59 +51,6 @@ from verifier.target import (
     started,
     unservable,
 )
-
-# Lends the sequences of the KV cache to sessions, and remembers what the free ones still hold.
-#
-# The next turn of a conversation begins with the tokens of the turns before, which need not be
-# decoded again. A token's KV has the same bits whatever pass it was decoded in
-# (tests of local_models.llama_cpp.model), so reuse changes no text. The tokens of an owner are
-# reused only for that owner, see local_models.llama_cpp.prefix.
-#
-# A prompt takes the sequence with the least to decode and the least to lose. Tokens that were
-# unused for long weigh less. Otherwise finished conversations would keep their sequences for
-# ever, and active ones, which are shorter, would take one another's.
-
-
-S = TypeVar("S", bound=Slot)
-
-
-class KvSlots:
-    def __init__(self, count: int) -> None:
-        self._held: dict[int, Sequence[TokenId]] = dict.fromkeys(range(count), ())
-        self._owners: dict[int, str | None] = dict.fromkeys(range(count))
-        """The tokens of a free sequence belong to this owner. None, the unknown owner, is an
-        owner like any other."""
-
-        self._takes = 0
-        self._released: dict[int, int] = dict.fromkeys(range(count), 0)  # _takes at that time
-
-    @property
-    def free(self) -> int:
-        """Return the number of free sequences."""
-        return len(self._held)
-
-    def take(self, prompt: Sequence[TokenId], owner: str | None = None) -> tuple[int, int]:
-        """Return the best free sequence, and the number of tokens of `prompt` that it holds.
-
-        The last token is never counted, because the first pass decodes it. Raises ValueError if
-        no sequence is free.
-        """
-        best = min(self._held, key=lambda sequence: self._cost(sequence, prompt, owner))
-        held = self._held.pop(best)
-        self._takes += 1
-        return best, common_prefix(held, prompt[:-1]) if self._owners[best] == owner else 0
-
-    def release(self, sequence: int, held: Sequence[TokenId], owner: str | None = None) -> None:
-        """Free a sequence. held: the tokens that its KV certainly holds, from position 0 on,
-        for a prompt of `owner`."""
-        self._held[sequence], self._owners[sequence] = held, owner
-        self._released[sequence] = self._takes
-
-    def _cost(self, sequence: int, prompt: Sequence[TokenId], owner: str | None) -> float:
-        held, unused = self._held[sequence], self._takes - self._released[sequence]
-        common = common_prefix(held, prompt) if self._owners[sequence] == owner else 0
-        lost = (len(held) - common) / (1 + unused / len(self._owners))
-        return len(prompt) - common + lost
 
 
 class LlamaTarget(Target):

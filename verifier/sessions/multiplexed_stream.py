@@ -11,9 +11,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from speculation import wire
+from speculation import upload_records
 
-PART_BYTES: Final = wire.MAX_RECORD_BYTES // 2
+PART_BYTES: Final = upload_records.MAX_RECORD_BYTES // 2
 """More frames than this are cut into several records."""
 
 
@@ -39,12 +39,12 @@ class MultiplexedStream:
         if session not in self._sessions:
             return
         for at in range(0, len(frames), PART_BYTES):
-            self._add(wire.encode_record(session, frames[at : at + PART_BYTES]))
+            self._add(upload_records.encode_record(session, frames[at : at + PART_BYTES]))
 
     def leave(self, session: str) -> None:
         """Send soon that a session has no further messages."""
         del self._sessions[session]
-        self._add(wire.encode_record(session))
+        self._add(upload_records.encode_record(session))
 
     async def acknowledge(self, times: int) -> None:
         """Acknowledge soon, but not while a piece waits for the client: nobody may fill the

@@ -19,10 +19,10 @@ from typing import Final
 
 import structlog
 
-from gateway.drain import start
+from gateway.background_work import start
 from gateway.errors import RateLimited
 from gateway.metrics import ModelMetrics
-from gateway.tenants import Tenant
+from gateway.tenant_limits import Tenant
 from gateway.tracing import NO_SPAN, Fact, Span
 from speculation import wire
 from speculation.messages import (

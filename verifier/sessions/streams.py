@@ -16,12 +16,13 @@ from starlette.types import Message as AsgiMessage
 from starlette.types import Receive, Scope, Send
 
 from gateway import http
-from gateway.drain import running_alongside
+from gateway.background_work import running_alongside
 from gateway.errors import ApiError, ClientGone, InvalidRequest, RateLimited
-from gateway.http import RequestBody, connected, send_to_client
+from gateway.http import connected, send_to_client
+from gateway.keys import CHECK_S
+from gateway.request_body import RequestBody
 from gateway.request_context import RequestContext
-from gateway.tenants import CHECK_S
-from speculation import wire
+from speculation import upload_records, wire
 from speculation.messages import (
     RUN_CHARACTERS,
     STREAM_HEARTBEAT_S,
@@ -32,7 +33,8 @@ from speculation.messages import (
     Pushed,
     RemoteProtocolError,
 )
-from speculation.wire import Framed, Record
+from speculation.upload_records import Record
+from speculation.wire import Framed
 from verifier.sessions.multiplexed_stream import MultiplexedStream
 from verifier.sessions.session import PUSH_S, STREAM_HEARTBEAT, Session, Sessions
 from verifier.target import TargetError, UnknownSession
@@ -179,7 +181,7 @@ RECORDS: Final = "records"
 SILENT_S: Final = 180.0
 """A stream without a record ends after this many seconds, before most proxies would cut it."""
 
-MAX_UNREAD_BYTES: Final = 4 * wire.MAX_RECORD_BYTES
+MAX_UNREAD_BYTES: Final = 4 * upload_records.MAX_RECORD_BYTES
 """A session that has left this many bytes of messages unread ends: a correct edge does not send
 as many draft tokens ahead of the text."""
 
@@ -251,7 +253,9 @@ class Upstream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._has_records = Headers(scope=scope).get(RECORDS_HEADER) == RECORDS
-        multiplexed = MultiplexedStream(wire.ASK if self._has_records else wire.ACKNOWLEDGED)
+        multiplexed = MultiplexedStream(
+            upload_records.ASK if self._has_records else upload_records.ACKNOWLEDGED
+        )
         with self._sessions.uploading(self._context.tenant):
             await self._answer(multiplexed, send)
 
@@ -278,7 +282,7 @@ class Upstream(Response):
 
     async def _read(self, multiplexed: MultiplexedStream, tasks: asyncio.TaskGroup) -> None:
         """Read the stream to its end. Raises TimeoutError if no record comes for SILENT_S."""
-        decoder, loop = wire.RecordDecoder(), asyncio.get_running_loop()
+        decoder, loop = upload_records.RecordDecoder(), asyncio.get_running_loop()
         until = loop.time() + SILENT_S
         while (piece := await self._body.next_piece(until)) is not None:
             self._check_key()
@@ -346,7 +350,7 @@ class Upstream(Response):
             del self._upload_queues[session.name]
 
 
-def _records(decoder: wire.RecordDecoder, piece: bytes) -> Iterator[Record]:
+def _records(decoder: upload_records.RecordDecoder, piece: bytes) -> Iterator[Record]:
     try:
         yield from decoder.feed(piece)
     except MalformedFrame as error:

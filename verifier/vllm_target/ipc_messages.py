@@ -8,11 +8,12 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from speculation.answer_cache import Owner
 from speculation.distributions import Distribution, Logits, distribution
 from speculation.judge import Judgement, Row, Rule
-from speculation.logits import Adjustment, LogitSettings
+from speculation.logit_settings import LogitSettings
+from speculation.logits import Adjustment
 from speculation.messages import Limits, Open, Sampling, TokenId
-from speculation.ngrams import Owner
 
 # A Choice carries the plugin's choice for this engine to the core and the workers.
 #

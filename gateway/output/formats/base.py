@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gateway import grammars
-from gateway.grammars import LARK, Schemas, Special, Tags
+from gateway.grammars import Special, Tags
+from gateway.json_schemas import LARK, Schemas
 from gateway.output.message import ParsedMessage
 from gateway.output.reading import Incoming, Malformed, Steps
 

@@ -1,31 +1,20 @@
-"""Formats of tool calls that are JSON objects, between the markers of each family of models."""
+"""Reads calls that are written as JSON objects: {"name": ..., "arguments": {...}}.
+
+The text of the arguments is passed on as the model wrote it. If a client sends it back in the
+next turn, the tokens are the same again, and their KV is reused.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Sequence
-from functools import partial
+from collections.abc import Container
 from typing import Final
 
-from gateway.grammars import (
-    LARK,
-    Schemas,
-    Special,
-    arguments,
-    decode,
-    literal,
-    marker,
-    nested,
-    repeated,
-)
-from gateway.output.formats.base import ToolFormat, read_calls
+from gateway.grammars import arguments, literal
+from gateway.json_schemas import Schemas, decode
+from gateway.output.bracketed_values import read_value, stream_value
 from gateway.output.message import ParsedMessage
-from gateway.output.reading import Incoming, Malformed, Steps, read_value, stream_value
-
-# Reads calls that are written as JSON objects: {"name": ..., "arguments": {...}}.
-#
-# The text of the arguments is passed on as the model wrote it. If a client sends it back in the
-# next turn, the tokens are the same again, and their KV is reused.
+from gateway.output.reading import Incoming, Malformed, Steps
 
 _ARGUMENTS: Final = ("arguments", "parameters")
 UNTAGGED: Final = r"\s*(```(json)?)?\s*\{"
@@ -191,156 +180,3 @@ def arguments_rules(tools: Schemas) -> str:
     """Return Lark rules for `arguments_0`, `arguments_1` and so on, in the order of `tools`."""
     schemas = enumerate(tools.values())
     return "".join(f"arguments_{index}: {arguments(schema)}\n" for index, schema in schemas)
-
-
-# Reads calls of Hermes, Qwen 2.5, Qwen 3 and many others: <tool_call>{...}</tool_call>.
-#
-# Qwen2.5-Coder writes calls in a fence, ```json, instead of the tags that its template shows.
-
-_HERMES_OPEN: Final = "<tool_call>"
-_CLOSE: Final = "</tool_call>"
-_SURPLUS: Final = re.compile(r"[\s}]*")
-"""Matches surplus closing brackets, because small models miscount them."""
-
-
-class Hermes(ToolFormat):
-    markers = (_HERMES_OPEN, _CLOSE)
-    trigger = _HERMES_OPEN
-    untagged = UNTAGGED
-    also = ' | object | "```json\\n" object "\\n```"'
-
-    def read(self, text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
-        texts = [name for name, schema in tools.items() if LARK in schema]
-        yield from read_untagged(text, out, tools.keys() - texts)
-        yield from read_calls(
-            text, out, (_HERMES_OPEN,), partial(_hermes_call, text, out, texts)
-        )
-
-    def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
-        before = f'"\\n" {marker(_HERMES_OPEN, special)}'
-        texts = {name: schema for name, schema in tools.items() if LARK in schema}
-        others = {name: schema for name, schema in tools.items() if name not in texts}
-        kinds = [*(f"text_{i}" for i in range(len(texts))), *["object"][: len(others)]]
-        rules = [f"calls: {repeated('call', before, parallel=parallel)}"]
-        rules.append(f'call: "\\n" ({" | ".join(kinds)}) "\\n" {marker(_CLOSE, special)}')
-        for i, (name, schema) in enumerate(texts.items()):
-            rules.append(f"text_{i}: {literal(_hermes_named(name))} rules_{i}")
-            rules.append(f"rules_{i}: {nested(str(schema[LARK]))}")
-        json_rules = json_call_rules(others, "arguments") if others else ""
-        return "\n".join([*rules, json_rules])
-
-
-def _hermes_named(name: str) -> str:
-    """Return the text before the input of a custom tool whose input does not fit into JSON."""
-    return f'{{"name": "{name}"}}\n'
-
-
-def _text(text: Incoming, out: ParsedMessage, name: str) -> Steps[None]:
-    out.begin_call(name)
-    text.consume()
-    yield from text.pass_on((f"\n{_CLOSE}",), lambda piece, _: out.input(piece))
-    yield from text.take(f"\n{_CLOSE}")
-    out.end_call()
-
-
-def _hermes_call(text: Incoming, out: ParsedMessage, texts: Sequence[str]) -> Steps[None]:
-    yield from text.expect(_HERMES_OPEN)
-    yield from text.space()
-    for name in texts:
-        if (yield from text.take(_hermes_named(name))):
-            yield from _text(text, out, name)
-            return
-    yield from JsonCall(text, out).read()
-    yield from text.match(_SURPLUS)
-    yield from text.take(_CLOSE)
-
-
-# Reads calls of Llama 3: {"name": ..., "parameters": {...}}, or these after <|python_tag|>.
-
-_TAG: Final = "<|python_tag|>"
-
-
-class Llama(ToolFormat):
-    markers = (_TAG,)
-    trigger = ""
-    untagged = UNTAGGED
-
-    def read(self, text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
-        yield from read_untagged(text, out, tools)
-        yield from read_calls(text, out, (_TAG,), partial(_tagged, text, out))
-
-    def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
-        calls = repeated("object", '"; "', parallel=parallel)
-        return f"calls: {calls}\n{json_call_rules(tools, 'parameters')}"
-
-
-def _tagged(text: Incoming, out: ParsedMessage) -> Steps[None]:
-    """Read one call and the calls that follow it without a tag."""
-    yield from text.expect(_TAG)
-    yield from text.space()
-    while True:
-        yield from JsonCall(text, out).read()
-        yield from text.match(SEPARATOR)
-        text.consume()
-        if (yield from text.peek()) != "{":
-            return
-
-
-# Reads Mistral's calls: [TOOL_CALLS][{...}, {...}], or newer [TOOL_CALLS]name[ARGS]{...}.
-
-_MISTRAL_OPEN: Final = "[TOOL_CALLS]"
-_ID: Final = "[CALL_ID]"
-_MISTRAL_ARGUMENTS: Final = "[ARGS]"
-_NAME: Final = re.compile(r"[\w.-]*")
-
-
-class Mistral(ToolFormat):
-    markers = (_MISTRAL_OPEN, _ID, _MISTRAL_ARGUMENTS)
-    trigger = _MISTRAL_OPEN
-    id_length = 9
-    """Mistral's templates check the length."""
-
-    def read(self, text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
-        yield from read_calls(text, out, (_MISTRAL_OPEN,), partial(_mistral_call, text, out))
-
-    def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
-        if _MISTRAL_ARGUMENTS not in special:
-            array = repeated("object", '", "', parallel=parallel)
-            return f'calls: " "? "[" {array} "]"\n{json_call_rules(tools, "arguments")}'
-        named = [
-            f"{literal(name)} {marker(_MISTRAL_ARGUMENTS, special)} arguments_{index}"
-            for index, name in enumerate(tools)
-        ]
-        calls = repeated("call", marker(_MISTRAL_OPEN, special), parallel=parallel)
-        return f"calls: {calls}\ncall: {' | '.join(named)}\n{arguments_rules(tools)}"
-
-
-def _mistral_call(text: Incoming, out: ParsedMessage) -> Steps[None]:
-    yield from text.expect(_MISTRAL_OPEN)
-    yield from text.space()
-    if (yield from text.take("[")):
-        yield from _array(text, out)
-    else:
-        yield from _mistral_named(text, out)
-
-
-def _array(text: Incoming, out: ParsedMessage) -> Steps[None]:
-    while True:
-        yield from text.space()
-        yield from JsonCall(text, out).read()
-        yield from text.space()
-        if (yield from text.take("]")):
-            return
-        yield from text.expect(",")
-
-
-def _mistral_named(text: Incoming, out: ParsedMessage) -> Steps[None]:
-    """Read name[ARGS]{...}, where [CALL_ID]id may follow the name, and [ARGS] be absent."""
-    name = yield from text.match(_NAME)
-    if (yield from text.take(_ID)):
-        yield from text.match(_NAME)
-    yield from text.take(_MISTRAL_ARGUMENTS)
-    yield from text.space()
-    if not name or (yield from text.peek()) != "{":
-        raise Malformed("a call has a name and arguments")
-    yield from stream_arguments(text, out, name)

@@ -27,10 +27,11 @@ from hypothesis import strategies as st
 
 from gateway.grammars import Tags
 from gateway.output.formats.base import pass_content
-from gateway.output.formats.other_calls import QwenCoder
+from gateway.output.formats.qwen_coder import QwenCoder
 from gateway.output.message import CustomInput, ParsedMessage
 from gateway.output.output_format import FORMATS, FormatName
-from gateway.output.reading import Incoming, Steps, read_reasoning
+from gateway.output.reading import Incoming, Steps
+from gateway.output.reasoning import read_reasoning
 from tests.gateway.output.reading import CUTS, TOOLS, Read, moments, read, run, split
 from tests.golden import Json, Line, grown, lines_of
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from gateway.grammars import LARK, Tags
+from gateway.grammars import Tags
+from gateway.json_schemas import LARK
 from gateway.output.formats.base import AllowedOutput, Constraint, grammar
 from gateway.output.output_format import FORMATS, FormatName
 from tests.gateway.output.reading import STRING, Grammar, Tools, ids, read, validates

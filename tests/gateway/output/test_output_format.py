@@ -14,17 +14,19 @@ from hypothesis import strategies as st
 from gateway.grammars import Tags
 from gateway.output.detokenise import Detokeniser, Piece, TextDelta
 from gateway.output.formats.base import AllowedOutput, pass_content
-from gateway.output.formats.json_calls import Hermes, Mistral
+from gateway.output.formats.hermes import Hermes
+from gateway.output.formats.mistral import Mistral
 from gateway.output.message import ParsedMessage
 from gateway.output.output_format import (
     FORMATS,
     FormatName,
     OutputFormat,
     OutputFormats,
-    OutputParser,
     choose,
 )
-from gateway.output.reading import Incoming, Steps, is_opened, read_reasoning, tags_of
+from gateway.output.output_parser import OutputParser
+from gateway.output.reading import Incoming, Steps
+from gateway.output.reasoning import is_opened, read_reasoning, tags_of
 from gateway.ports import Delta, Statistics
 from speculation.messages import TokenLogprob, Totals
 from tests.gateway.output.reading import CUTS, TOOLS, Read, Tools, run, split

@@ -17,8 +17,8 @@ from prometheus_client.metrics_core import Metric
 from structlog.testing import capture_logs
 
 from gateway.errors import EngineFault, Overloaded
-from gateway.http import STRANGERS_BYTES
 from gateway.metrics import MetricsPage
+from gateway.request_body import STRANGERS_BYTES
 from gateway.turns import ThreadTurns, Turns
 from tests.gateway.scripted import (
     ANN,

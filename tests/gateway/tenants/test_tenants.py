@@ -18,22 +18,12 @@ from structlog.testing import capture_logs
 
 from edge_agent.settings import load
 from gateway.errors import RateLimited, Unauthorized
+from gateway.keys import MAX_FILE_BYTES, InvalidKeys, KeyLimits, add_key, digest_of
 from gateway.metrics import Metrics
 from gateway.output.detokenise import TextDelta
 from gateway.request_context import RequestContext, TokenTimes, Usage
-from gateway.tenants import (
-    FORGET_S,
-    MAX_FILE_BYTES,
-    SALT_SECRET,
-    InvalidKeys,
-    KeyLimits,
-    Tenant,
-    TenantMetrics,
-    Tenants,
-    add_key,
-    digest_of,
-    identity_of_key,
-)
+from gateway.tenant_limits import Tenant, TenantMetrics
+from gateway.tenants import FORGET_S, SALT_SECRET, Tenants, identity_of_key
 from tests.gateway.scripted import table
 
 ANN, BEN = "key of ann", "key of ben"

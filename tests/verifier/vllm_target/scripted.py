@@ -11,14 +11,11 @@ from random import Random
 import msgspec
 import numpy as np
 
-from speculation.distributions import (
-    Distribution,
-    DraftToken,
-    QuantisedDistribution,
-    quantise,
-)
+from speculation.distributions import Distribution, QuantisedDistribution, quantise
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import DraftingSession, StreamPolicy
+from speculation.draft_policy import StreamPolicy
+from speculation.draft_token import DraftToken
+from speculation.drafting import DraftingSession
 from speculation.judges import JUDGES
 from speculation.messages import (
     Commit,

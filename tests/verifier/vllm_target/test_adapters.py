@@ -25,6 +25,7 @@ from speculation.messages import (
     Open,
     Sampling,
 )
+from tests.guards import GUARD_S
 from tests.verifier.conftest import http2_client
 from tests.verifier.down import HEADERS, opened
 from tests.verifier.vllm_target.conftest import (
@@ -46,7 +47,7 @@ from tests.verifier.vllm_target.scripted import (
     opening,
     plain,
 )
-from verifier.routes import check_open
+from verifier.open_checks import check_open
 from verifier.target import Unservable
 from verifier.vllm_target.serving.target import VllmTarget
 
@@ -241,14 +242,14 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> Any:
     try:
         async with (
             http2_client(ours) as first,
-            httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as vllms,
+            httpx.AsyncClient(base_url=url, headers=headers, timeout=GUARD_S) as vllms,
         ):
             await ready(process, first)
             facts = (await first.get("/v1/model-facts")).content
             yield Served(process, ours, vllms, msgspec.json.decode(facts, type=ModelFacts))
     finally:
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=GUARD_S)
 
 
 def opening_at(served: Served, seed: int, tokens: int = 24) -> Open:

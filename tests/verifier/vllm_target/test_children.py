@@ -17,17 +17,10 @@ import pytest
 
 from bench.run.services import free_port
 from tests.gateway.test_processes import ONLY_LINUX, ends_with, start
+from tests.guards import GUARD_S
 from tests.verifier.conftest import ROOT
 from tests.verifier.vllm_target.conftest import SMALL, START_S, wait_for
 from verifier.vllm_target.parent_watchdog import die_with_parent
-
-GONE_S = 10
-NOTICED_S = 60
-"""Two heartbeats and the two deadlines of the test, and some time for a busy machine."""
-
-IMPORTED_S = 60
-"""A process that is still importing watches its parent when that is done: seconds later, on a
-machine that is not busy."""
 
 
 @contextmanager
@@ -41,7 +34,7 @@ def running(directory: Path, port: int, *options: str) -> Iterator[subprocess.Po
         yield process
     finally:
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=GUARD_S)
 
 
 def engine_of(process: subprocess.Popen[bytes]) -> list[Any]:
@@ -55,9 +48,9 @@ def engine_of(process: subprocess.Popen[bytes]) -> list[Any]:
     pytest.fail("vLLM's core did not start")
 
 
-def assert_gone(family: list[Any], within_s: float) -> None:
+def assert_gone(family: list[Any]) -> None:
     psutil = pytest.importorskip("psutil")
-    _, left = psutil.wait_procs(family, timeout=within_s)
+    _, left = psutil.wait_procs(family, timeout=GUARD_S)
     zombies = psutil.STATUS_ZOMBIE  # dead, and not yet collected by this machine's init
     assert [each for each in left if each.is_running() and each.status() != zombies] == []
 
@@ -75,7 +68,7 @@ def test_no_process_outlives_the_service(directory: Path, number: signal.Signals
 
         service.send_signal(number)
 
-        assert_gone(family, GONE_S)
+        assert_gone(family)
 
 
 @pytest.mark.vllm
@@ -86,7 +79,7 @@ def test_no_process_outlives_a_service_killed_while_its_model_loads(directory: P
 
         service.send_signal(signal.SIGKILL)
 
-        assert_gone(family, IMPORTED_S)
+        assert_gone(family)
 
 
 @pytest.mark.vllm
@@ -105,8 +98,8 @@ def test_a_process_of_the_engine_that_is_stopped_ends_the_service_and_all_of_the
 
         parts[0].suspend()
 
-        assert service.wait(timeout=NOTICED_S) == 1
-        assert_gone(family, GONE_S)
+        assert service.wait(timeout=GUARD_S) == 1
+        assert_gone(family)
 
 
 # A process of vLLM's ends when the process that started it is gone.
@@ -128,7 +121,7 @@ async def test_a_multiprocessing_child_dies_with_its_parent(
         "    time.sleep(60)\n"
     )
     parent, printed = await start(str(script))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         pid, *watches = (await printed.readline()).decode().split()
     if stopped:
         os.kill(int(pid), signal.SIGSTOP)
@@ -162,7 +155,7 @@ async def test_a_core_whose_parent_is_gone_before_it_looks_dies(tmp_path: Path) 
         "    time.sleep(60)\n"
     )
     parent, printed = await start(str(script))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(GUARD_S):
         pid = int(await printed.readline())
 
     assert await ends_with(parent, pid)

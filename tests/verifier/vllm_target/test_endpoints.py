@@ -15,11 +15,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from gateway.drain import Drain
-from gateway.http import RequestBody
+from gateway.json_bounds import SMALL_BYTES
+from gateway.keys import KeyLimits
 from gateway.metrics import Metrics
+from gateway.request_body import RequestBody
 from gateway.request_context import RequestContext, TokenTimes, Usage
-from gateway.schema import SMALL_BYTES
-from gateway.tenants import KeyLimits, Tenant, TenantMetrics
+from gateway.tenant_limits import Tenant, TenantMetrics
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from speculation.messages import RemoteProtocolError
+from tests.guards import GUARD_S
 from verifier.target import TargetFailed
 from verifier.vllm_target.ipc_messages import FIELD, PUSH, Batch
 from verifier.vllm_target.serving.ranks import MAX_IN_FLIGHT, UTILITY, CoreChannel, Ranks
@@ -150,7 +151,7 @@ async def test_a_session_that_fills_up_while_an_answer_is_awaited_gets_another()
     await asyncio.sleep(0.01)
     core.step.set()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(GUARD_S):
         await filling
 
 
@@ -162,7 +163,7 @@ async def test_a_session_that_ends_leaves_nothing_behind() -> None:
 
     core.channel.forget("a")
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(GUARD_S):
         await waiting
 
 

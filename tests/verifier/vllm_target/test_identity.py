@@ -18,14 +18,10 @@ import pytest
 from scipy import stats
 
 from speculation import distributions
-from speculation.distributions import (
-    Distribution,
-    DraftToken,
-    QuantisedDistribution,
-    quantise,
-)
+from speculation.distributions import Distribution, QuantisedDistribution, quantise
 from speculation.draft_machine import DraftMachine
-from speculation.drafting import StreamPolicy
+from speculation.draft_policy import StreamPolicy
+from speculation.draft_token import DraftToken
 from speculation.judges import JUDGES
 from speculation.messages import Fill, Open, Reject, Sampling
 from speculation.wire import Framed

@@ -20,7 +20,8 @@ from speculation import noise
 from speculation.coupled import Coupled
 from speculation.distributions import Logits, distribution
 from speculation.judge import Judgement
-from speculation.logits import Adjustment, LogitSettings
+from speculation.logit_settings import LogitSettings
+from speculation.logits import Adjustment
 from speculation.messages import Sampling
 from speculation.separate import Separate
 from verifier.vllm_target.ipc_messages import VerifyRequest

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from speculation.messages import CachedPromptTokens, Open, Sampling
+from tests.guards import GUARD_S
 from tests.verifier.vllm_target.conftest import engine, make
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -113,7 +114,7 @@ async def test_an_edge_gets_each_result_whatever_the_stream_interval_is(
     expected = (await plain(target, "fills in", request)).tokens
     waiting = replace(request, fill="never")  # each pass waits for the answer to the last one
 
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(GUARD_S):
         answer = await drafted(target, "waits", waiting, expected, Script(window=2))
 
     assert answer.tokens == expected

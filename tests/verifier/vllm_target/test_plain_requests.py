@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from speculation.messages import Sampling
+from tests.guards import GUARD_S
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -145,7 +146,7 @@ async def test_a_held_session_delays_no_other_request(target: VllmTarget) -> Non
     session = asyncio.create_task(plain(target, "held", waiting))
     await served(target, 1, 20.0)
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(GUARD_S):
         found, _ = await own(target, PROMPTS[1], temperature=0.0)
 
     assert len(found) == 32

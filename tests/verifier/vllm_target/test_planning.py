@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from speculation import wire
-from speculation.logits import LogitSettings
+from speculation.logit_settings import LogitSettings
 from speculation.messages import Draft, Fill, Limits, Open, Sampling
 from tests.verifier.vllm_target.test_plugin import GENERATES
 from verifier.vllm_target.ipc_messages import FIELD, Admission, RunnerChoice

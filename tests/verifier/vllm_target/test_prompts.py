@@ -25,14 +25,15 @@ import pytest
 
 from bench.run.services import free_port
 from gateway.endpoints.chat import ChatRequest
-from gateway.endpoints.request import SERVABLE
+from gateway.endpoints.parameters import SERVABLE
 from gateway.errors import InvalidRequest
 from local_models.template import ChatTemplate
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
-from speculation.logits import LogitSettings
+from speculation.logit_settings import LogitSettings
 from speculation.messages import Limits, ModelFacts, Open, Sampling
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+from tests.guards import GUARD_S
 from tests.local_models.chats import TEMPLATES
 from tests.verifier.vllm_target.conftest import call_it_vllm, wait_for
 from verifier.target import FEATURES, Unservable
@@ -90,11 +91,11 @@ def vllms(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     process = subprocess.Popen(command, env=environment)
     try:
         wait_for(process, f"http://127.0.0.1:{port}/health")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=GUARD_S) as client:
             yield client
     finally:
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=GUARD_S)
 
 
 def theirs(client: httpx.Client, body: Json, template: str | None) -> Json | None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from gateway.answer_fields import NEUTRAL
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.completions import CompletionRequest
 from gateway.endpoints.messages import MessagesRequest
 from gateway.endpoints.responses import ResponsesRequest
-from gateway.schema import NEUTRAL, RequestModel
+from gateway.schema import RequestModel
 from local_models.tokenizer_file import TokenizerFile
 from tests.verifier.vllm_target.request_values import (
     CHATS,

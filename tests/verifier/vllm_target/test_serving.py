@@ -22,6 +22,7 @@ import pytest_asyncio
 from bench.run.services import free_port
 from speculation import wire
 from speculation.messages import Commit, Open, Sampling
+from tests.guards import GUARD_S
 from tests.verifier.conftest import KEY, http2_client, metrics
 from tests.verifier.down import HEADERS, Stream, opened
 from tests.verifier.vllm_target.conftest import (
@@ -66,14 +67,14 @@ def test_a_server_of_embeddings_serves_without_session_routes(directory: Path) -
         wait_for(server, f"http://127.0.0.1:{port}/health")
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             asked = {"model": "tiny", "input": [1, 5, 9]}
-            found = client.post("/v1/embeddings", json=asked, timeout=60).json()
+            found = client.post("/v1/embeddings", json=asked, timeout=GUARD_S).json()
 
             assert len(found["data"][0]["embedding"]) > 1
             assert client.post("/v1/speculate").status_code == 404
             assert client.get("/v1/model-facts").status_code == 404
     finally:
         server.terminate()
-        server.communicate(timeout=60)
+        server.communicate(timeout=GUARD_S)
 
 
 def test_a_flag_that_conflicts_ends_vllm_with_a_line_that_names_it(directory: Path) -> None:
@@ -101,7 +102,7 @@ async def served(directory: Path, tmp_path_factory: Any) -> AsyncIterator[Served
     port, own_port = free_port(), free_port()
     process = vllm_serve(directory, tmp_path_factory.mktemp("packages"), port, own_port)
     url, headers = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {VLLMS_KEY}"}
-    vllms = httpx.AsyncClient(base_url=url, headers=headers, timeout=60)
+    vllms = httpx.AsyncClient(base_url=url, headers=headers, timeout=GUARD_S)
     try:
         async with http2_client(f"http://127.0.0.1:{own_port}") as ours, vllms:
             ours.timeout = httpx.Timeout(60)
@@ -110,7 +111,7 @@ async def served(directory: Path, tmp_path_factory: Any) -> AsyncIterator[Served
             yield Served(process, ours, vllms, facts)
     finally:
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=GUARD_S)
 
 
 def opening(served: Served, prompt: list[int], sampling: Sampling, tokens: int = 24) -> Open:

@@ -15,7 +15,7 @@ import pytest
 
 from speculation import wire
 from speculation.distributions import Q_SCALE
-from speculation.logits import LogitSettings
+from speculation.logit_settings import LogitSettings
 from speculation.messages import (
     Draft,
     Limits,
@@ -27,6 +27,7 @@ from speculation.messages import (
     Sampling,
 )
 from speculation.verify_machine import Offer, VerifyMachine
+from tests.guards import GUARD_S
 from verifier.vllm_target.core.slot import SessionSlot
 from verifier.vllm_target.ipc_messages import PUSH, Admission
 
@@ -50,7 +51,7 @@ def test_what_comes_for_a_session_gets_the_time_when_it_came() -> None:
 
     (_, _), (_, figures), (_, push) = (received.get() for _ in messages)
     assert figures[3] == []
-    assert push[3] == [[["s", b"frames"]], pytest.approx(time.monotonic(), abs=5.0)]
+    assert push[3] == [[["s", b"frames"]], pytest.approx(time.monotonic(), abs=GUARD_S)]
 
 
 def test_a_core_that_waits_wakes_at_the_time_and_not_before() -> None:
@@ -64,7 +65,7 @@ def test_a_core_that_waits_wakes_at_the_time_and_not_before() -> None:
     kind, _ = get_in_time(Queue().get, begun + 0.05, block=True)
 
     assert kind is EngineCoreRequestType.WAKEUP
-    assert 0.05 <= time.monotonic() - begun < 5.0
+    assert time.monotonic() - begun >= 0.05
 
 
 def test_a_time_that_is_over_wakes_at_once_and_messages_come_first() -> None:

@@ -13,7 +13,7 @@ from speculation import wire
 from speculation.coupled import Coupled
 from speculation.distributions import Distribution
 from speculation.judge import Judgement, Rejection
-from speculation.logits import LogitSettings
+from speculation.logit_settings import LogitSettings
 from speculation.messages import (
     Commit,
     Draft,

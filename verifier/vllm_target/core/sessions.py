@@ -31,8 +31,8 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
 from speculation import wire
+from speculation.answer_cache import Owner
 from speculation.messages import Pushed, RemoteProtocolError
-from speculation.ngrams import Owner
 from speculation.verify_machine import VerifyMachine
 from verifier.vllm_target import patches
 from verifier.vllm_target.core.slot import SessionSlot

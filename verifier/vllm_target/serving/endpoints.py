@@ -50,6 +50,8 @@ from vllm.renderers.hf import (
 )
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from gateway.access import Access, is_open
+from gateway.answer_fields import OPERATORS, without_operators
 from gateway.app import HANDLERS, with_request_contexts
 from gateway.documents import VERSION
 from gateway.drain import Drain
@@ -57,12 +59,13 @@ from gateway.endpoints.bodies import body_limit_bytes
 from gateway.errors import ApiError, NotFound
 from gateway.hosting import logs
 from gateway.hosting.server import check_free, served_alongside
-from gateway.hosting.settings import check_listening, hosts_of
-from gateway.http import error_response, json_response, read_body
+from gateway.hosting.strangers import check_listening, hosts_of
+from gateway.http import error_response, json_response
+from gateway.json_bounds import SMALL_BYTES, check_structure
 from gateway.metrics import WithoutCreatedSeries
-from gateway.middleware import Access, is_open
-from gateway.schema import OPERATORS, SMALL_BYTES, check_structure, without_operators
-from gateway.tenants import TenantMetrics, Tenants
+from gateway.request_body import read_body
+from gateway.tenant_limits import TenantMetrics
+from gateway.tenants import Tenants
 from gateway.turns import ThreadTurns
 from local_models.file_hashes import FileHashes
 from local_models.store import open_store

@@ -20,8 +20,9 @@ from local_models.file_hashes import FileHashes
 from local_models.hugging_face import commit_of, directory_of
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation import wire
+from speculation.answer_cache import Owner
 from speculation.judges import JUDGES
-from speculation.logits import LogitSettings
+from speculation.logit_settings import LogitSettings
 from speculation.messages import (
     MAX_ADAPTERS,
     Commit,
@@ -33,7 +34,6 @@ from speculation.messages import (
     Pushed,
     Sampling,
 )
-from speculation.ngrams import Owner
 from speculation.wire import Framed
 from verifier.metrics import VerifierMetrics
 from verifier.target import (

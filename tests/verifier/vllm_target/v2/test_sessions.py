@@ -9,7 +9,7 @@ from itertools import cycle
 
 import pytest
 
-from speculation.distributions import DraftToken
+from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
 from speculation.wire import Framed
 from tests.verifier.down import replies_of

@@ -1,0 +1,184 @@
+"""Runs passes, and pieces of prompts, in the one thread of llama.cpp, in order.
+
+A sequence's KV may hold invalid entries, of rejected draft tokens or of an ended session. No
+pass cleans up after itself: the next decode first removes what lies beyond its own start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from math import inf
+from pathlib import Path
+
+from local_models.errors import GrammarFailed
+from local_models.file_hashes import FileHashes
+from local_models.llama_cpp.library import engine
+from local_models.llama_cpp.model import Context, Model
+from local_models.llama_cpp.segments import Segment
+from speculation.distributions import Logits, logprob_of
+from speculation.messages import TokenId, TokenLogprob
+from speculation.verify_machine import Verdict
+from verifier.llama_target.exactness import (
+    TEXT,
+    Rounding,
+    Shape,
+    exact_shape,
+    padded,
+    rounding,
+    sample,
+    windows,
+)
+from verifier.llama_target.pass_part import PassPart, judge
+from verifier.llama_target.placing import Plan
+from verifier.settings import LlamaSettings
+from verifier.target import weights_of
+
+
+class PassRunner:
+    """Runs a model with the KV cache of its slots. hashes: the known hashes of model files;
+    max_rows: a session has at most this many rows in a pass.
+
+    Raises local_models.errors.ModelError.
+    """
+
+    def __init__(
+        self, path: Path, settings: LlamaSettings, hashes: FileHashes, max_rows: int
+    ) -> None:
+        plan = Plan.of(settings)
+        tokens = plan.tokens(path)
+        self.model = Model(path, placement=plan.placement)
+        self._tokens = len(self.model.vocabulary.pieces)  # later logits are padding
+        self.length = plan.length(self.model, tokens)
+        self._context = Context(
+            self.model,
+            self.length.tokens + (max_rows if plan.may_pad else 0),
+            sequences=settings.slots,
+            threads=plan.threads,
+            batch_tokens=settings.max_rows,
+            cache=plan.cache,
+            cache_v=plan.cache_v,
+            flash_attention=plan.flash_attention,
+        )
+        self.rounding: Rounding | None = None
+        """The findings of the self-test; None if passes are exact by the settings alone."""
+
+        self.shape: Shape | None = None
+        """Each pass has this shape; None: a pass has rows of all sessions."""
+
+        self._texts: dict[int, list[TokenId]] = {}
+        """The tokens of each sequence, if passes are padded: a pass may decode some again."""
+
+        self._padded_logits: list[Logits] = []
+        if not plan.is_known:
+            self._test(plan, max_rows)
+        self.prefill_rows = settings.max_rows if plan.devices else settings.prefill_rows
+        """At most this many tokens of a prompt may be read at once."""
+
+        if self.shape is not None:
+            self.prefill_rows = self.shape.rows
+        self.shapes = (engine(), weights_of(path, hashes), *plan.shapes, *self._own_shapes())
+        """These values shape a text; the target's identity contains them."""
+
+        self._judged_rows = 0  # of the session that is judged
+        self._cheapest_row_s = inf
+
+    def _test(self, plan: Plan, max_rows: int) -> None:
+        """Find how passes round, and choose a shape in which they are exact if they must be."""
+        text = sample(self.model.tokenize(TEXT, False), self.length.tokens)
+        piece = self._context.limits.batch_tokens
+        for start in range(0, len(text), piece):
+            self.prefill(0, start, text[start : start + piece])
+
+        def decode(start: int, tokens: Sequence[TokenId]) -> list[Logits]:
+            self._context.truncate(0, start)
+            self._context.decode([Segment(0, start, tokens)])
+            return [self._context.logits(i).copy() for i in range(len(tokens))]
+
+        self.rounding = rounding(decode, text, max_rows)
+        if plan.exact == "strict":
+            self.shape = exact_shape(decode, text, max_rows, self.rounding)
+
+    def _own_shapes(self) -> Sequence[object]:
+        return () if self.shape is None else (self.shape.rows, self.shape.is_padded)
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._context.close()
+        self.model.close()
+
+    def time_pass(self, rows: int) -> float:
+        """Return the seconds that a pass over `rows` rows takes. It uses the first sequence,
+        and so must be called before any session begins."""
+        began = time.perf_counter()
+        self._decode([Segment(0, 0, (0,) * rows)])
+        return time.perf_counter() - began
+
+    def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None:
+        """Decode a piece of a prompt. start: the number of its tokens decoded before."""
+        self._decode([Segment(sequence, start, tokens, logits=0)])
+
+    def score(
+        self, sequence: int, start: int, tokens: Sequence[TokenId], after: TokenId, most: int
+    ) -> list[TokenLogprob]:
+        """Decode a piece of a prompt as `prefill` does, and return the log-probability of the
+        token after each of its tokens. after: the token after the piece."""
+        self._decode([Segment(sequence, start, tokens)])
+        following = enumerate((*tokens[1:], after))
+        return [logprob_of(self._row(0, i), token, most) for i, token in following]
+
+    def run(self, parts: Sequence[PassPart]) -> tuple[list[Verdict | GrammarFailed], float]:
+        """Run one pass and judge its rows. Return also the extra seconds that judging took,
+        compared with the cheapest row so far. A failing grammar fails only its own session."""
+        if self.shape is None:
+            return self._run(parts)
+        runs = [self._run([part]) for part in parts]
+        verdicts = [verdict for verdicts, _ in runs for verdict in verdicts]
+        return verdicts, sum(extra_judging_s for _, extra_judging_s in runs)
+
+    def _decode(self, segments: Sequence[Segment]) -> None:
+        """Decode the segments, after removing what lies beyond their starts."""
+        if self.shape is not None and self.shape.is_padded:
+            (segment,) = segments
+            return self._decode_padded(segment, self.shape.rows)
+        for segment in segments:
+            self._context.truncate(segment.sequence, segment.start)
+        self._context.decode(segments)
+
+    def _decode_padded(self, segment: Segment, rows: int) -> None:
+        """Decode a segment in padded passes, and copy its logits. The next decode removes the
+        rows that pad."""
+        text = self._texts.setdefault(segment.sequence, [])
+        text[segment.start :] = segment.tokens
+        self._padded_logits = []
+        for each in windows(segment.start, len(text), rows):
+            tokens = padded(text[each.begin : each.end], rows)
+            self._context.truncate(segment.sequence, each.begin)
+            self._context.decode([Segment(segment.sequence, each.begin, tokens)])
+            if segment.logits != 0:
+                wanted = range(each.first - each.begin, each.end - each.begin)
+                self._padded_logits += [self._context.logits(i).copy() for i in wanted]
+
+    def _run(self, parts: Sequence[PassPart]) -> tuple[list[Verdict | GrammarFailed], float]:
+        self._decode([Segment(part.sequence, part.held, part.tokens) for part in parts])
+        extra_judging_s = 0.0
+        verdicts: list[Verdict | GrammarFailed] = []
+        first = 0
+        for part in parts:
+            began, self._judged_rows = time.perf_counter(), 0
+            try:
+                verdicts.append(judge(part, partial(self._row, first)))
+            except GrammarFailed as error:
+                verdicts.append(error)
+            judging_s, rows = time.perf_counter() - began, max(1, self._judged_rows)
+            self._cheapest_row_s = min(self._cheapest_row_s, judging_s / rows)
+            extra_judging_s += judging_s - rows * self._cheapest_row_s
+            first += len(part.tokens)
+        return verdicts, extra_judging_s
+
+    def _row(self, first: int, i: int) -> Logits:
+        self._judged_rows += 1
+        padded_pass = self.shape is not None and self.shape.is_padded
+        read = self._padded_logits.__getitem__ if padded_pass else self._context.logits
+        return read(first + i)[: self._tokens]
