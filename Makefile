@@ -179,7 +179,7 @@ ON_SMOLLM2 := tests/verifier/vllm_target/test_identity.py
 .PHONY: test-vllm-v2 test-vllm-v2-short
 test-vllm-v2-short: .venv-vllm/.ready-dev
 	@$(ON_V2) $(STEP) "tests on Model Runner V2" $(VLLM)/pytest -W default $(V2) \
-		$(addprefix tests/verifier/vllm_target/test_, adapters.py patches.py) $(ARGS)
+		$(addprefix tests/verifier/vllm_target/test_, adapters.py operators.py patches.py) $(ARGS)
 
 test-vllm-v2: test-vllm-v2-short
 	@$(ON_V2) $(STEP) "SmolLM2 on Model Runner V2" $(VLLM)/pytest -W default $(ON_SMOLLM2) $(ARGS)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from bench.calibrate import speeds
-from bench.capacity import capacity
 from bench.options import VERIFIER_OPTIONS
 from bench.pace.command import host, standin
-from bench.report import join, report
+from bench.recording import record
+from bench.report import report
 from bench.run.command import run
-from bench.simulator.command import agree, pace, simulate
-from bench.traces import record
+from bench.simulator.command import simulate
+from bench.simulator.pace import pace
 
 app = typer.Typer(
     help="Measure what PicoSpec gains, and what it costs.",
@@ -21,10 +20,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(context_settings=VERIFIER_OPTIONS)(run)
-for command in (report, join, record, simulate, agree, pace, host, standin):
+for command in (report, record, simulate, pace, host, standin):
     app.command()(command)
-app.command(context_settings=VERIFIER_OPTIONS)(speeds)
-app.command(context_settings=VERIFIER_OPTIONS)(capacity)
 
 if __name__ == "__main__":
     app(prog_name="python -m bench")

@@ -26,105 +26,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench import options
+from bench.divergence import Divergence, TokenScores, divergence
 from bench.prompts import SHIPPED, Prompt, read
 from bench.run.client import Client, Question, Reply
 from bench.run.services import EdgePlan, Services, ServicesPlan, verifier_arguments
-from gateway.ports import NONE
 from local_models.store import open_store
 from local_models.tokenizer_file import tokenizer_file
 from local_models.vocabulary import Vocabulary
 from picospec.link import Conditions
 from speculation.noise import gumbel, noise_index
-
-# Finds where two answers first differ, and how close the choice was there.
-#
-# A target generates the token with the highest score: its log-probability plus temperature
-# times noise, in the units of its logits. Batches of another shape round logits differently.
-# That changes an answer only if the best two scores are about as close as two neighbouring
-# numbers of the target's type (a *near-tie*). Any other difference is a defect.
-
-RESOLUTION = 2.0**-10
-"""Log-probabilities are compared in this unit, which is coarser than their rounding."""
-
-Noise = Callable[[int, bytes], float]
-"""A Noise is called with a position and a piece, and returns what sampling adds to the
-log-probability; 0 at temperature 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """A TokenScores has a token of an answer, and the log-probabilities at its position."""
-
-    piece: bytes
-    logprob: float
-    likeliest: tuple[tuple[bytes, float], ...] = ()
-    """These pieces (empty for special tokens) have these log-probabilities, likeliest first."""
-
-    def of(self, piece: bytes) -> float | None:
-        """Return a token's log-probability at this position; None if unknown."""
-        return (dict(reversed(self.likeliest)) | {self.piece: self.logprob}).get(piece)
-
-    @property
-    def step(self) -> float:
-        """Return the distance of neighbouring logits here, the grid of the best ones.
-
-        bfloat16 keeps 8 bits, so logits from 16 to 32 are 1/8 apart; if some of the best are
-        below 16, the step is 1/16. It is RESOLUTION if there is no grid, as in float32.
-        """
-        best = max(logprob for _, logprob in self.likeliest or ((b"", self.logprob),))
-        gaps = {round((best - logprob) / RESOLUTION) for _, logprob in self.likeliest} - {0}
-        return RESOLUTION * min((gap & -gap for gap in gaps), default=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """A Divergence is the first position where an edge's answer differs from the plain one."""
-
-    position: int
-    plain: str
-    edge: str
-    plain_gap: float | None
-    """The plain engine scored its own token higher than the edge's by this; None if the edge's
-    token is not among the likeliest."""
-
-    edge_gap: float | None
-    """The edge scored its own token higher than the plain one by this, if that is known."""
-
-    step: float
-
-    @property
-    def near_tie(self) -> bool:
-        """True if one step of rounding in each of the two logits explains the difference."""
-        known = [gap for gap in (self.plain_gap, self.edge_gap) if gap is not None]
-        return bool(known) and max(known) <= 2 * self.step
-
-
-def divergence(
-    plain: Sequence[TokenScores], edge: Sequence[TokenScores], noise: Noise
-) -> Divergence | None:
-    """Return where two answers differ first; None if nowhere. An answer's end counts as b""."""
-    pairs = zip(plain, edge, strict=False)
-    same = next((i for i, (a, b) in enumerate(pairs) if a.piece != b.piece), None)
-    position = min(len(plain), len(edge)) if same is None else same
-    if position == len(plain) == len(edge):
-        return None
-    ours, theirs = plain[position : position + 1], edge[position : position + 1]
-    a, b = (rows[0].piece if rows else b"" for rows in (ours, theirs))
-    lead = noise(position, a) - noise(position, b)
-    gaps = _gap(ours, a, b, lead), _gap(theirs, b, a, -lead)
-    return Divergence(position, _text(a), _text(b), *gaps, (*ours, *theirs)[0].step)
-
-
-def _text(piece: bytes) -> str:
-    return piece.decode("utf-8", "backslashreplace")
-
-
-def _gap(row: Sequence[TokenScores], own: bytes, other: bytes, lead: float) -> float | None:
-    if not row:
-        return None
-    known = row[0].of(own), row[0].of(other)
-    return None if known[0] is None or known[1] is None else known[0] - known[1] + lead
-
 
 SEED: Final = 7
 TIMEOUT_S: Final = 1800.0
@@ -164,17 +74,11 @@ class Answer:
 
 
 async def ask(
-    url: str,
-    arm: str,
-    prompt: Prompt,
-    temperature: float,
-    *,
-    tokens: int,
-    likeliest: int | None,
-    settings: Mapping[str, object] = NONE,
+    url: str, arm: str, prompt: Prompt, temperature: float, *, of: Question
 ) -> Answer:
-    """Ask for one answer. Raises AnswerError or httpx.TransportError."""
-    question = Question(prompt.prompt, temperature, SEED, tokens, likeliest, settings)
+    """Ask for one answer. of: a question with the other fields. Raises AnswerError or
+    httpx.TransportError."""
+    question = replace(of, prompt=prompt.prompt, temperature=temperature)
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
         return Answer(arm, prompt.id, temperature, await Client(http).ask(question))
 
@@ -312,7 +216,8 @@ def main(
 ) -> None:
     """Compare edges' texts with the plain engine's. Unknown options go to the verifier."""
     likeliest = LIKELIEST if explain else None
-    asking = partial(ask, tokens=tokens, likeliest=likeliest, settings=json.loads(settings))
+    question = Question("", 0.0, SEED, tokens, likeliest, json.loads(settings))
+    asking = partial(ask, of=question)
     path = open_store(os.environ).find(target_model, "target").path
     vocabulary = tokenizer_file(path).open().vocabulary
     explain_difference: Explain = explainer(vocabulary) if explain else lambda plain, edge: None

@@ -31,7 +31,7 @@ Tokens = Annotated[int, typer.Option(help="The most tokens of an answer.")]
 Traces = Annotated[Path, typer.Option(help="Folder that `bench record` wrote.")]
 Hosts = Annotated[
     str,
-    typer.Option(help="cpu; 72/24: ms a pass, ms a draft step; or a file that `speeds` wrote."),
+    typer.Option(help="cpu; or 72/24: ms a pass, ms a draft step."),
 ]
 
 

@@ -1,223 +1,26 @@
-"""`python -m bench report` and `join` report results as tables, plots and Markdown: the
-costs of an arm, and speed-ups of arm over arm.
-"""
+"""`python -m bench report` writes a page of Markdown: results and conditions, with a plot."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Final
 
-import msgspec
-import numpy as np
 import typer
 from rich.console import Console
 
 from bench import options
-from bench.prompts import FAMILIES, root, scenario_of
-from bench.results import (
-    Answer,
-    Key,
-    Results,
-    link_name,
-    load,
-    references,
-    rows,
-    same_texts,
-    save,
-    with_rate,
-)
-from bench.statistics import (
-    WAITS_PASSES,
-    Mean,
-    draw,
-    gap_ms,
-    grid,
-    mean,
-    rate,
-    waiting,
-)
-from bench.statistics import (
-    markdown as table,
-)
+from bench.comparison import Comparison
+from bench.costs import LONG_WORK, cost, figures, long_work
+from bench.files import load
+from bench.long_work import root
+from bench.plot import draw
+from bench.results import Answer, Key, Results, link_name
+from bench.tables import grid
+from bench.tables import markdown as table
 from local_models.llama_cpp.prefix import common_prefix
-
-# Computes the costs of an arm's answers over one link, and the figures that compare arms.
-
-COLOCATED: Final = "colocated-edge"
-
-LONG_WORK: Final = (
-    "Nothing was warmed up. An answer in one piece has no rate, and is in no speed-up. Tokens "
-    "are means over turns; the first draft token is timed from the request, and `never` counts "
-    "the turns in which the draft model had none. Origins are those of "
-    "[the stream](api.md#watching-speculation), in shares of the answers' tokens."
-)
-
-
-def cost(answers: Sequence[Answer], compared: Comparison) -> dict[str, str]:
-    """Return an arm's costs over a link by their column headings."""
-
-    def total(field: str) -> float:
-        return float(sum(getattr(answer, field) for answer in answers))
-
-    tokens, seconds, judged = total("tokens"), total("seconds"), total("drafted")
-    same = same_texts(answers, compared.cloud)
-    pass_ms = gap_ms(compared.cloud.values(), 50)
-    return {
-        "tokens/s": f"{rate(with_rate(answers)):.2f}",
-        "s/answer": f"{seconds / len(answers):.2f}",
-        "TTFT p50 ms": f"{np.median([a.ttft_ms for a in answers]):.0f}",
-        "gap p50 ms": f"{gap_ms(answers, 50):.0f}",
-        "gap p99 ms": f"{gap_ms(answers, 99):.0f}",
-        f"in gaps > {WAITS_PASSES:g} passes": f"{waiting(answers, pass_ms):0.1%}",
-        "passes/token": f"{total('target_passes') / tokens:.2f}",
-        "accepted of judged": f"{total('accepted') / judged:0.0%}" if judged else "",
-        "drafted/token": f"{total('draft_model_tokens') / tokens:.2f}",
-        "bytes up/token": f"{total('bytes_up') / tokens:.1f}",
-        "bytes down/token": f"{total('bytes_down') / tokens:.1f}",
-        "edge CPU ms/token": f"{1000 * total('edge_cpu_s') / tokens:.0f}",
-        "stolen ms/s": f"{1000 * total('stolen_s') / seconds:.0f}",
-        "same text as cloud": f"{sum(same)}/{len(same)}",
-    }
-
-
-def figures(compared: Comparison, arm: str, link: Link) -> dict[str, str]:
-    """Return an arm's figures over a link and all families, by name; "" if there is none."""
-    answers = compared.of(arm, link)
-    costs = cost(answers, compared) if answers else defaultdict(str)
-    own_ms = gap_ms(answers, 99)
-    clouds_ms = gap_ms(compared.cloud.values(), 99)  # over all links: it depends on none
-    kinds = {name.partition(":")[0] for name in compared.arms}
-    return {
-        "times as fast as `cloud`": str(compared.speedup(arm, link, compared.families) or ""),
-        **{
-            f"times as fast as `{kind}`, at its best": _against(compared, arm, kind, link)
-            for kind in (*ROUNDS, *RIVALS, COLOCATED)
-            if kind in kinds
-        },
-        "gap p99, times `cloud`'s": f"{own_ms / clouds_ms:.2f}" if own_ms and clouds_ms else "",
-        "passes per token": costs["passes/token"],
-        "bytes up per token": costs["bytes up/token"],
-        "bytes down per token": costs["bytes down/token"],
-        "texts as `cloud`'s": costs["same text as cloud"].replace("/", " of "),
-    }
-
-
-def _against(compared: Comparison, arm: str, kind: str, link: Link) -> str:
-    best = compared.best(kind, link)
-    faster = best and compared.against(arm, best, link)
-    return f"{faster} (`{best}`)" if faster else ""
-
-
-def long_work(compared: Comparison, link: Link) -> str:
-    """Return a Markdown table of arms and kinds of turns; "" without scenarios."""
-    cells = {
-        ((arm, family), heading): value
-        for arm in compared.arms
-        for family in compared.families
-        if root(family) in FAMILIES
-        if (answers := [a for a in compared.of(arm, link) if a.family == family])
-        for heading, value in _long_figures(answers, compared).items()
-    }
-    return table(*grid(("arm", "turns"), cells)) if cells else ""
-
-
-def _long_figures(answers: Sequence[Answer], compared: Comparison) -> dict[str, str]:
-    first_ms = [a.first_draft_ms for a in answers if a.first_draft_ms is not None]
-    clouds_ms = [compared.cloud[a.asked].ttft_ms for a in answers if a.asked in compared.cloud]
-    ttft_ms = float(np.median([a.ttft_ms for a in answers]))
-    against = f"{ttft_ms / np.median(clouds_ms):.2f}" if clouds_ms else ""
-    return {
-        "count": str(len(answers)),
-        "without a rate": str(sum(not a.shows_rate for a in answers)),
-        "TTFT p50 ms": f"{ttft_ms:.0f}",
-        "of `cloud`'s": against,
-        "first draft p50 ms": f"{np.median(first_ms):.0f}" if first_ms else "",
-        "never": str(len(answers) - len(first_ms)) if any(a.origins for a in answers) else "",
-        "prompt": _mean(answers, "prompt_tokens"),
-        "target read": _mean(answers, "read_tokens"),
-        "draft model read": _mean(answers, "draft_model_read_tokens"),
-        "answer": _mean(answers, "tokens"),
-        "whose tokens": _origins(answers),
-    }
-
-
-def _mean(answers: Sequence[Answer], field: str) -> str:
-    return f"{np.mean([getattr(answer, field) for answer in answers]):.0f}"
-
-
-def _origins(answers: Sequence[Answer]) -> str:
-    counted: Counter[str] = Counter()
-    for answer in answers:
-        counted.update(answer.origins)
-    total = counted.total()
-    return ", ".join(f"{name} {count / total:0.0%}" for name, count in counted.most_common())
-
-
-# Computes speed-ups of one run, arm against arm, and each policy's best round length.
-
-ROUNDS = ("sync", "paper", "colocated")
-"""Arms of these kinds have a round length."""
-
-RIVALS = ("cloud-ngram", "cloud-suffix", "cloud-draft")
-"""Arms of these kinds are vLLM's own speculation; their number is that of the tokens it
-drafts."""
-
-Link = tuple[float, float | None]
-"""A link is named by its rtt_ms and its rate_mbit."""
-
-
-class Comparison:
-    """A Comparison has the answers of a run at one temperature."""
-
-    def __init__(self, results: Results, temperature: float) -> None:
-        self.answers = [a for a in results.answers if a.temperature == temperature]
-        self.cloud = references(self.answers)
-        self.arms = list(dict.fromkeys(a.arm for a in self.answers))
-        self.families = list(dict.fromkeys(a.family for a in self.answers))
-        links: dict[Link, None] = dict.fromkeys((a.rtt_ms, a.rate_mbit) for a in self.answers)
-        self.links = list(links)
-
-    def of(self, arm: str, link: Link) -> list[Answer]:
-        """Return an arm's answers over a link; all of `edge-only`, which has no link."""
-        own = (a for a in self.answers if a.arm == arm)
-        return [a for a in own if arm == "edge-only" or (a.rtt_ms, a.rate_mbit) == link]
-
-    def speedup(self, arm: str, link: Link, families: Sequence[str]) -> Mean | None:
-        """Return the geometric mean against cloud; None if the arm was not asked."""
-        own = (a for a in self.of(arm, link) if a.family in families)
-        return _faster(own, self.cloud)
-
-    def against(self, arm: str, other: str, link: Link) -> Mean | None:
-        """Return how much faster `arm` is than `other`, over all families."""
-        return _faster(self.of(arm, link), {a.asked: a for a in self.of(other, link)})
-
-    def best(self, kind: str, link: Link) -> str | None:
-        """Return the arm of a kind whose round length is fastest over this link."""
-        best_speeds = {
-            arm: measured.value
-            for arm in self.arms
-            if arm.partition(":")[0] == kind
-            and (measured := self.speedup(arm, link, self.families))
-        }
-        return max(best_speeds, key=lambda arm: best_speeds[arm]) if best_speeds else None
-
-
-def _faster(answers: Iterable[Answer], others: Mapping[Key, Answer]) -> Mean | None:
-    """Return how much faster answers are than others to the same questions. All kinds of turns
-    of a scenario's family count as one family."""
-    ratios = (
-        (root(a.family), a.prompt, a.tokens_per_s / others[a.asked].tokens_per_s)
-        for a in answers
-        if a.asked in others and a.shows_rate and others[a.asked].shows_rate
-    )
-    return mean(ratios, scenario_of)
-
-
-# Writes a report as Markdown: results and conditions, with a link to the plot.
 
 BUSY = (
     "> **Other work ran on this machine when the run began** (load {load}): times are "
@@ -342,7 +145,7 @@ def report(
         compared = Comparison(runs, runs.answers[0].temperature)
         links = [link for link in compared.links if link[1] == compared.links[0][1]]
         panels = {
-            ("", family): {
+            family: {
                 arm: {
                     link[0]: faster
                     for link in links
@@ -353,48 +156,9 @@ def report(
             for family in compared.families
         }
         try:
-            draw(plot, panels, "RTT, ms", "speed-up over cloud")
+            draw(plot, panels)
         except ImportError:
             sys.exit("plots need matplotlib: pip install matplotlib, or --no-plots")
     page = results.with_suffix(".md")
     page.write_text(markdown(runs, plot))
     Console().print(*map(str, filter(None, (page, plot))), sep="\n")
-
-
-def join(
-    runs: Annotated[list[Path], typer.Argument(help="What `run` wrote, some times.")],
-    out: Annotated[Path, typer.Option("--json", help="Where the whole goes.")],
-) -> None:
-    """Put runs of the same models on one machine together: each is a repeat."""
-    with options.checked():
-        save(joined([load(path, Results) for path in runs]), out)
-
-
-def joined(runs: Sequence[Results]) -> Results:
-    """Return the runs as one; the repeats of each are numbered on from those before.
-
-    An answer is compared with cloud's of its own run. The host is the first run's. Raises a
-    ValueError that names the difference if the runs are not repeats of one another.
-    """
-    first, repeats = runs[0], 0
-    answers: list[Answer] = []
-    for each in runs:
-        for name, ours, theirs in (
-            ("models", first.models, each.models),
-            ("link", first.link, each.link),
-            ("tokens", first.settings["tokens"], each.settings["tokens"]),
-            ("processor", first.host.processor, each.host.processor),
-        ):
-            if ours != theirs:
-                raise ValueError(f"{name}: the runs differ, {ours} and {theirs}")
-        answers += [
-            msgspec.structs.replace(answer, repeat=answer.repeat + repeats)
-            for answer in each.answers
-        ]
-        repeats = 1 + max((answer.repeat for answer in answers), default=-1)
-    arms = list(dict.fromkeys(answer.arm for answer in answers))
-    settings = {**first.settings, "arms": arms, "repeats": repeats}
-    commits = ", ".join(dict.fromkeys(each.commit for each in runs))
-    return msgspec.structs.replace(
-        first, commit=commits, settings=settings, rows=rows(answers), answers=answers
-    )

@@ -6,123 +6,16 @@ covers one arm, family, link and temperature; its figures are over all its promp
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
-from bench.prompts import FAMILIES, root
+from bench.host import Host
+from bench.long_work import FAMILIES, root
 from bench.statistics import Timed, gap_ms, geometric_mean, rate, waiting
-
-# Reads and writes JSON files. Writes are atomic, and the error of a bad file names it.
-
-T = TypeVar("T", bound=msgspec.Struct)
-
-
-def save(value: object, path: Path) -> None:
-    """Write the file under another name, then rename it, so that a cut write harms nothing."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=1))
-    os.replace(partial, path)
-
-
-def load(path: Path, kind: type[T]) -> T:
-    """Read a file of `save`. Raises OSError, or a ValueError that names the file."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except msgspec.MsgspecError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-# Describes the origin of a figure: host and commit; measures processor time.
-
-BUSY_LOAD = 0.5
-"""A host with a higher one-minute load before the run counts as busy, and its figures as
-unreliable."""
-
-
-class Host(msgspec.Struct, frozen=True):
-    processor: str
-    cores: int
-    memory_gib: float
-    system: str
-    python: str
-    load_before: float
-    """The one-minute load average had this value before anything was started."""
-
-    @property
-    def busy(self) -> bool:
-        return self.load_before > BUSY_LOAD
-
-
-def this_host() -> Host:
-    """Return a description of the machine as it is now."""
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return Host(
-        _processor(),
-        os.cpu_count() or 1,
-        round(memory_bytes / 2**30, 1),
-        platform.platform(),
-        platform.python_version(),
-        round(os.getloadavg()[0], 2),
-    )
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """Return the commit of this code, with + if files differ from it; "unknown" without git."""
-    try:
-        name = _git("rev-parse", "--short=12", "HEAD")
-        return name + "+" * bool(_git("status", "--porcelain", "-uno"))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL).strip()
-
-
-def processor_s(group: int) -> float:
-    """Return the processor seconds of the living processes of a group; 0 if not on Linux."""
-    return sum(processor_s_by_title(group).values())
-
-
-def processor_s_by_title(group: int) -> dict[str, float]:
-    """Return the processor seconds of the living processes of a group, by their titles; those
-    with the same title together. A process that sets no title has its command as one."""
-    spent_s: dict[str, float] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError):
-            fields = stat.read_text().rpartition(")")[2].split()  # proc(5): from `state` on
-            if int(fields[2]) == group:
-                title = stat.with_name("cmdline").read_text().replace("\0", " ").strip()
-                ticks = int(fields[11]) + int(fields[12])
-                spent_s[title] = spent_s.get(title, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
-    return spent_s
-
-
-def stolen_s(stat: Path = Path("/proc/stat")) -> float:
-    """Return the processor seconds, over all cores since boot, that the host took from this
-    virtual machine (proc(5): steal); 0 if the kernel does not count them."""
-    with suppress(OSError, ValueError, IndexError):
-        return int(stat.read_text().split(maxsplit=9)[8]) / os.sysconf("SC_CLK_TCK")
-    return 0.0
-
 
 Settings = dict[str, str | int | float | list[str]]
 
@@ -134,7 +27,6 @@ SUMMED: Final = (
     "edge_cpu_s",
 )  # fmt: skip
 """These fields of a cell are sums over its answers."""
-
 
 RESOLUTION_S: Final = 1e-5
 """Times are kept with this resolution: a smaller difference may come from rounding."""
@@ -167,7 +59,7 @@ class Answer(msgspec.Struct, frozen=True):
     bytes_down: int
     edge_cpu_s: float
     stolen_s: float = 0.0
-    """Other virtual machines took this core time meanwhile; see bench.results.stolen_s."""
+    """Other virtual machines took this core time meanwhile; see bench.host.stolen_s."""
 
     draft_model_tokens: int = 0
     """The draft model generated this many tokens, judged or not; 0 in older files."""

@@ -1,5 +1,5 @@
 """Computes figures of answers, and geometric means of speed-ups with confidence intervals over
-prompts, and shows both as tables and plots.
+prompts.
 
 Repeats of a prompt are averaged first. An interval is a percentile bootstrap over prompts
 (Efron 1979), within each family; a family with one prompt gives none. Turns of one conversation
@@ -10,51 +10,13 @@ each (Davison and Hinkley 1997, section 3.8).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import comb
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-# Lays out cells as tables, in Markdown or for the console.
-
-Line = Sequence[str]
-Names = TypeVar("Names", bound=tuple[str, ...])
-
-
-def grid(names: Names, cells: Mapping[tuple[Names, str], str]) -> tuple[Line, list[Line]]:
-    """Return the head and the lines of a table, both in the order of the cells.
-
-    names: headings of the columns that name a line. cells: keyed by line and heading.
-    """
-    headings = list(dict.fromkeys(heading for _, heading in cells))
-    lines = dict.fromkeys(line for line, _ in cells)
-    return (*names, *headings), [
-        (*line, *(cells.get((line, heading), "") for heading in headings)) for line in lines
-    ]
-
-
-def markdown(head: Line, lines: Iterable[Line]) -> str:
-    """Return a Markdown table. Each line has as many cells as the head."""
-    rule = ["---"] * len(head)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
-
-
-def console(head: Line, lines: Iterable[Line], title: str | None = None) -> Table:
-    """Return a table for rich to print."""
-    from rich.table import Table
-
-    table = Table(*head, title=title)
-    for line in lines:
-        table.add_row(*line)
-    return table
-
 
 DRAWS: Final = 4000
 LEVEL: Final = 0.95
@@ -170,40 +132,3 @@ def waiting(answers: Sequence[Timed], pass_ms: float) -> float:
     gaps_ms = [gap for answer in answers for gap in answer.gaps_ms]
     long_ms = sum(gap for gap in gaps_ms if gap > WAITS_PASSES * pass_ms)
     return long_ms / sum(gaps_ms) if long_ms else 0.0
-
-
-# Draws PNG plots: panels with a line for each arm. Needs matplotlib (extra `bench`).
-
-DPI = 110
-
-Curves = Mapping[str, Mapping[float, Mean]]
-"""Maps an arm to its value at each place of the horizontal axis."""
-
-
-def draw(file: Path, panels: Mapping[tuple[str, str], Curves], across: str, up: str) -> None:
-    """Write a plot. panels: keyed by row and column of the figure. Raises ImportError without
-    matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-
-    from matplotlib import pyplot
-
-    rows, columns = (list(dict.fromkeys(names)) for names in zip(*panels, strict=True))
-    figure, axes = pyplot.subplots(
-        len(rows), len(columns), figsize=(11.0, 1.0 + 3.2 * len(rows)), sharey="row",
-        squeeze=False, layout="constrained",
-    )  # fmt: skip
-    for (row, column), lines in panels.items():
-        axis = axes[rows.index(row)][columns.index(column)]
-        for arm, means in lines.items():
-            values = [mean.value for mean in means.values()]
-            low = [mean.value - (mean.low or mean.value) for mean in means.values()]
-            high = [(mean.high or mean.value) - mean.value for mean in means.values()]
-            axis.errorbar(list(means), values, [low, high], label=arm, marker=".")
-        axis.set(title=", ".join(filter(None, (column, row))), xlabel=across)
-    for first, *_ in axes:
-        first.set(ylabel=up, ylim=(0, None))
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
-    figure.savefig(file, dpi=DPI)
-    pyplot.close(figure)

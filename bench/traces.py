@@ -1,54 +1,24 @@
-"""Records traces of a target's answers, with the draft model's draft tokens at each position
-and after each miss.
+"""A Trace is the recorded output of real models for one prompt, stored in one .npz file.
 
-The target generates the answer, or a run already has it; then only the draft model runs, which
-takes seconds a prompt. A run's text is tokenised anew: the tokens may differ from those that
-the target generated, but the text is the same.
+Any policy can be replayed with a trace, without the models. Where the draft model misses the
+target's token, the trace also has its next draft tokens: a chain continues with those until
+the edge learns that it is broken.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, fields, replace
-from itertools import pairwise, product
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any
 
 import numpy as np
-import typer
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
-from bench import options
-from bench import prompts as script
-from bench.prompts import SHIPPED, Conversation, Prompt, read, sampling
-from bench.results import Answer, Results, load
-from edge_agent.draft.loading import find
-from local_models.llama_cpp.model import Context, Model
-from local_models.llama_cpp.segments import Segment
-from local_models.store import open_store
-from local_models.tokenizer_file import tokenizer_file
-from speculation import coupled
-from speculation.distributions import distribution, top
-from speculation.draft_token import DraftSampler, DraftToken
-from speculation.messages import TokenId
-from speculation.noise import noise_index
-
-# A Trace is the recorded output of real models for one prompt, stored in one .npz file.
-#
-# Any policy can be replayed with a trace, without the models. Where the draft model misses the
-# target's token, the trace also has its next draft tokens: a chain continues with those until
-# the edge learns that it is broken.
+from bench.long_work import root
 
 Ids = NDArray[np.int32]
 Logits = NDArray[np.float32]
-
-PER_TOKEN: Final = (
-    "tokens", "draft_tokens", "draft_logits", "after_miss_tokens", "after_miss_confidences",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +45,6 @@ class Trace:
     after_miss_confidences: Logits
     """These draft tokens have these confidences: float32[n, m]."""
 
-    def cut(self, tokens: int | None) -> Trace:
-        """Return the trace of the answer's first `tokens` tokens; None: the whole trace."""
-        return replace(self, **{name: getattr(self, name)[:tokens] for name in PER_TOKEN})
-
     def save(self, folder: Path) -> Path:
         """Write the trace to `folder` and return the file."""
         path = folder / f"{self.prompt_id.replace('/', '_')}-{self.temperature}.npz"
@@ -97,208 +63,15 @@ class Trace:
                 raise ValueError(f"{path} is not a trace: {error}") from None
 
 
-def load_folder(folder: Path) -> list[Trace]:
-    """Read all traces of a folder. Raises OSError or ValueError."""
-    return [Trace.load(path) for path in sorted(folder.glob("*.npz"))]
+def load_folder(folder: Path, families: Collection[str]) -> list[Trace]:
+    """Read the traces of some families in a folder, or of all. Raises OSError, or ValueError,
+    also if there are none."""
+    traces = [Trace.load(path) for path in sorted(folder.glob("*.npz"))]
+    chosen = [each for each in traces if not families or root(each.family) in families]
+    if not chosen:
+        raise ValueError(f"no traces of these families in {folder}")
+    return chosen
 
 
 def _plain(value: NDArray[np.generic]) -> Any:  # noqa: ANN401 - the fields have different types
     return value if value.ndim else value.item()
-
-
-KEPT: Final = 256
-"""This many tokens of each distribution are kept: they have more than 99.9 % of the probability
-nearly always."""
-
-AFTER_MISS: Final = 16
-"""This many draft tokens are kept after a miss: a few more than are drafted before its Commit
-arrives."""
-
-CONTEXT_TOKENS: Final = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A trace is recorded of a prompt with these settings."""
-
-    prompt: Prompt
-    family: str
-    temperature: float
-    seed: int
-    reply: Answer | None = None
-    """A run's target gave this answer; None if the target has yet to generate it."""
-
-
-def answered(results: Results, prompts: Mapping[str, Prompt]) -> list[Subject]:
-    """Return cloud's first answer to each prompt at each temperature."""
-    subjects: dict[tuple[str, float], Subject] = {}
-    for a in results.answers:
-        if a.arm == "cloud" and a.prompt in prompts:
-            seed = int(str(results.settings["seed"])) + a.repeat
-            subject = Subject(prompts[a.prompt], a.family, a.temperature, seed, a)
-            subjects.setdefault((a.prompt, a.temperature), subject)
-    return list(subjects.values())
-
-
-def traces(
-    target_file: Path,
-    draft_file: Path,
-    subjects: Sequence[Subject],
-    tokens: int,
-    context_tokens: int = CONTEXT_TOKENS,
-) -> Iterator[Trace]:
-    """Record one subject after another. A generated answer has up to `tokens` tokens.
-
-    If all subjects have replies, any file with the target's vocabulary and chat template will
-    do. Raises ModelError, or ValueError for a prompt that the template rejects.
-    """
-    generates = any(subject.reply is None for subject in subjects)
-    with ExitStack() as stack:
-        target = stack.enter_context(closing(Model(target_file, vocabulary_only=not generates)))
-        draft_model = stack.enter_context(closing(Model(draft_file)))
-        draft = stack.enter_context(closing(Context(draft_model, context_tokens)))
-        if generates:
-            generator = stack.enter_context(closing(Context(target, context_tokens)))
-        tokenizer, conversation = tokenizer_file(target_file).open(), Conversation()
-        for subject in subjects:
-            before = conversation.before(subject.prompt)
-            prompt = tokenizer.chat(
-                [*before, {"role": "user", "content": subject.prompt.prompt}]
-            )
-            if subject.reply is None:
-                answer = _generate(generator, subject, prompt, tokens)
-                text = b"".join(map(tokenizer.piece, answer)).decode(errors="replace")
-            else:
-                answer = tokenizer.encode(text := subject.reply.text)
-                eos = target.vocabulary.eos
-                if eos is not None and subject.reply.tokens == len(answer) + 1:
-                    answer = [*answer, eos]
-            conversation.answered(subject.prompt, text)
-            yield _trace(draft, subject, prompt, answer)
-
-
-def replayed(
-    draft_file: Path, answers: Sequence[tuple[Subject, Sequence[TokenId], Sequence[TokenId]]]
-) -> Iterator[Trace]:
-    """Draft along answers with their prompts, which are in the draft model's vocabulary."""
-    with ExitStack() as stack:
-        model = stack.enter_context(closing(Model(draft_file)))
-        draft = stack.enter_context(closing(Context(model, CONTEXT_TOKENS)))
-        for subject, prompt, answer in answers:
-            yield _trace(draft, subject, prompt, answer)
-
-
-def _trace(
-    draft: Context, subject: Subject, prompt: Sequence[TokenId], answer: Sequence[TokenId]
-) -> Trace:
-    """Draft along an answer, and return the trace."""
-    sampler = coupled.sampler(sampling(subject.temperature), subject.seed, len(prompt))
-    q, after_miss, confidences = _draft(draft, prompt, answer, sampler)
-    return Trace(
-        subject.family, subject.prompt.id, subject.temperature, subject.seed,
-        np.array(prompt, np.int32), np.array(answer, np.int32), *_shortened(q),
-        after_miss, confidences,
-    )  # fmt: skip
-
-
-def _generate(
-    target: Context, subject: Subject, prompt: Sequence[TokenId], tokens: int
-) -> list[TokenId]:
-    """Return the target's answer."""
-    answer: list[TokenId] = []
-    stops = target.model.vocabulary.stop_tokens
-    settings = sampling(subject.temperature)
-    _prefill(target, prompt[:-1])
-    while len(answer) < tokens and not stops.intersection(answer[-1:]):
-        last = answer[-1] if answer else prompt[-1]
-        target.decode([Segment(0, target.length(0), [last])])
-        at = noise_index(len(prompt), len(answer))
-        answer.append(distribution(target.logits(0), settings).picked(subject.seed, at))
-    return answer
-
-
-def _draft(
-    draft: Context, prompt: Sequence[TokenId], answer: Sequence[TokenId], sampler: DraftSampler
-) -> tuple[list[Logits], Ids, Logits]:
-    """Return the draft model's logits at each position, and its tokens after its misses."""
-    _prefill(draft, prompt[:-1])
-    logits: list[Logits] = []
-    tokens = np.full((len(answer), AFTER_MISS), -1, np.int32)
-    confidences = np.zeros((len(answer), AFTER_MISS), np.float32)
-    for position, (token, expected) in enumerate(pairwise((prompt[-1], *answer))):
-        draft.decode([Segment(0, draft.length(0), [token])])
-        logits.append(draft.logits(0).copy())
-        drafted = sampler(logits[-1], position)
-        if drafted.token != expected:
-            after = _after_miss(draft, drafted, position, sampler)
-            tokens[position] = [each.token for each in after]
-            confidences[position] = [each.confidence for each in after]
-    return logits, tokens, confidences
-
-
-def _after_miss(
-    draft: Context, missed: DraftToken, position: int, sampler: DraftSampler
-) -> list[DraftToken]:
-    """Return the draft tokens after one that missed, and remove them from the cache."""
-    length = draft.length(0)
-    chain = [missed]
-    for n in range(AFTER_MISS):
-        draft.decode([Segment(0, length + n, [chain[-1].token])])
-        chain.append(sampler(draft.logits(0), position + 1 + n))
-    draft.truncate(0, length)
-    return chain[1:]
-
-
-def _prefill(context: Context, tokens: Sequence[int]) -> None:
-    context.truncate(0, 0)
-    for start in range(0, len(tokens), context.limits.batch_tokens):
-        chunk = tokens[start : start + context.limits.batch_tokens]
-        context.decode([Segment(0, start, chunk, logits=0)])
-
-
-def _shortened(rows: Sequence[Logits]) -> tuple[Ids, Logits]:
-    """Return the KEPT likeliest tokens of each row, and their log-probabilities at temperature
-    1, in a Trace's form. rows: float32[V] each."""
-    tokens = [top(row, KEPT) for row in rows]
-    shifted = [row - row.max() for row in rows]
-    totals = [np.log(np.exp(row, dtype=np.float64).sum()) for row in shifted]
-    logits = [
-        row[kept] - total for row, kept, total in zip(shifted, tokens, totals, strict=True)
-    ]
-    return np.array(tokens, np.int32), np.array(logits, np.float32)
-
-
-def record(
-    out: Annotated[Path, typer.Option(help="Folder for the traces.")],
-    target_model: options.TargetModel = options.PAIR,
-    draft_model: options.DraftModel = options.PAIR,
-    families: options.Families = "",
-    prompts: options.Prompts = SHIPPED,
-    per_family: options.PerFamily = None,
-    tokens: options.Tokens = 64,
-    temperatures: options.Temperatures = "0",
-    seed: Annotated[int, typer.Option()] = 7,
-    answers: Annotated[
-        Path | None, typer.Option(help="A file of `run`: the draft model reads its answers.")
-    ] = None,
-) -> None:
-    """Record what both models generate, for `simulate` and `agree`."""
-    store = open_store(os.environ)
-    pairs = store.catalogue.pairs
-    with options.checked():
-        target = pairs[target_model].target if target_model in pairs else target_model
-        files = find(target, store), find(draft_model, store)
-        chosen = read(prompts, options.names(families), per_family)
-        if answers:
-            subjects = answered(load(answers, Results), {p.id: p for p in chosen})
-        else:
-            subject_temperatures = product(options.numbers(temperatures), chosen)
-            subjects = [
-                Subject(prompt, prompt.family, t, seed) for t, prompt in subject_temperatures
-            ]
-        long = any(prompt.scenario for prompt in chosen)
-        out.mkdir(parents=True, exist_ok=True)
-        room = script.CONTEXT_TOKENS if long else CONTEXT_TOKENS
-        recorded = traces(*files, subjects, tokens, room)
-        for trace in track(recorded, "recording", total=len(subjects)):
-            Console().print(str(trace.save(out)))

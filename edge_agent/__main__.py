@@ -21,10 +21,9 @@ from starlette.types import Receive, Scope, Send
 from typer import Option
 
 from edge_agent.app import build, open_verifiers
-from edge_agent.draft import loading
-from edge_agent.draft.loading import MakeDrafter, first_draft
+from edge_agent.draft.loading import first_draft
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import EdgeSettings, load
+from edge_agent.settings import EdgeSettings, Fallback, load
 from gateway.access import HEALTH_PATHS
 from gateway.background_work import start
 from gateway.drain import Drain
@@ -34,14 +33,13 @@ from gateway.hosting.http1 import DrainingServer, protocol
 from gateway.hosting.idle_connections import cut_silent
 from gateway.hosting.limits import max_accepted, max_connections, raise_limit
 from gateway.hosting.server import check_free, settle
-from gateway.hosting.settings import TlsSettings, wrong
+from gateway.hosting.settings import TlsSettings, drop_links, wrong
 from gateway.hosting.strangers import check_listening
 from gateway.http import error_response, json_response
 from gateway.system import pin
 from gateway.turns import in_own_thread
 from local_models.errors import ModelError
 from local_models.store import open_store
-from speculation.draft_policy import DraftPolicy
 from speculation.messages import Fill, Judge
 
 # Answers for an edge whose app is not there yet: it is alive, and not ready.
@@ -139,7 +137,7 @@ def main(
         Literal["model", "none"] | None, Option(help="Without: only repeated text is drafted.")
     ] = None,
     fallback: Annotated[
-        Literal["none", "draft"] | None, Option(help="Who answers while no verifier does.")
+        Fallback | None, Option(help="Who answers while no verifier does.")
     ] = None,
     judge: Annotated[Judge | None, Option(help="How draft tokens are judged.")] = None,
     fill: Annotated[
@@ -173,11 +171,7 @@ def main(
     serve(settings)
 
 
-def serve(
-    settings: EdgeSettings,
-    policy: DraftPolicy | None = None,
-    make_drafter: MakeDrafter = loading.make_drafter,
-) -> None:
+def serve(settings: EdgeSettings) -> None:
     """Serve until SIGTERM or SIGINT. Raises SystemExit with a message if it cannot start."""
     logs.configure(settings.log_format)
     pin(settings.cores)
@@ -187,7 +181,7 @@ def serve(
         store, metrics = open_store(os.environ), EdgeMetrics(CollectorRegistry())
         connect = partial(open_verifiers, settings, metrics)
         first = first_draft(settings, store, connect)
-        built = build(settings, store, drain, policy, make_drafter, first)
+        built = build(settings, store, drain, first)
         settle()
         scheme = "http" if settings.tls is None else "https"
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -234,4 +228,5 @@ def tls_options(tls: TlsSettings | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    drop_links(os.environ)
     app(prog_name="picospec edge")

@@ -24,25 +24,25 @@ from starlette.routing import Route
 
 from edge_agent.draft import loading
 from edge_agent.draft.late import Drafts, LateDrafter
-from edge_agent.draft.loading import FirstDraft, MakeDrafter
+from edge_agent.draft.loading import FirstDraft
 from edge_agent.link.connection import Connector
 from edge_agent.link.names import Name
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.proxy import open_proxy
+from edge_agent.proxy import open_proxy, open_server
 from edge_agent.served import Maker, ServedModel, ServedModels
 from edge_agent.settings import DNS, EdgeSettings
 from gateway.access import HEALTH_PATHS, Access
 from gateway.app import create_app
 from gateway.background_work import kept_going, start
 from gateway.drain import Drain
+from gateway.endpoints.services import MODELS
 from gateway.errors import ApiError, Unavailable
 from gateway.hosting.strangers import hosts_of
 from gateway.request_context import context_of
 from gateway.tracing import open_tracing
 from local_models.store import Store
-from speculation.draft_policy import DraftPolicy
 from speculation.messages import ANSWER_CACHE, PROTOCOL_VERSION
 
 NOT_READY: Final = "no verifier can be used; /status says why"
@@ -53,8 +53,6 @@ def build(
     settings: EdgeSettings,
     store: Store,
     drain: Drain,
-    policy: DraftPolicy | None = None,
-    make_drafter: MakeDrafter = loading.make_drafter,
     first: FirstDraft | None = None,
 ) -> FastAPI:
     """Return the ASGI app with its first draft model loaded; its lifespan frees everything.
@@ -68,14 +66,15 @@ def build(
     registry = CollectorRegistry()
     metrics = EdgeMetrics(registry)
     first = loading.named_draft(settings) if first is None else first
-    drafts = Drafts(settings, store, make_drafter)
+    drafts = Drafts(settings, store)
     if first.name is not None:
         drafts.open(first.name)
     metrics.read_tokens.set_function(lambda: drafts.read_tokens)
     verifiers = open_verifiers(settings, metrics)
-    make = Maker(settings, store, drafts, metrics, first, policy)
+    server = open_server(settings)
+    make = Maker(settings, store, drafts, metrics, first, server)
     models = ServedModels(verifiers, settings, make, first.target)
-    proxy = open_proxy(settings, models.verifiers_of)
+    proxy = open_proxy(settings, models.verifiers_of, server)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -186,6 +185,7 @@ class _Edge:
             "lookup": settings.lookup,
             "ngram_drafts": settings.ngram_drafts,
             "fallback": settings.fallback,
+            "fallback_server": settings.fallback_server.model_dump(mode="json"),
             "draft": draft and known,
             **await self.models.about(),
         }
@@ -213,8 +213,9 @@ class _Edge:
             await model.tokenizer(facts.vocabulary)
         except ApiError as error:
             known = self.models.report()
-            if model.fallback is not None and isinstance(error, Unavailable):
-                return JSONResponse({"status": "ok", "fallback": model.fallback.name, **known})
+            for each in model.fallbacks if isinstance(error, Unavailable) else ():
+                if await each.can_answer(MODELS):
+                    return JSONResponse({"status": "ok", "fallback": each.name, **known})
             shown = error.body()["error"] | {"message": NOT_READY}
             return JSONResponse({"status": "unavailable", **known, "error": shown}, 503)
         status = {"model": facts.model, "vocabularies": model.tokenizer.relation}

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -25,14 +24,15 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.observer import REPORT_INTERVAL_S, AnswerObserver
 from edge_agent.proposals import DraftSources, OncePerPrompt, ProposalFinder
 from edge_agent.settings import EdgeSettings
-from gateway.background_work import running_alongside, start
+from gateway.background_work import running_alongside
+from gateway.channel import Channel, as_generator
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, Statistics, TenantOwner, opening
 from gateway.tenants import salted
 from local_models.tokenizer import Tokenizer
 from local_models.vocabulary import Relation
 from speculation.draft_machine import DraftMachine
-from speculation.draft_policy import DraftPolicy, StreamPolicy
+from speculation.draft_policy import StreamPolicy
 from speculation.judges import JUDGES
 from speculation.learning import running_mean
 from speculation.messages import (
@@ -185,11 +185,8 @@ class Pace:
         return self._tokens * min(self._pass_s.values(), default=0.0)
 
 
-T = TypeVar("T")
-
-QUEUE_ITEMS: Final = 16
-"""This many values may wait for a slow reader before `emit` waits, and so the link. Each task
-that emits may add one more."""
+MAX_DELTAS: Final = 16
+"""If more than this many Deltas wait for a slow client, the link waits too."""
 
 
 class Pairing(Protocol):
@@ -208,8 +205,6 @@ class Pairing(Protocol):
 
 
 class EdgeEngine:
-    """policy: replaces StreamPolicy, for instance to measure a published system."""
-
     def __init__(
         self,
         verifiers: Verifiers,
@@ -217,12 +212,10 @@ class EdgeEngine:
         settings: EdgeSettings,
         metrics: EdgeMetrics,
         pairing: Pairing,
-        policy: DraftPolicy | None = None,
     ) -> None:
         self._verifiers = verifiers
         self._drafter = drafter
         self._settings = settings
-        self._policy = policy
         self._judge = JUDGES[settings.judge]
         self._metrics = metrics
         self._pairing = pairing
@@ -241,7 +234,8 @@ class EdgeEngine:
         return Facts.of(facts)
 
     def generate(self, job: Job) -> AsyncGenerator[Delta]:
-        return as_generator(partial(self._run, job))
+        channel = Channel[Delta](MAX_DELTAS)
+        return as_generator(partial(self._run, job, channel.send), channel)
 
     async def _run(self, job: Job, emit: Emit) -> None:
         facts = (await self._verifiers.facts(job.identity)).identified(job.identity)
@@ -305,10 +299,10 @@ class EdgeEngine:
 
         model = made(slot)
         sessions = self._verifiers.answer(request.identity, job.span, job.prompt, salt)
-        may_pause = request.fill != "never" and self._policy is None
+        may_pause = request.fill != "never"
         machine = DraftMachine(
             request,
-            self._policy or StreamPolicy(settings.draft_settings, may_pause=may_pause),
+            StreamPolicy(settings.draft_settings, may_pause=may_pause),
             facts.limits,
             half,
             rtt_s=lambda: sessions.verifier.rtt_s,
@@ -334,52 +328,3 @@ class EdgeEngine:
     async def close(self) -> None:
         """Stop everything that the engine has started."""
         await self._proposals.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    error: Exception | None = None
-
-
-async def as_generator(
-    work: Callable[[Callable[[T], Awaitable[None]]], Awaitable[None]],
-) -> AsyncGenerator[T]:
-    """Yield the values that `work(emit)` emits, and raise what it raises.
-
-    Emitted values are yielded even if `emit` is cancelled while it waits for room. Closing the
-    generator cancels the work and returns when it has ended. The work has a task of its own,
-    because a generator must not yield inside a TaskGroup.
-    """
-    items, arrived, taken = deque[T | _End](), asyncio.Event(), asyncio.Event()
-
-    async def emit(item: T) -> None:
-        items.append(item)
-        arrived.set()
-        while len(items) > QUEUE_ITEMS:
-            taken.clear()
-            await taken.wait()
-
-    async def run() -> None:
-        end = _End()
-        try:
-            await work(emit)
-        except Exception as error:  # raised again by the generator
-            end = _End(error)
-        items.append(end)
-        arrived.set()
-
-    task = start(run())
-    try:
-        while True:
-            while not items:
-                arrived.clear()
-                await arrived.wait()
-            if isinstance(item := items.popleft(), _End):
-                break
-            taken.set()
-            yield item
-        if item.error is not None:
-            raise item.error
-    finally:
-        task.cancel()
-        await asyncio.wait([task])

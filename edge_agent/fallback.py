@@ -1,4 +1,5 @@
-"""Serves answers of the draft model alone while no verifier can be reached.
+"""Serves answers of another server, or of the draft model alone, while no verifier can be
+reached.
 
 A step of the draft model generates one token, drawn as a verifier draws it. So the answer is
 the one that a verifier with this model would give, for the same seed and settings.
@@ -8,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
+
+import msgspec
+import structlog
 
 from edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot
 from edge_agent.draft_grammars import EdgeGrammars
+from edge_agent.link.connection import Connection
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from gateway.errors import InvalidRequest, Overloaded, Unavailable
+from gateway.errors import ApiError, EngineFault, InvalidRequest, Overloaded, Unavailable
 from gateway.ports import (
+    HARMLESS,
     Delta,
     Facts,
     Job,
@@ -62,6 +69,11 @@ class DraftEngine:
         self._drafter = drafter
         self._grammars = EdgeGrammars()
 
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return self._facts.model
+
     async def facts(self) -> Facts:
         return Facts.of(self._facts)
 
@@ -82,6 +94,11 @@ class DraftEngine:
                 yield delta
         finally:
             slot.leave()
+
+    def named(self, prefix: str) -> DraftEngine:
+        """Return an engine whose model has a name with this prefix."""
+        facts = msgspec.structs.replace(self._facts, model=prefix + self._facts.model)
+        return DraftEngine(facts, self._drafter, self.tokenizer)
 
     async def close(self) -> None:
         """Stop everything that the engine has started."""
@@ -158,11 +175,24 @@ async def _deltas(slot: DraftSlot, sampler: _Sampler) -> AsyncGenerator[Delta]:
     yield Delta((), sampler.taken(), reason, counted)
 
 
+async def is_away(verifiers: Verifiers, target: TokenizerSource) -> bool:
+    """Return True if no verifier can be reached. Asking them takes a round trip, but earlier
+    knowledge may be old. Raises the error of a verifier that can be reached."""
+    try:
+        await verifiers.check()
+        facts = await verifiers.facts()
+        await target(facts.vocabulary)
+    except Unavailable:
+        return True
+    return False
+
+
 class DraftFallback:
     """A gateway.ports.Fallback. The draft model generates an answer from its first token to its
     last, or not at all: texts of two models are not joined. target: the target's tokenizer."""
 
     name = "draft"
+    is_elsewhere = False
 
     def __init__(
         self,
@@ -172,27 +202,89 @@ class DraftFallback:
         metrics: EdgeMetrics,
     ) -> None:
         self.engine = engine
-        self._verifiers = verifiers
-        self._target = target
+        self.alone = engine.named("draft:")
+        """The same, for clients that ask for the draft model by itself."""
+
+        self.is_needed = partial(is_away, verifiers, target)
         self._metrics = metrics
 
     async def tokenizer(self, vocabulary: str) -> Tokenizer:
         return self.engine.tokenizer
 
-    async def is_needed(self) -> bool:
-        """Return True if no verifier can be reached. Asking them takes a round trip, but
-        earlier knowledge may be old. Raises the error of a verifier that can be reached."""
-        try:
-            await self._verifiers.check()
-            facts = await self._verifiers.facts()
-            await self._target(facts.vocabulary)
-        except Unavailable:
-            return True
-        return False
+    async def can_answer(self, path: str) -> bool:
+        return True
 
     def count_answers(self, count: int) -> None:
         """Count answers that the fallback begins."""
         self._metrics.fallback_answers.inc(count)
+
+    async def close(self) -> None:
+        """Stop everything that the engines have started."""
+        await self.engine.close()
+        await self.alone.close()
+
+
+_SERVER_PATHS: Final = (
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/models",
+)  # fmt: skip
+SERVER_S: Final = 3.0
+"""A server must begin to answer within this time to be one that can."""
+
+
+class ServerFallback:
+    """A gateway.ports.Fallback. Another server answers by the proxy. Its `engine` is this
+    object, which knows no more of the server's model than its name."""
+
+    name = "server"
+    is_elsewhere = True
+
+    def __init__(
+        self,
+        model: str,
+        connection: Connection,
+        verifiers: Verifiers,
+        target: TokenizerSource,
+        metrics: EdgeMetrics,
+    ) -> None:
+        self._model = model
+        self._connection = connection
+        self.is_needed = partial(is_away, verifiers, target)
+        self._metrics = metrics
+
+    @property
+    def engine(self) -> ServerFallback:
+        return self
+
+    async def facts(self) -> Facts:
+        return Facts(self._model, 0, frozenset(), 0, frozenset((*FEATURES, *HARMLESS)))
+
+    def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        raise EngineFault("another server answers")
+
+    async def tokenizer(self, vocabulary: str) -> Tokenizer:
+        raise Unavailable("no verifier can be reached, and another server's tokens are unknown")
+
+    async def can_answer(self, path: str) -> bool:
+        """Return True if the server serves this API and takes this edge's key."""
+        if path not in _SERVER_PATHS:
+            return False
+        try:
+            async with self._connection.stream("GET", "/v1/models", within_s=SERVER_S) as head:
+                if head.status < 500 and head.status not in (401, 403):
+                    return True
+                reason = f"it answers {head.status}"
+        except (ApiError, TimeoutError) as error:
+            reason = str(error)
+        log = structlog.get_logger("edge_agent")
+        log.warning("the server of the fallback cannot answer", reason=reason)
+        return False
+
+    def count_answers(self, count: int) -> None:
+        """Count answers that the server is asked for."""
+        self._metrics.fallback_answers.inc(count)
+
+    async def close(self) -> None:
+        """Do nothing: the server has started nothing here."""
 
 
 def open_engine(stored: StoredModel, drafter: Drafter, context_tokens: int) -> DraftEngine:

@@ -90,6 +90,16 @@ def addressed(fields: Json, model: str, identity: str | None = None) -> bytes:
         raise InvalidRequest(f"the body cannot be passed on: {error}") from None
 
 
+def for_any_server(path: str, fields: Json) -> Json:
+    """Return a request without what only this service has."""
+    own: Json = {"store": False} if path == _RESPONSES else {}  # neither end keeps the response
+    if isinstance(options := fields.get("stream_options"), dict):
+        others = {name: options[name] for name in options if name != "include_speculation"}
+        own["stream_options"] = others or None
+    merged = {**fields, **own}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
 _WITHOUT_EFFECT: Final = frozenset({"prediction", "safety_identifier"})
 """These fields of endpoints change no answer."""
 

@@ -64,7 +64,7 @@ class EdgeMetrics:
         self.resumes = counter("link_resumes", resumed)
         self.reopens = counter("reopened_answers", reopened)
         self.fallback_answers = counter(
-            "fallback_answers", "Answers of the draft model alone, without a verifier."
+            "fallback_answers", "Answers of a fallback, without a verifier."
         )
         self.rtt_s = gauge("link_rtt_seconds", "Smoothed round trip to the verifier in use.")
         self.read_tokens = gauge(

@@ -17,6 +17,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Final
 
+from pydantic import AnyHttpUrl, SecretStr
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,7 +27,7 @@ from starlette.types import Message, Receive, Scope, Send
 from edge_agent import forwarding
 from edge_agent.link.connection import Connection
 from edge_agent.link.connection import Response as Answering
-from edge_agent.link.errors import Peer
+from edge_agent.link.errors import VERIFIER, Peer
 from edge_agent.link.verifier import ANSWER_TIMEOUT_S
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metering import EVENTS, Meter, WithoutUsageEvent
@@ -340,6 +341,7 @@ other until its endpoint has parsed it, which stops others for less than 0.1 s
 key."""
 
 UPSTREAM: Final = Peer("upstream", "PICOSPEC_PROXY_KEY")
+SERVER: Final = Peer("server", "PICOSPEC_FALLBACK_KEY")
 
 DIRECT: Final = "/v1/picospec/direct/chat/completions"
 """The verifier alone answers a chat that is posted here, so that a page which talks only to the
@@ -352,18 +354,20 @@ _RENDERING: Final = tuple(
 
 
 class Proxy:
-    """verifiers_of: returns those of a model; for None, of the first. upstream: the connection
-    to that of the settings, if any."""
+    """verifiers_of: returns those of a model; for None, of the first. upstream, server: the
+    connections to that of the settings, and to the server of the fallback, if any."""
 
     def __init__(
         self,
         settings: ProxySettings,
         verifiers_of: Callable[[str | None], Verifiers],
         upstream: Connection | None,
+        server: Connection | None,
     ) -> None:
         self._settings = settings
         self._verifiers_of = verifiers_of
         self._upstream = upstream
+        self._server = server
 
     held_bytes = HELD_BYTES
     fields_of = staticmethod(forwarding.fields_of)
@@ -415,15 +419,18 @@ class Proxy:
         return not self._verifiers_of(model).current.is_compatible
 
     async def answer(self, forward: Forward, services: Services, request: Request) -> Response:
-        context, model = context_of(request), forward.model
+        context, model, fields = context_of(request), forward.model, forward.fields
         context.begin_answers(forward.answers - 1)
-        way = await self._way(None if forward.is_listed else model)
+        if forward.is_fallback and self._server is not None:
+            way, fields = self._server, forwarding.for_any_server(forward.path, fields)
+        else:
+            way = await self._way(None if forward.is_listed else model)
         context.outcome.proxied = way.peer.name
         if field := forward.served_field:
             (context.outcome.proxied_for,) = shown_names((field,))
-        parted = services.settings.separates_prefixes and way is not self._upstream
+        parted = services.settings.separates_prefixes and way.peer is VERIFIER
         identity = context.tenant.identity if parted else None
-        write = partial(forwarding.addressed, forward.fields, model, identity)
+        write = partial(forwarding.addressed, fields, model, identity)
         body = await checked(services, request, write)
         target = f"{forward.path}{query_of(request.scope)}"
         return Proxied(
@@ -478,20 +485,28 @@ class Proxy:
 
 
 def open_proxy(
-    settings: EdgeSettings, verifiers_of: Callable[[str | None], Verifiers]
+    settings: EdgeSettings,
+    verifiers_of: Callable[[str | None], Verifiers],
+    server: Connection | None = None,
 ) -> Proxy:
     """Return the proxy of the settings. It connects at first use. Raises OSError."""
-    upstream = None
-    if url := settings.proxy.url:
-        key = next((key.get_secret_value() for key in settings.proxy_key), None)
-        upstream = Connection(
-            str(url).rstrip("/"),
-            key=key,
-            ca_certificate=None,
-            peer=UPSTREAM,
-            prior_knowledge=False,
-        )
-    return Proxy(settings.proxy, verifiers_of, upstream)
+    upstream = _connection(settings.proxy.url, settings.proxy_key, UPSTREAM)
+    return Proxy(settings.proxy, verifiers_of, upstream, server)
+
+
+def open_server(settings: EdgeSettings) -> Connection | None:
+    """Return the connection to the server of the fallback, if one is set. Raises OSError."""
+    return _connection(settings.fallback_server.url, settings.fallback_key, SERVER)
+
+
+def _connection(
+    url: AnyHttpUrl | None, keys: Sequence[SecretStr], peer: Peer
+) -> Connection | None:
+    if url is None:
+        return None
+    key = next((key.get_secret_value() for key in keys), None)
+    base = str(url).rstrip("/")
+    return Connection(base, key=key, ca_certificate=None, peer=peer, prior_knowledge=False)
 
 
 class _Nothing:

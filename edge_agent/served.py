@@ -29,7 +29,8 @@ from edge_agent.draft.loading import (
     wanted_draft,
 )
 from edge_agent.engine import EdgeEngine
-from edge_agent.fallback import DraftFallback, open_engine
+from edge_agent.fallback import DraftFallback, ServerFallback, open_engine
+from edge_agent.link.connection import Connection
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
@@ -41,7 +42,6 @@ from local_models.choosing import HubPolicy
 from local_models.llama_cpp.library import has_llama
 from local_models.store import Store
 from local_models.tokenizer_cache import TokenizerCache
-from speculation.draft_policy import DraftPolicy
 
 MAX_MODELS: Final = 64
 """An edge serves at most as many models; verifiers of further ones are not used."""
@@ -61,7 +61,7 @@ class ServedModel:
         tokenizer: TargetTokenizer,
         drafter: Drafter,
         engine: EdgeEngine,
-        fallback: DraftFallback | None,
+        fallbacks: Sequence[ServerFallback | DraftFallback],
         aliases: Sequence[str],
     ) -> None:
         self.name = name
@@ -69,7 +69,7 @@ class ServedModel:
         self.tokenizer = tokenizer
         self.drafter = drafter
         self.engine = engine
-        self.fallback = fallback
+        self.fallbacks = fallbacks
         self.aliases = aliases
         self._introducing: asyncio.Task[None] | None = None
         tokenizer.forgotten = self._rest
@@ -78,6 +78,15 @@ class ServedModel:
     def adapters(self) -> set[str]:
         """The names of its adapters, which its verifiers choose."""
         return {name for verifier in self.verifiers.all for name in verifier.names}
+
+    @property
+    def alone(self) -> Backend | None:
+        """The draft model by itself, if it is one of the fallbacks."""
+        for each in self.fallbacks:
+            if isinstance(each, DraftFallback):
+                name = f"draft:{each.engine.model}"
+                return Backend(each.alone, each.tokenizer, name, is_local=True)
+        return None
 
     @property
     def may_answer(self) -> bool:
@@ -106,8 +115,8 @@ class ServedModel:
             self._introducing.cancel()
             await asyncio.wait([self._introducing])
         await self.engine.close()
-        if self.fallback is not None:
-            await self.fallback.engine.close()
+        for fallback in self.fallbacks:
+            await fallback.close()
         self.drafter.close()
 
     def about(self) -> dict[str, object]:
@@ -217,7 +226,15 @@ class ServedModels:
         """Return the verifiers of a model; those of the first one for None."""
         return (self.named(name) or self.first).verifiers
 
+    @property
+    def _alone(self) -> dict[str, Backend]:
+        """Maps the names of draft models by themselves to who answers for them."""
+        backends = filter(None, (model.alone for model in self.all))
+        return {backend.name: backend for backend in backends}
+
     async def find(self, name: str | None) -> Backend:
+        if name is not None and (alone := self._alone.get(name)) is not None:
+            return alone
         if (served := self.named(name)) is None or not served.verifiers.all:
             await self._learn(again=True)
             served = self.named(name)
@@ -230,7 +247,7 @@ class ServedModels:
 
     async def reachable(self) -> Sequence[Backend]:
         await self._learn()
-        return [self._backend(model) for model in self._up]
+        return [*map(self._backend, self._up), *self._alone.values()]
 
     @property
     def away(self) -> Sequence[str]:
@@ -251,7 +268,7 @@ class ServedModels:
             model.name,
             aliases,
             takes_any_name=is_first and self._settings.accept_any_model,
-            spare=model.fallback,
+            spares=model.fallbacks,
         )
 
     async def _learn(self, *, again: bool = False) -> None:
@@ -309,7 +326,8 @@ class ServedModels:
 
 
 class Maker:
-    """Makes the models of one edge. first: the draft model that is loaded at the start."""
+    """Makes the models of one edge. first: the draft model that is loaded at the start. server:
+    the connection to the server of the fallback."""
 
     def __init__(
         self,
@@ -318,14 +336,14 @@ class Maker:
         drafts: Drafts,
         metrics: EdgeMetrics,
         first: FirstDraft,
-        policy: DraftPolicy | None = None,
+        server: Connection | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
         self._drafts = drafts
         self._metrics = metrics
         self._first = first
-        self._policy = policy
+        self._server = server
         self._cache = TokenizerCache(store.root / "tokenizers")
         self._open_tokenizers = OpenTokenizers()
 
@@ -336,20 +354,22 @@ class Maker:
 
         Raises local_models.errors.ModelError, OSError if its fallback cannot be loaded.
         """
-        settings, fallback = self._settings, None
-        answers = (entry and entry.fallback) or settings.fallback
-        draft = self._draft(name, entry, pinned=answers == "draft")
+        settings, fallbacks = self._settings, list[ServerFallback | DraftFallback]()
+        order = ((entry and entry.fallback) or settings.fallback).split(",")
+        draft = self._draft(name, entry, pinned="draft" in order)
         encoder = draft.model if draft else None
         tokenizer = TargetTokenizer(verifiers, self._cache, encoder, self._open_tokenizers)
         drafter = self._drafter(name, entry, draft, tokenizer, verifiers)
-        engine = EdgeEngine(
-            verifiers, drafter, settings, self._metrics, tokenizer, self._policy
-        )
-        if answers == "draft" and draft is not None:
+        engine = EdgeEngine(verifiers, drafter, settings, self._metrics, tokenizer)
+        shared = verifiers, tokenizer, self._metrics
+        if "server" in order and self._server is not None:
+            of_server = settings.fallback_server.model
+            fallbacks.append(ServerFallback(of_server, self._server, *shared))
+        if "draft" in order and draft is not None:
             alone = open_engine(draft.stored, draft.drafter, draft.context_tokens)
-            fallback = DraftFallback(alone, verifiers, tokenizer, self._metrics)
+            fallbacks.append(DraftFallback(alone, *shared))
         aliases = entry.aliases if entry else ()
-        return ServedModel(name, verifiers, tokenizer, drafter, engine, fallback, aliases)
+        return ServedModel(name, verifiers, tokenizer, drafter, engine, fallbacks, aliases)
 
     def _wanted(self, name: str, entry: ModelSettings | None) -> str | None:
         """Return the name of a target's draft model; AUTO, if it is to be chosen; None for

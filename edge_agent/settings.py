@@ -3,8 +3,9 @@
 The command line overrides the environment, which overrides a TOML file and the defaults below.
 A field is PICOSPEC_EDGE__FIELD in the environment, a nested one PICOSPEC_EDGE__DRAFTING__FIELD.
 Keys come from the environment alone: PICOSPEC_API_KEYS holds those that clients must show,
-separated by commas, PICOSPEC_VERIFIER_KEY the one that this edge shows the verifier, and
-PICOSPEC_PROXY_KEY the one for the upstream of `proxy`.
+separated by commas, PICOSPEC_VERIFIER_KEY the one that this edge shows the verifier,
+PICOSPEC_PROXY_KEY the one for the upstream of `proxy`, and PICOSPEC_FALLBACK_KEY the one for
+`fallback_server`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ Url = TypeVar("Url", bound=AnyUrl | AnyHttpUrl)
 def _address(url: Url) -> Url:
     if url.username is not None or url.password is not None:
         raise ValueError(
-            "it may hold no user and no password; set PICOSPEC_VERIFIER_KEY, or of `proxy`"
-            "PICOSPEC_PROXY_KEY"
+            "it may hold no user and no password; set PICOSPEC_VERIFIER_KEY, of `proxy`"
+            " PICOSPEC_PROXY_KEY, and of `fallback_server` PICOSPEC_FALLBACK_KEY"
         )
     if url.query is not None or url.fragment is not None:
         raise ValueError("it may have no query and no fragment")
@@ -132,6 +133,20 @@ class ProxySettings(Table):
         return url
 
 
+Fallback = Literal["none", "draft", "server", "server,draft"]
+
+
+class FallbackServerSettings(Table):
+    """Another server, with OpenAI's API, which answers for absent verifiers. The key is
+    PICOSPEC_FALLBACK_KEY."""
+
+    url: Annotated[VerifierUrl, BeforeValidator(_completed)] | None = None
+    """The server's address. It is asked at the path that the client asked for."""
+
+    model: Annotated[str, Field(max_length=200)] = ""
+    """The server is asked for the model of this name."""
+
+
 class ModelSettings(Table):
     """These fields say of one model what its verifiers do not; an edge needs none of them."""
 
@@ -152,7 +167,7 @@ class ModelSettings(Table):
     draft_model: str | None = None
     """Its draft model; None means the edge's `draft_model`."""
 
-    fallback: Literal["none", "draft"] | None = None
+    fallback: Fallback | None = None
     """Who answers while none of its verifiers can be reached; None means the edge's
     `fallback`."""
 
@@ -164,7 +179,7 @@ class ModelSettings(Table):
         unnamed = self.draft_model in (None, "auto", "none")
         if unnamed and self.context_tokens is not None:
             raise ValueError("context_tokens: needs a draft_model that is named")
-        if self.draft_model in ("auto", "none") and self.fallback == "draft":
+        if self.draft_model in ("auto", "none") and "draft" in (self.fallback or ""):
             raise ValueError("fallback: `draft` needs a draft_model that is named")
         return self
 
@@ -174,6 +189,7 @@ class EdgeSettings(ServiceSettings):
     secrets = ServiceSettings.secrets | {
         "verifier_key": "PICOSPEC_VERIFIER_KEY",
         "proxy_key": "PICOSPEC_PROXY_KEY",
+        "fallback_key": "PICOSPEC_FALLBACK_KEY",
     }
 
     port: Port = 8000
@@ -207,10 +223,11 @@ class EdgeSettings(ServiceSettings):
     failover_deadline_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """An answer whose verifier is lost waits this long for one that goes on."""
 
-    fallback: Literal["none", "draft"] = "none"
-    """This answers while no verifier can be reached. With `draft`, a new answer is the draft
-    model's alone, and says so. This needs a draft model that is named, because only a verifier
-    can tell which one `auto` means."""
+    fallback: Fallback = "none"
+    """This answers while no verifier can be reached, and says so: the server of
+    `fallback_server`, the draft model alone, or that if the server cannot. The draft model must
+    be named, because only a verifier can tell which one `auto` means; it is then also a model
+    of its own, draft:NAME."""
 
     draft_model: str = "auto"
     """A name of the catalogue (of a pair, its draft model is used), owner/repo, hf://... or a
@@ -273,11 +290,16 @@ class EdgeSettings(ServiceSettings):
 
     drafting: DraftingSettings = DraftingSettings()
     proxy: ProxySettings = ProxySettings()
+    fallback_server: FallbackServerSettings = FallbackServerSettings()
     verifier_key: tuple[SecretStr, ...] = ()
     """The key that this edge shows the verifier, if any."""
 
     proxy_key: tuple[SecretStr, ...] = ()
     """The key that this edge shows at `proxy.url`, if any. It goes to no other host."""
+
+    fallback_key: tuple[SecretStr, ...] = ()
+    """The key that this edge shows at `fallback_server.url`, if any. It goes to no other
+    host."""
 
     @property
     def draft_settings(self) -> DraftSettings:
@@ -308,6 +330,8 @@ class EdgeSettings(ServiceSettings):
             shown += model.verifier_urls if model.verifier_key_file or self.shown_key else ()
         if self.proxy.url and self.proxy_key:
             shown.append(self.proxy.url)
+        if self.fallback_server.url and self.fallback_key:
+            shown.append(self.fallback_server.url)
         plain = [url.host or "" for url in shown if url.scheme.removeprefix(DNS) == "http"]
         if not self.allow_plain_http and (hosts := [h for h in plain if not is_loopback(h)]):
             raise ValueError(
@@ -325,11 +349,15 @@ class EdgeSettings(ServiceSettings):
     @model_validator(mode="after")
     def _names_what_falls_back(self) -> Self:
         unnamed = self.draft_model in ("auto", "none") or self.drafter == "none"
-        if self.fallback == "draft" and unnamed:
+        orders = [self.fallback, *(model.fallback or "" for model in self.models)]
+        server = self.fallback_server
+        if any("server" in each for each in orders) and not (server.url and server.model):
+            raise ValueError("fallback: `server` needs fallback_server.url and .model")
+        if "draft" in self.fallback and unnamed:
             raise ValueError("fallback: `draft` needs a draft_model that is named")
         for model in self.models:
             named = model.draft_model is not None and self.drafter != "none"
-            if model.fallback == "draft" and unnamed and not named:
+            if "draft" in (model.fallback or "") and unnamed and not named:
                 raise ValueError(f"models: {model.name}: `draft` needs a draft_model")
         return self
 

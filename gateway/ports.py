@@ -346,6 +346,9 @@ def _stop_tokens(extras: Mapping[str, object], facts: ModelFacts) -> tuple[Token
 class Fallback(Protocol):
     """A fallback is an engine and model that answer when the service's engine cannot."""
 
+    is_elsewhere: bool
+    """True if the proxy asks another server for its answers; its engine only has facts."""
+
     @property
     def name(self) -> str:
         """Return the name by which clients learn that the fallback has answered."""
@@ -355,7 +358,10 @@ class Fallback(Protocol):
     @property
     def tokenizer(self) -> TokenizerSource: ...
     async def is_needed(self) -> bool:
-        """Return True if the fallback must answer a request that comes now."""
+        """Return True if the service's engine cannot answer a request that comes now."""
+
+    async def can_answer(self, path: str) -> bool:
+        """Return True if this fallback can answer a request to this path now."""
 
     def count_answers(self, count: int) -> None:
         """Count answers that the fallback begins."""

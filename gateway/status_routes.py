@@ -16,7 +16,7 @@ from gateway.documents import VERSION
 from gateway.endpoints import (
     messages_answer,
 )
-from gateway.endpoints.services import Listed, Services
+from gateway.endpoints.services import MODELS, Listed, Services
 from gateway.errors import ApiError
 from gateway.http import json_response
 from gateway.request_context import context_of
@@ -98,7 +98,7 @@ async def retrieve_model(services: Services, request: Request) -> Response:
         if "anthropic-version" in request.headers:
             return json_response(messages_answer.model_of(name, services.started))
         return json_response(_entry(services, name, "picospec" if away else "relayed") | away)
-    model = Listed(name, *await services.find(context, name))
+    model = Listed(name, *await services.find(context, name, MODELS))
     if "anthropic-version" in request.headers:
         shown = messages_answer.model_of(name, services.started, model.facts)
         return json_response(shown)
@@ -156,6 +156,8 @@ async def _model(services: Services, listed: Listed, request: Request) -> dict[s
     """Return OpenAI's model object. Clients find the context's length under the name of vLLM,
     of LM Studio and OpenRouter, or of llama-server."""
     facts = listed.facts
+    if (fallback := listed.backend.fallback) is not None and fallback.is_elsewhere:
+        return _entry(services, listed.name, fallback.name)  # which is all that is known
     length = facts.context_tokens
     return {
         **_entry(services, listed.name, "picospec"),

@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.prompt import Confirm
 
 from local_models.catalogue import ModelFile
-from local_models.errors import ModelError, NotPulled, Unsuitable
+from local_models.errors import ModelError, NotPulled, Unreachable, Unsuitable
 from local_models.llama_cpp.model import Model
 from local_models.references import parse_reference
 from local_models.store import Store
@@ -176,6 +176,8 @@ def find_sibling(
     for reference in store.catalogue.siblings_of(target):
         try:
             sibling = _examined(store, reference, vocabulary, max_bytes)
+        except Unreachable as error:  # nor does it answer for the others
+            return Search(None, (*reasons, f"{reference}: {error}"))
         except (ModelError, OSError) as error:
             reasons.append(f"{reference}: {error}")
         else:

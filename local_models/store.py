@@ -25,7 +25,7 @@ from pathlib import Path
 
 from local_models.blobs import Blobs
 from local_models.catalogue import Catalogue, ModelFile, Recipe, shipped
-from local_models.errors import NotPulled, SourceFailed, UnknownModel
+from local_models.errors import NotPulled, SourceFailed, UnknownModel, Unreachable
 from local_models.gguf import is_exact
 from local_models.hub import Hub
 from local_models.package_index import Wheels
@@ -178,6 +178,8 @@ class Store:
     def _pull(self, reference: str, role: Role, progress: Progress) -> Path:
         match self._meaning(reference, role):
             case Path() as path:
+                if not path.is_file():
+                    raise UnknownModel(f"there is no file {path}")
                 return path
             case HubReference() as hub:
                 return self._pull_from_hub(hub, role, progress)
@@ -187,9 +189,12 @@ class Store:
     def _pull_from_hub(self, hub: HubReference, role: Role, progress: Progress) -> Path:
         try:
             files = self.hub.files(hub.repository)
-        except SourceFailed:
+        except SourceFailed as error:
             if here := self._of_hub(hub):
                 return here[hub.choose(here, role)]
+            if isinstance(error, Unreachable):
+                advice = "set HF_ENDPOINT to a mirror, or name a GGUF file by its path"
+                raise Unreachable(f"{error}. What helps: {advice}") from error
             raise
         file = hub.choose(files, role)
         blob = self._blobs.fetch(files[file], progress)

@@ -8,19 +8,22 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, ClassVar, Final, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from typer import Argument, Option
+from typer.core import TyperCommand
+from typer.main import get_command
 
 from gateway.hosting.cores import Pins, cores_of, parse_pins, share
 from gateway.hosting.parent_death import program
 from gateway.hosting.processes import ServiceError
-from gateway.hosting.settings import WrongSettings
+from gateway.hosting.settings import WrongSettings, drop_links
 from gateway.keys import InvalidKeys, KeyLimits, add_key
 from gateway.system import become, usable_cpus
 from local_models.errors import ModelError
@@ -91,6 +94,7 @@ def picospec(
     ] = False,
 ) -> None:
     """A large model's own words, faster: the edge drafts, the cloud verifies."""
+    drop_links(os.environ)
 
 
 @app.command(context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
@@ -154,10 +158,24 @@ def up(
         fail(error)
 
 
+class Forwarded(TyperCommand):
+    """A command whose arguments a module reads, which has their names for a shell, too."""
+
+    module: ClassVar[str]
+
+    def get_params(self, ctx: Any) -> Any:  # noqa: ANN401 - of click, or Typer's own copy
+        """Return the module's options where a shell completes a line, else none."""
+        if not ctx.resilient_parsing:
+            return super().get_params(ctx)
+        command = get_command(import_module(f"{self.module}.__main__").app)
+        return command.get_params(ctx)
+
+
 def _add(name: str, module: str, help: str) -> None:
     """Add a command that becomes a module, which gets the signals and sets the status."""
+    kind = type("Forwarded", (Forwarded,), {"module": module})
 
-    @app.command(name, help=help, context_settings=FORWARD)
+    @app.command(name, help=help, cls=kind, context_settings=FORWARD)
     def run(context: typer.Context) -> None:
         sys.stdout.flush()
         arguments = context.args

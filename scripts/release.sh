@@ -23,9 +23,13 @@ python3 scripts/index_readme.py >"$tree/README.md"
 rm -rf "$tree"
 rm -f dist/.gitignore
 wheel=$PWD/dist/picospec-$version-py3-none-any.whl
-for part in CHANGELOG.md configs/edge.toml deploy/k8s/kustomization.yaml docs/start.md picospec/main.py; do
+for part in CHANGELOG.md configs/edge.toml docs/start.md picospec/main.py scripts/build.py; do
     tar tzf "dist/picospec-$version.tar.gz" "picospec-$version/$part" >/dev/null
 done
+if tar tzf "dist/picospec-$version.tar.gz" | grep -E '^[^/]*/(bench|tests|requirements|Makefile)'; then
+    echo "the sdist has what only a clone needs" >&2
+    exit 1
+fi
 "$step" "metadata checked" build/release/bin/twine check --strict dist/*
 
 here() {

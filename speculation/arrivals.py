@@ -13,7 +13,6 @@ from math import inf
 from typing import Final
 
 from speculation.learning import running_mean
-from speculation.verify_session import VerifyingSession
 
 LATE_INTERVALS: Final = 2.0
 """A draft token that is overdue by this many intervals is no longer expected."""
@@ -51,11 +50,12 @@ class Arrivals:
     _is_paused: bool = False
     _last_at: float | None = None
 
-    def committed(self, session: VerifyingSession, now: float) -> None:
-        """Note that a Commit was sent."""
-        self._commits.append((len(session.committed), now))
-        if session.chain.broken:
-            self.chain_broke(session.chain.wrong_at)
+    def committed(self, length: int, now: float, wrong_at: int | None = None) -> None:
+        """Note that a Commit was sent. length: the text's after it. wrong_at: see
+        `chain_broke`; None if the chain goes on."""
+        self._commits.append((length, now))
+        if wrong_at is not None:
+            self.chain_broke(wrong_at)
         elif self._awaited is None and (self._is_paused or self._late_s(now) > 0.0):
             self._awaited, self._is_after_break = self._commits[-1], False
 
@@ -94,10 +94,11 @@ class Arrivals:
         """Return how soon the next draft token should arrive; inf if none is expected."""
         return inf if self._late_s(now) > 0.0 else self._next_at - now
 
-    def lag_tokens(self, session: VerifyingSession) -> int:
-        """Return how many draft tokens must arrive before one is ahead of the text."""
-        begins = max(session.chain.reach, self._awaited[0] if self._awaited else 0)
-        return max(0, len(session.committed) - begins)
+    def lag_tokens(self, length: int, reach: int) -> int:
+        """Return how many draft tokens must arrive before one is ahead of the text. length: the
+        text's. reach: where the chain ends."""
+        begins = max(reach, self._awaited[0] if self._awaited else 0)
+        return max(0, length - begins)
 
     @property
     def _next_at(self) -> float:

@@ -31,7 +31,7 @@ MAX_PAUSE_TOKENS: Final = 32
 
 
 class DraftPolicy(Protocol):
-    """The decisions in which systems differ. bench.run.rounds has those of published ones."""
+    """Decides as a system does; bench.run.round_policy has those of published ones."""
 
     def may_draft(self, session: DraftingSession, latencies: Latencies, limits: Limits) -> bool:
         """Return True if the draft model should make a step that extends the chain."""

@@ -14,6 +14,11 @@ the line between both, and `of(17)` is 0.24 s: more rows than were observed coun
 until they are tried. They are tried with care: a pass has at most twice the rows of the largest
 one that was *cheap*, which means that it took no longer a row than one of half as many rows. So
 where rows are dear from some number on, one pass finds it out.
+
+Passes with draft tokens have sizes of their own: an engine may have a faster way for a pass in
+which each request has one row, such as vLLM's FULL graphs. One draft token then makes the pass
+longer for all requests, by more than its row. Where passes with draft tokens were not observed,
+those without stand in for them; the other way round, they would hide the faster way for ever.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 from statistics import fmean, median
 from typing import Final
 
@@ -139,6 +145,18 @@ def size_class(rows: int) -> int:
     return (rows + step // 2) // step * step
 
 
+def _joined(own: Mapping[int, _Size], others: Mapping[int, _Size]) -> dict[int, _Size]:
+    """Return the sizes of one kind of pass, and those of the other kind that are larger or
+    smaller than all of them: nothing better is known there."""
+    first, last = min(own, default=inf), max(own, default=0)
+    beyond = {
+        rows: size
+        for rows, size in others.items()
+        if size.usual_s and not first <= rows <= last
+    }
+    return beyond | dict(own)
+
+
 def _curve(sizes: Mapping[int, _Size]) -> _Curve:
     """Return the curve. The cheapest larger size bounds each size, unless this is clearly
     slower: some CPU kernels take a third longer for one row than for four."""
@@ -161,24 +179,28 @@ class PassLatency:
     """An online estimate, in seconds. Sizes never observed count as cheap and so get tried."""
 
     def __init__(self) -> None:
-        self._sizes: dict[int, _Size] = {}
+        self._sizes: dict[bool, dict[int, _Size]] = {False: {}, True: {}}
+        """Passes without draft tokens, and those with some, by rows."""
+
         self._slowdown = 1.0
         self._since_forgotten = 0.0  # passes
         self._largest_cheap = 0  # rows
-        self._known: _Curve | None = None  # the curve of the current sizes
+        self._known: dict[bool, _Curve] = {}  # the curves of the current sizes
         self._table_s = np.empty(0)
-        """The latency by rows, as far as it was asked for since the last observation."""
+        """The latency with draft tokens by rows, as far as it was asked for since the last
+        observation."""
 
         self.observed = 0
         """The number of observations: estimates stay as they are until it rises."""
 
-    def observe(self, rows: int, seconds: float) -> None:
-        """Take in one pass. seconds > 0."""
-        self.observe_with_prompt(rows, seconds)  # what a longer pass would show as well
+    def observe(self, rows: int, seconds: float, *, with_drafts: bool = False) -> None:
+        """Take in one pass. seconds > 0. with_drafts: True if it had draft tokens, in an engine
+        where that may matter."""
+        self.observe_with_prompt(rows, seconds, with_drafts=with_drafts)  # as a longer pass
         counted = min(1.0, seconds / BRIEF_PASS_S)
-        self._known, self._table_s = None, np.empty(0)
+        self._known, self._table_s = {}, np.empty(0)
         self.observed += 1
-        size = self._sizes.setdefault(size_class(rows), _Size())
+        size = self._sizes[with_drafts].setdefault(size_class(rows), _Size())
         if size.usual_s:
             latest = min(seconds / size.usual_s, MAX_SLOWDOWN * self._slowdown)
             mixed = running_mean(self._slowdown, latest, SLOWDOWN_WEIGHT)
@@ -187,53 +209,65 @@ class PassLatency:
         self._since_forgotten += counted
         if self._since_forgotten >= FORGET_AFTER:
             self._since_forgotten = 0.0
-            self._forget()
+            for sizes in self._sizes.values():
+                _forget(sizes)
 
-    def observe_with_prompt(self, rows: int, seconds: float) -> None:
+    def observe_with_prompt(
+        self, rows: int, seconds: float, *, with_drafts: bool = False
+    ) -> None:
         """Take in a pass that also read a prompt: its rows alone take no longer than this. On a
         busy host there may be no other passes."""
-        if rows > self._largest_cheap and self._is_cheap(rows, seconds):
-            self._largest_cheap = rows
-
-    def _is_cheap(self, rows: int, seconds: float) -> bool:
-        half = (rows + 1) // 2
-        half_s = self.of(half)
-        return half_s <= 0.0 or seconds / rows <= _beyond_noise(half_s) / half
-
-    def _forget(self) -> None:
-        """Forget sizes that were seen once and are more expensive than the others suggest."""
-        if sure := {rows: size for rows, size in self._sizes.items() if size.samples > 1}:
-            curve = _curve(sure)
-            for rows, size in self._sizes.items():
-                if size.samples == 1 and size.usual_s > _beyond_noise(curve.of(rows)):
-                    size.usual_s = 0.0
+        if rows > self._largest_cheap:
+            half = (rows + 1) // 2
+            half_s = self.of(half, with_drafts=with_drafts)
+            if half_s <= 0.0 or seconds / rows <= _beyond_noise(half_s) / half:
+                self._largest_cheap = rows
 
     def max_rows(self, needed: int) -> int:
         """Return how many rows a pass may have. needed: the number that it must have."""
-        if not self._sizes:
+        if not self.observed:
             return needed
         return max(TRIED_ROWS, MAX_GROWTH * self._largest_cheap, MAX_GROWTH * needed)
 
-    def of(self, rows: int) -> float:
+    def of(self, rows: int, *, with_drafts: bool = False) -> float:
         """Return the expected latency of a pass; 0 before the first observation."""
-        return self._curve.of(rows) * self._slowdown if self._sizes else 0.0
+        return self._curve(with_drafts).of(rows) * self._slowdown if self.observed else 0.0
 
-    def upto(self, most: int) -> NDArray[np.float64]:
-        """Return `of` each number of rows from 0 to `most`: float64[most + 1]."""
-        if not self._sizes:
-            return np.zeros(most + 1)
-        if len(self._table_s) <= most:
-            self._table_s = self._curve.upto(2 * most) * self._slowdown
-        return self._table_s[: most + 1]
+    def with_drafts(self, rows: int, drafts: int) -> NDArray[np.float64]:
+        """Return the expected latency with each number of draft tokens, from none to `drafts`,
+        beside so many rows without: float64[drafts + 1]."""
+        if not self.observed:
+            return np.zeros(drafts + 1)
+        if len(self._table_s) <= (most := rows + drafts):
+            self._table_s = self._curve(True).upto(2 * most) * self._slowdown
+        expected_s = self._table_s[rows : most + 1].copy()
+        expected_s[0] = self.of(rows)
+        return expected_s
 
     def learned_statistics(self) -> dict[str, float]:
-        """Return the expected latency, in seconds, of each size that was observed."""
-        return {str(rows): self.of(rows) for rows in sorted(self._sizes)}
+        """Return the expected latency, in seconds, of each size that was observed, and of those
+        observed with draft tokens apart."""
+        without, having = (sorted(self._sizes[kind]) for kind in (False, True))
+        expected_s = {str(rows): self.of(rows) for rows in without}
+        return expected_s | {
+            f"{rows} with drafts": self.of(rows, with_drafts=True) for rows in having
+        }
 
-    @property
-    def _curve(self) -> _Curve:
-        self._known = self._known or _curve({n: s for n, s in self._sizes.items() if s.usual_s})
-        return self._known
+    def _curve(self, with_drafts: bool) -> _Curve:
+        if with_drafts not in self._known:
+            own = {n: size for n, size in self._sizes[with_drafts].items() if size.usual_s}
+            others = self._sizes[not with_drafts] if with_drafts or not own else {}
+            self._known[with_drafts] = _curve(_joined(own, others))
+        return self._known[with_drafts]
+
+
+def _forget(sizes: Mapping[int, _Size]) -> None:
+    """Forget sizes that were seen once and are more expensive than the others suggest."""
+    if sure := {rows: size for rows, size in sizes.items() if size.samples > 1}:
+        curve = _curve(sure)
+        for rows, size in sizes.items():
+            if size.samples == 1 and size.usual_s > _beyond_noise(curve.of(rows)):
+                size.usual_s = 0.0
 
 
 class OutcomeCost:

@@ -23,11 +23,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speculation.arrivals import LATE_INTERVALS, Arrivals
+from speculation.arrivals import LATE_INTERVALS
 from speculation.latency import PassLatency
 from speculation.learning import running_mean
 from speculation.messages import Fill
-from speculation.verify_session import VerifyingSession
 
 MAX_AWAITED: Final = 4
 """No pass waits with this many pending draft tokens: more would come too late to pay."""
@@ -55,14 +54,6 @@ class Waiting:
     lag_tokens: int
     interval_s: float
     restart_s: float
-
-
-def waiting(session: VerifyingSession, arrivals: Arrivals, now: float) -> Waiting:
-    """Return the values that decide how long the session's pass waits for drafts."""
-    fill, acceptance = session.request.fill, session.chain.acceptance
-    due_s, lag_tokens = arrivals.due_s(now), arrivals.lag_tokens(session)
-    interval_s, restart_s = arrivals.interval_s, arrivals.restart_s
-    return Waiting(fill, session.pending, acceptance, due_s, lag_tokens, interval_s, restart_s)
 
 
 def draft_wait_s(session: Waiting, latency: PassLatency, max_verify: int) -> float:
@@ -149,10 +140,10 @@ def _pays_to_wait(session: Waiting, latency: PassLatency, max_verify: int) -> bo
     wait_s = max(0.0, session.due_s) + session.lag_tokens * session.interval_s
     reached = session.acceptance**session.lag_tokens
     tokens_now = expected_tokens(session.acceptance, session.pending)
-    pass_now_s = latency.of(session.pending + 1)
+    pass_now_s = latency.of(session.pending + 1, with_drafts=session.pending > 0)
     for k in range(session.pending + 1, MAX_AWAITED + 1):
         gain = reached * (expected_tokens(session.acceptance, k) - tokens_now)
-        longer_s = wait_s + (latency.of(k + 1) - pass_now_s)
+        longer_s = wait_s + (latency.of(k + 1, with_drafts=True) - pass_now_s)
         if gain > longer_s / alone_s:  # otherwise the target alone would earn more
             restart_s = session.restart_s
             rate = rate or best_rate(
@@ -175,7 +166,7 @@ def best_rate(
     """Return the tokens per second of a session whose draft tokens come in time; inf if T is 0.
     most: draft tokens that a pass may judge. restart_s: seconds until a broken chain begins
     anew; fill-in passes go on meanwhile."""
-    alone_s, *more_s = latency.upto(most + 1)[1:].tolist()
+    alone_s, *more_s = latency.with_drafts(1, most).tolist()
     if alone_s <= 0.0:
         return inf
     tokens, best = 0.0, 0.0
@@ -220,7 +211,7 @@ def allocate(
 def _most_earning(least: int, gains: NDArray[np.float64], latency: PassLatency) -> int:
     """Return how many of the draft tokens to judge beside `least` rows without any."""
     tokens = np.cumsum([least, *gains])
-    seconds = latency.upto(least + len(gains))[least:]
+    seconds = latency.with_drafts(least, len(gains))
     if seconds[0] <= 0.0:
         return len(gains)
     rates = tokens / seconds

@@ -38,11 +38,11 @@ from speculation.pass_policy import (
     MIN_EXPECTED_ACCEPTED,
     MIN_GAIN,
     Calibration,
+    Waiting,
     accepted_after,
     allocate,
     draft_wait_s,
     left_s,
-    waiting,
 )
 from speculation.verify_session import Pass, VerifyingSession
 
@@ -81,6 +81,27 @@ class PassPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class PassRecord:
+    """What a pass was, so that its duration says something."""
+
+    rows: int
+    """Those of the whole pass, without the tokens of a prompt."""
+
+    with_prompt: bool = False  # it also read a prompt
+    with_drafts: bool = False
+    """Some request of it had draft tokens, in an engine where that may take longer."""
+
+    extra_judging_s: float = 0.0
+    """How much longer judging took than with the cheapest settings, such as without a grammar.
+    It is not learned as latency, or every session would get fewer rows."""
+
+    after_s: float | None = None
+    """How long after the last pass it ended; None if nothing was to be done between."""
+
+    ahead: bool = False  # it was planned before the last one had ended
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The outcome of a pass for one session."""
 
@@ -102,6 +123,19 @@ class _Observed:
     waits_since: int | None = None
     """The session's pass was found to pay for a wait after this many observations of latency;
     None if something has happened to the session since."""
+
+    def waiting(self, now: float) -> Waiting:
+        """Return the values that decide how long the session's pass waits for drafts."""
+        session, arrivals = self.session, self.arrivals
+        return Waiting(
+            fill=session.request.fill,
+            pending=session.pending,
+            acceptance=session.chain.acceptance,
+            due_s=arrivals.due_s(now),
+            lag_tokens=arrivals.lag_tokens(len(session.committed), session.chain.reach),
+            interval_s=arrivals.interval_s,
+            restart_s=arrivals.restart_s,
+        )
 
 
 class VerifyMachine:
@@ -230,8 +264,7 @@ class VerifyMachine:
     def _expected_accepted(self, name: str, now: float, pass_s: float) -> float:
         observed = self._sessions[name]
         session = observed.session
-        state = waiting(session, observed.arrivals, now)
-        return accepted_after(state, session.gains, session.judging, pass_s)
+        return accepted_after(observed.waiting(now), session.gains, session.judging, pass_s)
 
     def offer(
         self,
@@ -289,8 +322,9 @@ class VerifyMachine:
         if observed.waits_since == self.latency.observed:  # waiting has only become cheaper
             seconds = left_s(observed.arrivals.due_s(now), observed.arrivals.interval_s)
         else:
-            state = waiting(session, observed.arrivals, now)
-            seconds = draft_wait_s(state, self.latency, session.limits.max_verify)
+            seconds = draft_wait_s(
+                observed.waiting(now), self.latency, session.limits.max_verify
+            )
         observed.waits_since = self.latency.observed if seconds > MIN_DRAFT_WAIT_S else None
         return seconds if seconds > MIN_DRAFT_WAIT_S else 0.0
 
@@ -329,29 +363,13 @@ class VerifyMachine:
         plan: PassPlan,
         verdicts: Mapping[str, Verdict],
         now: float,
-        *,
-        rows: int | None,
-        with_prompt: bool = False,
-        extra_judging_s: float = 0.0,
-        after_s: float | None = None,
-        ahead: bool = False,
+        record: PassRecord | None,
     ) -> dict[str, list[Down]]:
         """Return what each session sends now. Sessions that were closed meanwhile are left out.
-
-        rows: those of the whole pass; None if its latency says nothing. with_prompt: True if
-        the pass also read a prompt, whose tokens are not among the rows.
-        extra_judging_s: how much longer judging took than with the cheapest settings, such as
-        without a grammar. It is not learned as latency, or every session would get fewer rows.
-        after_s: how long after the last pass this one ended; None if nothing was to be done
-        between. ahead: True if it was planned before the last one had ended.
-        """
+        record: None if the latency of the pass says nothing."""
         pass_s = now - plan.started
-        if rows is not None and after_s is not None and not with_prompt:
-            drafts = sum(len(each.draft) + each.head for each in plan.passes.values())
-            self.outcome.observe(after_s, self.latency.of(rows - drafts), ahead=ahead)
-        if rows is not None and pass_s > 0.0:  # else the clock is too coarse
-            observe = self.latency.observe_with_prompt if with_prompt else self.latency.observe
-            observe(rows, max(MIN_PASS_S, pass_s - extra_judging_s))
+        if record is not None:
+            self._learn(plan, record, pass_s)
         down = {}
         for name, verdict in verdicts.items():
             if not (observed := self._sessions.get(name)):
@@ -366,8 +384,22 @@ class VerifyMachine:
                 logprobs=verdict.logprobs,
             )
             observed.passed_at, observed.waits_since = now, None
-            observed.arrivals.committed(observed.session, now)
+            chain = observed.session.chain
+            wrong_at = chain.wrong_at if chain.broken else None
+            observed.arrivals.committed(len(observed.session.committed), now, wrong_at)
         return down
+
+    def _learn(self, plan: PassPlan, record: PassRecord, pass_s: float) -> None:
+        """Learn from the duration of a pass."""
+        rows, latency = record.rows, self.latency
+        if record.after_s is not None and not record.with_prompt:
+            drafts = sum(len(each.draft) + each.head for each in plan.passes.values())
+            others_s = latency.of(rows - drafts)
+            self.outcome.observe(record.after_s, others_s, ahead=record.ahead)
+        if pass_s > 0.0:  # else the clock is too coarse
+            observe = latency.observe_with_prompt if record.with_prompt else latency.observe
+            seconds = max(MIN_PASS_S, pass_s - record.extra_judging_s)
+            observe(rows, seconds, with_drafts=record.with_drafts)
 
 
 def _fitting(heads: Mapping[str, int], rows: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ import typer
 from fastapi import FastAPI
 
 from gateway.hosting.server import serve
-from gateway.hosting.settings import wrong
+from gateway.hosting.settings import drop_links, wrong
 from gateway.hosting.strangers import check_listening
 from verifier.options import llama_options
 from verifier.settings import VerifierSettings, load
@@ -103,4 +103,5 @@ def _read(value: str) -> object:
 
 
 if __name__ == "__main__":
+    drop_links(os.environ)
     app(prog_name="picospec verifier")

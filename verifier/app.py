@@ -143,7 +143,7 @@ def make_target(settings: VerifierSettings, metrics: VerifierMetrics) -> Target:
     with suppress(NotPulled):  # fetching may take long, so it waits until the target starts
         if not (path := store.find(settings.model, "target").path).exists():
             raise CannotOpen(f"there is no model {path}")
-        plan.tokens(path)
+        plan.tokens(path, settings.limits.max_verify)
     find = partial(_weights, settings, store)
     return LlamaTarget(
         find, settings.llama, settings.limits, metrics,

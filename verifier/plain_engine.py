@@ -46,7 +46,7 @@ class PlainEngine:
             yield Delta((), None, finish, counted, prompt_logprobs=tuple(prompt_logprobs))
             if finish:
                 return
-        replies = target.serve(secrets.token_urlsafe(12), request, tenant)
+        replies = target.replies(secrets.token_urlsafe(12), request, tenant)
         async with aclosing(replies):
             async for reply in replies:
                 match reply.message:

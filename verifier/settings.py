@@ -141,6 +141,10 @@ class SpeculationSettings(Table):
     """vLLM with a --speculative-config: requests without a session are judged as sessions are,
     so that a text depends on its seed alone, as without speculation."""
 
+    unequal_graphs: bool = False
+    """vLLM on a GPU: steps with draft tokens run on FULL CUDA graphs, if attention can replay
+    them. They take memory and time at the start, and no GPU has run them."""
+
 
 class VerifierSettings(ServerSettings):
     model_config = SettingsConfigDict(env_prefix="PICOSPEC_VERIFIER__")

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +25,7 @@ import msgspec
 import structlog
 
 from gateway.background_work import start
+from gateway.channel import Channel, as_generator
 from gateway.drain import Drain
 from gateway.errors import ApiError, InvalidRequest, NotFound, Overloaded, Unavailable
 from gateway.ports import GatewayTokenizer
@@ -86,6 +88,9 @@ FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
 T = TypeVar("T")
 Reply = CachedPromptTokens | Commit | Reject | Finish
 """A target sends these messages to a session's edge."""
+
+Deliver = Callable[[Framed[Reply]], object]
+"""Takes a reply at once, and does not wait for whoever reads it."""
 
 
 class TargetError(ApiError):
@@ -209,17 +214,26 @@ class Target(ABC):
                 await self.grammars.check(grammar, tenant)
 
     @abstractmethod
-    def serve(
-        self, session: str, request: Open, tenant: str | None = None
-    ) -> AsyncGenerator[Framed[Reply]]:
-        """Run one session to its Finish. Closing the generator frees its KV within a pass. The
-        prefix that the KV cache keeps is reused only for sessions of this tenant, or for all if
+    async def serve(
+        self, session: str, request: Open, deliver: Deliver, tenant: str | None = None
+    ) -> None:
+        """Run one session to its Finish. Cancelling it frees its KV within a pass. The prefix
+        that the KV cache keeps is reused only for sessions of this tenant, or for all if
         tenants share prefixes.
 
         Raises TargetFull or Unservable before it first waits for anything, TargetFailed later,
         and RemoteProtocolError for a message that was decoded after `push` had returned. The
         request was checked against `facts`.
         """
+
+    def replies(
+        self, session: str, request: Open, tenant: str | None = None
+    ) -> AsyncGenerator[Framed[Reply]]:
+        """Run one session as `serve` does, and yield its replies; closing the generator cancels
+        it. A reader who sends no draft tokens may be slow: each reply but two has a token."""
+        channel = Channel[Framed[Reply]](request.max_tokens + 2)
+        work = partial(self.serve, session, request, channel.put, tenant)
+        return as_generator(work, channel)
 
     async def score(
         self, session: str, request: Open, most: int, tenant: str | None = None

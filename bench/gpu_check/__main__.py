@@ -22,11 +22,13 @@ from typing import Annotated, Final, Literal
 import typer
 
 from bench import options
-from bench.gpu_check.engines import CLIENTS, PARTS, UNPLUGGED, Engines, Serving
+from bench.gpu_check.engines import Engines
+from bench.gpu_check.loads import UNPLUGGED
 from bench.gpu_check.parts import VLLMS_NOISE, Check, NotRun, command, fenced
 from bench.gpu_check.quick import AT_ONCE, Quick
+from bench.gpu_check.serving import CLIENTS, PARTS, Serving
+from bench.host import commit, this_host
 from bench.prompts import read
-from bench.results import commit, this_host
 from bench.run.services import ServicesPlan, verifier_arguments
 
 ON_CPU: Final = (

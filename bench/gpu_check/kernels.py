@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from bench.gpu_check.parts import VLLMS_NOISE, Check, NotRun
-from bench.statistics import markdown
+from bench.tables import markdown
 from speculation import noise
 from verifier.vllm_target.worker import by_noise
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-from bench.statistics import markdown
+from bench.tables import markdown
 from gateway.errors import first_error
 
 VLLMS_NOISE: Final = "vLLM's noise"

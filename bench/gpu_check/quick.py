@@ -7,6 +7,7 @@ Engines run one after another, and each part is reported when it ends:
     without async scheduling   the same requests
     batch-invariant            texts of sessions and of requests without sessions
     two adapters               the same, with both at once
+    FULL graphs, unequal rows  the same, and sessions
     on two GPUs                the same, if there are two
 
 A session's text may differ from stock vLLM's where two logits are nearly equal, because passes
@@ -36,28 +37,29 @@ from typing import Final, TypeVar
 import httpx
 import msgspec
 
-from bench.capacity import Client, ScriptedDrafter, scripted
+from bench.clients import Client, ScriptedDrafter, facts_of, scripted
 from bench.gpu_check import adapters
 from bench.gpu_check.engines import (
     ENGINE_S,
     FAST,
     FAST_STEP_S,
     PLUGGED,
-    UNPLUGGED,
     Engines,
     answered,
     tokenized,
 )
+from bench.gpu_check.loads import UNPLUGGED
 from bench.gpu_check.parts import Check, NotRun, command, fenced
 from bench.identity import TIMEOUT_S
 from bench.run.rivals import PLAIN, Rival
 from bench.run.services import READY_WITHIN_S, Services, ServicesPlan, free_port
 from bench.simulator.hosts import Curve
-from bench.simulator.source import WRONG, Source
-from bench.statistics import fisher, markdown
+from bench.simulator.source import WRONG, Source, believed
+from bench.statistics import fisher
+from bench.tables import markdown
 from gateway.hosting.processes import ServiceError
 from picospec.link import HOST
-from speculation.messages import ModelFacts, Sampling, TokenId
+from speculation.messages import Sampling, TokenId
 
 PART_S: Final = 120.0
 """Each part but a start must end within this many seconds on a GPU."""
@@ -94,6 +96,7 @@ LEAST_P: Final = 0.05
 
 SWITCHED: Final = "sessions beside a grammar"
 TWO_GPUS: Final = "two GPUs"
+UNEQUAL: Final = "FULL graphs of unequal rows"
 ADAPTERS: Final = "two adapters"
 WITHOUT_ASYNC: Final = f"{UNPLUGGED}, no async scheduling"
 INVARIANT: Final = "batch-invariant"
@@ -182,7 +185,7 @@ def source(prompt: Text, text: Text) -> Source:
     """Return what a scripted edge drafts along a text: a share of its tokens."""
     chance = random.Random(len(prompt))
     drafts = [token if chance.random() < RIGHT else WRONG + token for token in text]
-    return Source(prompt, text, drafts, [RIGHT] * len(text))
+    return Source(prompt, text, believed(drafts, RIGHT))
 
 
 Work = Callable[[Services], Awaitable[tuple[bool, str]]]
@@ -223,6 +226,7 @@ class Quick:
         ours = replace(stock, rival=None, verifier_arguments=more)
         sync = (*stock.verifier_arguments, "--vllm.async-scheduling", "false")
         invariant = {**environment, "VLLM_BATCH_INVARIANT": "1"}
+        unequal = {**environment, "PICOSPEC_VERIFIER__SPECULATION__UNEQUAL_GRAPHS": "true"}
         both = (*more, "--vllm.tensor-parallel-size", "2")
         modules = [f"{folder.name}={folder}" for folder in self.adapters]
         # one slot for two; on CPUs vLLM gives the last one to requests without an adapter
@@ -237,6 +241,7 @@ class Quick:
             f"{WITHOUT_ASYNC}, starts": replace(stock, verifier_arguments=sync),
             f"{INVARIANT} start-up": replace(ours, environment=invariant),
             f"{ADAPTERS} start-up": replace(ours, verifier_arguments=with_adapters),
+            f"{UNEQUAL} start-up": replace(ours, environment=unequal),
             f"{TWO_GPUS} start-up": replace(ours, verifier_arguments=both),
         }
 
@@ -246,7 +251,7 @@ class Quick:
             {
                 "PicoSpec's texts": partial(self._own, ""),
                 PLUGGED: partial(self._plain, PLUGGED),
-                f"{AT_ONCE} sessions": self._sessions,
+                f"{AT_ONCE} sessions": partial(self._sessions, FAST),
                 SWITCHED: self._switch,
             },
             {
@@ -257,6 +262,10 @@ class Quick:
             {WITHOUT_ASYNC: partial(self._plain, WITHOUT_ASYNC)},
             {INVARIANT: partial(self._own, INVARIANT)},
             {ADAPTERS: self._with_adapters},
+            {
+                UNEQUAL: partial(self._own, UNEQUAL),
+                f"{AT_ONCE} sessions, {UNEQUAL}": partial(self._sessions, UNEQUAL),
+            },
             {TWO_GPUS: partial(self._own, TWO_GPUS)},
         )
         if self.check.out:
@@ -325,6 +334,8 @@ class Quick:
         """Return what this host lacks for some parts; "" if it has all. Write adapters."""
         if TWO_GPUS in works and (count := await self._gpus()) < 2:
             return f"This needs two GPUs; here are {count}."
+        if UNEQUAL in works and self.device == "cpu":
+            return "A CPU has no CUDA graphs."
         if ADAPTERS in works:
             model = self.engines.plan.target_model
             try:
@@ -349,7 +360,8 @@ class Quick:
 
     async def _own(self, name: str, services: Services) -> tuple[bool, str]:
         """Compare texts of sessions with those of requests without one, in one engine. In a
-        batch-invariant one none may differ; on two GPUs no more than in the control group."""
+        batch-invariant one none may differ; on two GPUs, or with other graphs, no more than in
+        the control group."""
         alone = await self._asked(_stock_url(services))
         self._keep_sources(alone)
         sessions = await self._in_sessions(services.verifier_url, alone)
@@ -359,7 +371,7 @@ class Quick:
             f"{count} of {of} texts of sessions, {AT_ONCE} at once, differ from those of this "
             f"engine's requests without sessions, one at a time."
         )
-        if name != TWO_GPUS:
+        if name not in (TWO_GPUS, UNEQUAL):
             return not (name and count), found
         return self._as_control(count, of), found
 
@@ -373,7 +385,7 @@ class Quick:
 
     async def _with_adapters(self, services: Services) -> tuple[bool, str]:
         """Compare texts of sessions with two adapters at once with those of requests."""
-        url, known = _stock_url(services), await _facts(services.verifier_url)
+        url, known = _stock_url(services), await facts_of(services.verifier_url)
         alone = {name: await self._asked(url, model=name) for name in known.adapters}
         sessions = partial(self._in_sessions, services.verifier_url, at_once=AT_ONCE // 2)
         async with asyncio.TaskGroup() as tasks:
@@ -431,8 +443,8 @@ class Quick:
         url, counts = _stock_url(services), self.engines.sessions
         return await self._loaded(self.engines.load(url, {"cloud": name}, counts))
 
-    async def _sessions(self, services: Services) -> tuple[bool, str]:
-        url, arms = services.verifier_url, {"picospec": FAST}
+    async def _sessions(self, name: str, services: Services) -> tuple[bool, str]:
+        url, arms = services.verifier_url, {"picospec": name}
         return await self._loaded(self.engines.load(url, arms, [AT_ONCE], FAST_STEP_S))
 
     async def _loaded(self, load: Awaitable[tuple[bool, str]]) -> tuple[bool, str]:
@@ -473,7 +485,7 @@ class Quick:
         """Return the same of sessions, whose edges draft along the texts expected. identity: of
         an adapter."""
         self.check.step(f"sessions, {at_once} at once")
-        size = (await _facts(url)).vocabulary_size
+        size = (await facts_of(url)).vocabulary_size
         texts = {}
         for name, settings in self.settings.items():
             asked = list(map(source, self.prompts, expected[name]))
@@ -504,12 +516,6 @@ def in_session(settings: Mapping[str, float]) -> tuple[Sampling, dict[str, float
     own = {name: settings[name] for name in Sampling.__struct_fields__ if name in settings}
     extras = {k: v for k, v in settings.items() if k not in own and v != NEUTRAL[k]}
     return msgspec.convert(own, Sampling), extras
-
-
-async def _facts(url: str) -> ModelFacts:
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as api:
-        known = (await api.get("/v1/model-facts")).raise_for_status().content
-    return msgspec.json.decode(known, type=ModelFacts)
 
 
 async def _text(ask: Client, asked: Source) -> Text:

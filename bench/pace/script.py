@@ -11,7 +11,7 @@ from random import Random
 from typing import Final, Literal
 from zlib import crc32
 
-from bench.simulator.source import WRONG, Source
+from bench.simulator.source import Source, guessed
 from speculation.messages import TokenId
 
 VOCABULARY: Final = 512
@@ -47,20 +47,9 @@ def said(text: str, place: int) -> TokenId:
     return _FIRST + crc32(f"{text},{place}".encode()) % (VOCABULARY - _FIRST)
 
 
-def source(
-    prompt: Sequence[TokenId],
-    tokens: int,
-    drafts: Drafts = "right",
-    text: Sequence[TokenId] = (),
-) -> Source:
-    """Return an answer and an edge's draft tokens for it. text: the answer, if it is known and
-    not the script's."""
-    answer = list(text) or [said(key(prompt), len(prompt) + i) for i in range(tokens)]
+def source(prompt: Sequence[TokenId], tokens: int, drafts: Drafts = "right") -> Source:
+    """Return an answer and an edge's draft tokens for it."""
+    answer = [said(key(prompt), len(prompt) + i) for i in range(tokens)]
     right = {"right": 1.0, "mixed": MIXED, "useless": 0.0}[drafts]
-    chance = Random(key(prompt))
-    drafted = [
-        token if chance.random() < right else WRONG + place
-        for place, token in enumerate(answer)
-    ]
     confidence = MIXED if drafts == "mixed" else CONFIDENCE
-    return Source(prompt, answer, drafted, [confidence] * len(answer))
+    return Source(prompt, answer, guessed(answer, right, Random(key(prompt)), confidence))

@@ -22,38 +22,31 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, groupby, product, zip_longest
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, Final
 
 import httpx
 import msgspec
 import typer
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table
 
-from bench import options
-from bench import prompts as script
+from bench import long_work, options
+from bench.files import save
+from bench.host import commit, this_host
 from bench.prompts import SHIPPED, Conversation, Prompt, read
-from bench.results import (
-    Answer,
-    Results,
-    Row,
-    Settings,
-    commit,
-    link_name,
-    rows,
-    save,
-    this_host,
-)
+from bench.results import Answer, Results, Settings, rows
+from bench.run.arms import NAMES, Arm, parse
 from bench.run.client import AnswerError, Question, Reply, TooLong
-from bench.run.live_arms import NAMES, Arm, Costs, LiveArm, LiveArms, parse
+from bench.run.live_arms import Costs, LiveArm, LiveArms
 from bench.run.services import CONTEXT_TOKENS, ServicesPlan, pins, verifier_arguments
-from bench.statistics import console as console_table
-from bench.statistics import grid
 from gateway.hosting.processes import ServiceError
+from gateway.ports import NONE
 from local_models.errors import ModelError
 from picospec.link import Conditions
+
+WATCHED: Final = MappingProxyType({"include_speculation": True})
+"""In scenarios an edge also reports the origins of its tokens, as it does for the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +95,7 @@ def turns(plan: Plan) -> Iterator[Turn]:
                 first = (turn + at + repeat) % max(len(arms), 1)
                 for arm in (*arms[first:], *arms[:first]):
                     settings = _settings(arm, prompt, plan.prompts)
-                    asks = replace(
-                        question, settings=settings, stream_options=arm.stream_options
-                    )
-                    yield Turn(arm, prompt, link, repeat, asks)
+                    yield Turn(arm, prompt, link, repeat, replace(question, settings=settings))
 
 
 def stints(plan: Plan) -> list[list[Turn]]:
@@ -130,7 +120,7 @@ def _long_work(plan: Plan) -> Iterator[Turn]:
                 for prompt in prompts:
                     question = Question(
                         prompt.prompt, temperature, plan.seed + repeat, plan.tokens,
-                        stream_options=arm.stream_options,
+                        stream_options=WATCHED if arm.edge else NONE,
                     )  # fmt: skip
                     yield Turn(arm, prompt, link, repeat, question)
 
@@ -255,7 +245,7 @@ def run(
                 arm.rival.check(target, verifier_python, cloud_draft_model, plan.temperatures)
         cores = pins(pin)
     long = any(prompt.scenario for prompt in plan.prompts)
-    room = script.CONTEXT_TOKENS if long else CONTEXT_TOKENS
+    room = long_work.CONTEXT_TOKENS if long else CONTEXT_TOKENS
     services = ServicesPlan(
         target_model, draft_model, {}, target,
         verifier_arguments(target, 1, context.args, room), verifier_python,
@@ -297,9 +287,8 @@ class Run:
             answers = [*results.answers, answer]
             results = msgspec.structs.replace(results, rows=rows(answers), answers=answers)
             save(results, self.out)
-            live.update(Group(_table(results.rows), progress))
 
-        with Live(Group(progress), console=console, refresh_per_second=2) as live:
+        with progress:
             for stint in planned:
                 await self._stint(stint, show, keep)
         return results
@@ -355,19 +344,3 @@ async def _answered(turn: Turn, arm: LiveArm, conversation: Conversation) -> Ans
 
 def _listed(cores: Collection[int]) -> str:
     return ",".join(map(str, sorted(cores))) or "any"
-
-
-def _table(rows: Sequence[Row]) -> Table:
-    """Return a table: arms and temperatures as lines, families and links as columns."""
-    cells = {}
-    for r in rows:
-        heading = f"{r.family} {link_name(r.rtt_ms, r.rate_mbit)}"
-        cells[(r.arm, f"{r.temperature:g}"), heading] = _cell(r)
-    return console_table(*grid(("arm", "T"), cells))
-
-
-def _cell(row: Row) -> str:
-    """Return a cell. A star marks a text that differs from cloud's."""
-    if row.arm == "cloud":
-        return f"{row.tokens_per_s:.1f} tokens/s"
-    return f"{row.speedup_vs_cloud:.2f}" + ("" if row.identical_to_cloud else " *")

@@ -7,51 +7,10 @@ says how the lengths and settings in this file were found.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
-
-import typer
-
-from bench import options
-from gateway.hosting.parent_death import program
-from verifier.__main__ import nested
-from verifier.settings import VerifierSettings
-from verifier.vllm_target.ipc_messages import NAME
-from verifier.vllm_target.launching import defaults, flags, module
-from verifier.vllm_target.launching import options as options_of
-
-# Runs vLLM's own server, for the arms with its own speculation (bench.run.rivals).
-#
-#     python -m bench.run.rivals --model DIR --speculation JSON [--vllm.NAME VALUE]
-#
-# The verifier's engine and this one start in the same environment with the same options, so
-# that only speculation differs. Options that are not vLLM's only apply to the verifier.
-
-
-def main(
-    context: typer.Context,
-    model: Annotated[str, typer.Option()],
-    speculation: Annotated[str, typer.Option(help="vLLM's speculative_config; {}: none.")],
-    host: Annotated[str, typer.Option()],
-    port: Annotated[int, typer.Option()],
-) -> None:
-    """Serve vLLM's OpenAI API."""
-    table = {**nested(context.args).get("vllm", {}), "host": host, "port": port}
-    chosen = options_of(VerifierSettings(target="vllm", model=model, vllm=table))
-    if speculating := json.loads(speculation):
-        chosen["speculative_config"] = speculating
-        chosen["per_request_spec_decode_metrics"] = "summary"
-    command = [sys.executable, *program(module()[0]), *module()[1:], *flags(chosen)]
-    environment = {**defaults(), **os.environ}
-    if plugins := environment.get("VLLM_PLUGINS"):
-        others = (each for each in plugins.split(",") if each != NAME)
-        environment["VLLM_PLUGINS"] = ",".join(others)
-    os.execve(command[0], command, environment)
-
+from typing import Final
 
 PLAIN: Final = "cloud-vllm"
 NGRAM: Final = "cloud-ngram"
@@ -131,7 +90,7 @@ class Rival:
     ) -> tuple[str, ...]:
         """Return the command that starts its server. more: the verifier's options."""
         speculation = json.dumps(self.speculation(draft_model))
-        module = (python, "-m", "bench.run.rivals", "--model", model)
+        module = (python, "-m", "bench.run.stock_vllm", "--model", model)
         return (*module, "--speculation", speculation, *more)
 
     def check(
@@ -148,9 +107,3 @@ class Rival:
         if self.kind == SUFFIX and subprocess.run([python, "-c", _HAS_PACKAGE]).returncode:
             how = f"{_PACKAGE}; docs/performance.md says how it is built"
             raise ValueError(f"{self.name} needs a package that {python} lacks: {how}")
-
-
-if __name__ == "__main__":
-    app = typer.Typer()
-    app.command(context_settings=options.VERIFIER_OPTIONS)(main)
-    app()

@@ -1,4 +1,4 @@
-"""This edge drafts in rounds like published systems (bench.run.rounds), or uselessly.
+"""This edge drafts in rounds like published systems (bench.run.round_policy), or uselessly.
 
 python -m bench.run.rounds sync:4 --verifier-url ... --draft-model ...
 """
@@ -10,65 +10,22 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Self
+from typing import Annotated, Final
 
 import numpy as np
 import typer
 
+from bench.run.round_policy import RoundPolicy
+from edge_agent import engine
 from edge_agent.__main__ import serve
+from edge_agent.draft import loading
 from edge_agent.draft.drafter import NoDrafter, StepSampler
 from edge_agent.settings import EdgeSettings, load
 from local_models.llama_cpp.context_length import Length
 from local_models.llama_cpp.model import Model
 from speculation.distributions import Q_SCALE, QuantisedDistribution
 from speculation.draft_token import DraftToken
-from speculation.drafting import DraftingSession
-from speculation.messages import Limits, TokenId
-from speculation.proposer import Latencies
-
-# Published systems draft in rounds of a fixed length, where PicoSpec streams.
-#
-# sync:G    Vanilla speculation (Leviathan et al. 2023): draft G tokens, send them, wait.
-# paper:G  PicoSpec as published (arXiv:2603.19133): while a round of G is away, the next one is
-#           drafted from the edge's own last token. One round is away at a time.
-#
-# The target generates a bonus token after a round that was accepted. While `paper` waits, it
-# drafts one more token, which the bonus token may confirm. This loses nothing: if the bonus
-# token is another one, the next round would have been rejected anyway, a round trip later.
-
-MAX_GAMMA: Final = 16
-"""A round has at most this many draft tokens: in the simulator longer ones are never best."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoundPolicy:
-    """Drafts in rounds. gamma: draft tokens of a round. overlaps: draft while a round is
-    away."""
-
-    gamma: int
-    overlaps: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Parse "sync:4" or "paper:4". Raises ValueError."""
-        name, _, gamma = text.partition(":")
-        known = name in ("sync", "paper") and gamma.isdecimal()
-        if not known or not 1 <= int(gamma) <= MAX_GAMMA:
-            raise ValueError(f"expected sync:G or paper:G, G in 1..{MAX_GAMMA}, not {text!r}")
-        return cls(int(gamma), overlaps=name == "paper")
-
-    def may_draft(self, session: DraftingSession, latencies: Latencies, limits: Limits) -> bool:
-        if self.overlaps:
-            return session.unsent < self.gamma + (session.in_flight > 0)
-        return not session.in_flight and session.unsent < self.gamma
-
-    def may_look_up(self, *_: object) -> bool:
-        return False
-
-    def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
-        """Return True if a whole round is drafted and none is away."""
-        return session.unsent > 0 and not drafting and not session.in_flight
-
+from speculation.messages import TokenId
 
 STEP_S: Final = 0.02
 """A step takes this long: about as long as with half a billion weights on one core."""
@@ -115,6 +72,15 @@ def make_drafter(model: Model, settings: EdgeSettings, _: Length) -> UselessDraf
     )
 
 
+def become(rounds: str) -> None:
+    """Make the edge of this process, which serves one arm, draft like it. Raises ValueError."""
+    if rounds == "useless":
+        loading.make_drafter = make_drafter  # type: ignore[assignment]
+    else:
+        policy = RoundPolicy.parse(rounds)
+        engine.StreamPolicy = lambda *_, **__: policy  # type: ignore[assignment, attr-defined]
+
+
 def main(
     rounds: Annotated[str, typer.Argument(help="sync:G, paper:G or useless.")],
     host: Annotated[str, typer.Option()],
@@ -128,10 +94,8 @@ def main(
         "lookup": False,
     }  # fmt: skip
     try:
-        if rounds == "useless":
-            serve(load(None, os.environ, named), None, make_drafter)
-        else:
-            serve(load(None, os.environ, named), RoundPolicy.parse(rounds))
+        become(rounds)
+        serve(load(None, os.environ, named))
     except ValueError as error:
         sys.exit(f"settings: {error}")
 

@@ -23,8 +23,9 @@ import msgspec
 import typer
 
 from bench import options
+from bench.files import load
 from bench.prompts import Prompt, read
-from bench.results import Answer, load
+from bench.results import Answer
 from bench.statistics import mean
 
 MIN_RATIO: Final = 0.97

@@ -1,6 +1,6 @@
 """Simulates discrete events: the product's own machines and policies run on a virtual clock.
 
-Read it in this order: hosts (the clock, the link), source (what the models generate), ends (the
-edge and the verifier), rivals (systems of others), world (the systems compared, runs, and
-comparisons).
+Read it in this order: clock (with the link), hosts (speeds), source (what the models generate),
+edge and verifier (the two ends), world (the systems compared, and runs), comparison. Systems of
+others are in rivals and acespec.
 """

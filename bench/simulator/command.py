@@ -1,49 +1,22 @@
-"""`python -m bench simulate`, `agree` and `pace` simulate arms at each distance, and compare
-them: with one another, with a run, and with what an operator may choose in the product's place.
-"""
+"""`python -m bench simulate` replays traces through arms at each distance."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import cycle, groupby, islice, product
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
-import msgspec
 import typer
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from bench import options
-from bench.prompts import root
-from bench.results import Results, load, references, save
-from bench.simulator.hosts import TWICE_AT, Curve, Hosts, gpu, hosts_of
-from bench.simulator.rivals import (
-    SUFFIX_SETTINGS,
-    Speculation,
-    has_suffix,
-    head,
-    ngram,
-    suffix,
-)
-from bench.simulator.source import Source, made_up, traced
-from bench.simulator.world import (
-    ARMS,
-    Arm,
-    Group,
-    SimulatedRow,
-    World,
-    candidates,
-    groups,
-    picospec,
-    rows,
-    speedups,
-)
-from bench.simulator.world import simulate as answers_of
-from bench.statistics import WAITS_PASSES, console, geometric_mean, grid
-from bench.traces import Trace, load_folder
+from bench.files import save
+from bench.simulator.comparison import ARMS, SimulatedRow, candidates, groups, rows, speedups
+from bench.simulator.hosts import hosts_of
+from bench.simulator.world import World
+from bench.statistics import WAITS_PASSES
+from bench.tables import grid, markdown
 from picospec.link import Conditions
 
 
@@ -69,305 +42,22 @@ def simulate(
         save({"host": hosts, "simulated": True, "rows": simulated}, out)
     for temperature, some in groupby(simulated, key=lambda row: row.temperature):
         cells = list(some)
-        Console().print(table_of(cells, f"speed-up over cloud, T = {temperature:g}"))
+        typer.echo(table_of(cells, f"speed-up over cloud, T = {temperature:g}"))
         title = f"time in gaps > {WAITS_PASSES:g} passes, T = {temperature:g}"
-        Console().print(waiting_table(cells, title))
+        typer.echo(waiting_table(cells, title))
 
 
-def agree(
-    measured: Annotated[Path, typer.Argument(help="What `run` wrote.")],
-    traces: options.Traces,
-    hosts: options.Hosts,
-) -> None:
-    """Compare simulated speed-ups with measured ones, cell by cell."""
-    with options.checked():
-        run = load(measured, Results)
-        predicted = list(predict(run, load_folder(traces), hosts_of(hosts)))
-    cells = compare(predicted, run)
-    title = "speed-up over cloud, simulated / measured; ! beyond 10 %"
-    Console().print(title, agreement_table(cells))
-    Console().print(*summary(cells), sep="\n")
-
-
-def table_of(rows: Sequence[SimulatedRow], title: str) -> Table:
+def table_of(rows: Sequence[SimulatedRow], title: str) -> str:
     """Return a table: arms and families as lines, round trips as columns."""
     cells = {
         (place, f"{rtt_ms:g} ms"): f"{value:.2f}"
         for place, by_rtt in speedups(rows).items()
         for rtt_ms, value in by_rtt.items()
     }
-    return console(*grid(("arm", "family"), cells), title)
+    return f"{title}\n\n{markdown(*grid(('arm', 'family'), cells))}\n"
 
 
-def waiting_table(rows: Sequence[SimulatedRow], title: str) -> Table:
+def waiting_table(rows: Sequence[SimulatedRow], title: str) -> str:
     """Return the shares of time in which a reader waits, in a table like the speed-ups'."""
     cells = {((r.arm, r.family), f"{r.rtt_ms:g} ms"): f"{r.waiting:0.1%}" for r in rows}
-    return console(*grid(("arm", "family"), cells), title)
-
-
-WITHIN: Final = 0.10
-"""A prediction agrees with a measurement up to this relative difference."""
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """An Agreement has a speed-up over cloud, simulated and measured."""
-
-    arm: str
-    family: str
-    rtt_ms: float
-    temperature: float
-    simulated: float
-    measured: float
-
-    @property
-    def agrees(self) -> bool:
-        return abs(self.simulated / self.measured - 1.0) <= WITHIN
-
-    def __str__(self) -> str:
-        ratio, mark = self.simulated / self.measured, "" if self.agrees else " !"
-        return f"{self.simulated:.2f} / {self.measured:.2f} = {ratio:.2f}{mark}"
-
-
-def compare(simulated: Sequence[SimulatedRow], measured: Results) -> list[Agreement]:
-    """Return the cells that both have, in the order of the run."""
-    predicted = {row.place: row.speedup_vs_cloud for row in simulated}
-    return [
-        Agreement(*row.place, predicted[row.place], row.speedup_vs_cloud)
-        for row in measured.rows
-        if row.place in predicted and row.arm != "cloud"
-    ]
-
-
-def predict(measured: Results, traces: Sequence[Trace], hosts: Hosts) -> Iterator[SimulatedRow]:
-    """Yield the simulator's rows for the run's cells. Arms that it does not know are left out.
-
-    Raises a ValueError that names a prompt whose trace is missing or too short, or for a run
-    over links with a rate or losses.
-    """
-    if measured.link.get("loss") or any(row.rate_mbit for row in measured.rows):
-        raise ValueError("the run's links had a rate or losses: compared are RTT and jitter")
-    for temperature, family in dict.fromkeys((r.temperature, r.family) for r in measured.rows):
-        group = Group(family, temperature, _sources(measured, traces, family, temperature))
-        cells = [r for r in measured.rows if (r.family, r.temperature) == (family, temperature)]
-        for rtt_ms in dict.fromkeys(row.rtt_ms for row in cells):
-            arms = [row.arm for row in cells if row.rtt_ms == rtt_ms]
-            names = [arm for arm in arms if arm.partition(":")[0] in ARMS]
-            conditions = Conditions(rtt_ms, measured.link.get("jitter_ms") or 0.0)
-            yield from rows(World(hosts, conditions), [group], [rtt_ms], names)
-
-
-def _sources(
-    measured: Results, traces: Sequence[Trace], family: str, temperature: float
-) -> list[Source]:
-    lengths: dict[str, int] = {}
-    for a in references(measured.answers).values():
-        if (a.family, a.temperature) == (family, temperature):
-            lengths.setdefault(a.prompt, a.tokens)  # the trace is of the first repeat
-    traces_by_prompt = {
-        trace.prompt_id: trace for trace in traces if trace.temperature == temperature
-    }
-    for prompt, tokens in lengths.items():
-        if prompt not in traces_by_prompt or len(traces_by_prompt[prompt].tokens) < tokens - 2:
-            raise ValueError(f"no trace of {prompt} has {tokens} tokens at T = {temperature:g}")
-    return [traced(traces_by_prompt[prompt].cut(tokens)) for prompt, tokens in lengths.items()]
-
-
-def agreement_table(agreements: Sequence[Agreement]) -> Table:
-    """Return a table: arms and families as lines, round trips as columns."""
-    cells = {
-        ((c.arm, f"{c.temperature:g}", c.family), f"{c.rtt_ms:g} ms"): str(c)
-        for c in agreements
-    }
-    return console(*grid(("arm", "T", "family"), cells))
-
-
-def summary(cells: Sequence[Agreement]) -> list[str]:
-    """Return a line for each arm with the number of cells in which both agree."""
-    agreeing: dict[str, list[bool]] = {}
-    for cell in cells:
-        agreeing.setdefault(cell.arm, []).append(cell.agrees)
-    return [
-        f"{arm}: {sum(own)} of {len(own)} cells within {WITHIN:0.0%}"
-        for arm, own in agreeing.items()
-    ]
-
-
-# `pace`: the passes are a GPU's, of 6 to 72 ms. In each *cell* (operating point, round trip,
-# number of sessions and family) the product stands beside the best rival without a head (the
-# target alone, n-grams or suffix decoding, at the best of their settings) and beside a head.
-
-POINTS: Final = "6/5,10/5,25/5,25/24,72/24"
-RTTS_MS: Final = "2,10,50,100"
-SESSIONS: Final = "1,4,16,64"
-ROWS: Final = 2048
-"""A pass has at most this many rows, as vLLM limits the tokens of a step on large GPUs."""
-
-MARK: Final = 0.99
-"""The product should have at least this share of the best rival's speed in every cell."""
-
-ANSWER_CACHE_TOKENS: Final = 100_000
-"""The edge's default."""
-
-NGRAM_TOKENS: Final = (2, 4, 8, 16, 32)
-SUFFIX_TOKENS: Final = (8, 32)
-HEAD_TOKENS: Final = (3, 4, 5)
-
-HEADS: Final[Mapping[str, float]] = {
-    "code": 0.73, "agent": 0.73, "extract": 0.73, "maths": 0.70, "chat": 0.63, "long": 0.63,
-}  # fmt: skip
-"""A head's tokens are right with this probability, by family. With HEAD_SHARE it then makes
-code, maths and chat 2.5, 2.3 and 2.05 times as fast as the target alone, as published for
-EAGLE-3 with an 8B target (arXiv:2606.18394); agent and extract are taken for code, and long for
-chat."""
-
-STEP_MS: Final[Mapping[int, float]] = {1: 0.2, 16: 0.9, 64: 3.0, 256: 12.0}
-"""The verifier's machine takes this long a pass, by sessions, if its time is counted."""
-
-
-class Cell(msgspec.Struct, frozen=True):
-    """A Cell has the tokens per second of a session by arm, each with its best settings."""
-
-    point: str
-    rtt_ms: float
-    sessions: int
-    family: str
-    rates: dict[str, float]
-
-    @property
-    def rival(self) -> str:
-        """Return the best arm that has no head and no edge."""
-        own = [arm for arm in self.rates if arm not in ("picospec", "cloud-head")]
-        return max(own, key=self.rates.__getitem__)
-
-    @property
-    def over_rival(self) -> float:
-        return self.rates["picospec"] / self.rates[self.rival]
-
-    @property
-    def over_head(self) -> float:
-        return self.rates["picospec"] / self.rates["cloud-head"]
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A Family has the answers of one kind of work, in the order in which they were asked."""
-
-    name: str
-    sources: Sequence[Source]
-
-
-def families(folder: Path | None, names: Sequence[str]) -> list[Family]:
-    """Return the traces of a folder by family, or without a folder made-up answers. Raises
-    OSError or ValueError."""
-    if folder is None:
-        made_up_texts = made_up().items()
-        return [
-            Family(name, some) for name, some in made_up_texts if not names or name in names
-        ]
-    traces = [t for t in load_folder(folder) if not names or root(t.family) in names]
-    if not traces:
-        raise ValueError(f"no traces of these families in {folder}")
-    traces.sort(key=lambda trace: root(trace.family))
-    grouped = groupby(traces, key=lambda trace: root(trace.family))
-    return [Family(name, [traced(trace) for trace in some]) for name, some in grouped]
-
-
-def rivals(family: str) -> dict[str, list[Speculation]]:
-    """Return the settings of each rival, of which each cell has the best."""
-    acceptance = HEADS.get(family, HEADS["chat"])
-    rates = {
-        "cloud": [Speculation()],
-        "cloud-ngram": [ngram(tokens) for tokens in NGRAM_TOKENS],
-        "cloud-suffix": [
-            suffix(tokens, *s) for tokens in SUFFIX_TOKENS for s in SUFFIX_SETTINGS
-        ],
-        "cloud-head": [head(tokens, acceptance) for tokens in HEAD_TOKENS],
-    }
-    if not has_suffix():
-        del rates["cloud-suffix"]
-    return rates
-
-
-def asked(sources: Sequence[Source], sessions: int) -> list[list[Source]]:
-    """Return what each of so many clients asks: one for all answers, many for one each."""
-    each = max(1, min(len(sources), 8 // sessions))
-    return [list(islice(cycle(sources), i * each, (i + 1) * each)) for i in range(sessions)]
-
-
-def cells(
-    there: World, point: str, family: Family, sessions: int, rtts_ms: Sequence[float]
-) -> Iterator[Cell]:
-    """Yield the cells of one number of sessions. Rivals are simulated at the first distance:
-    their text comes as fast at any other."""
-    clients = asked(family.sources, sessions)
-    stock = replace(there.hosts, step_s=None)
-    near = replace(there, conditions=Conditions(rtts_ms[0]), hosts=stock)
-    best = {
-        name: max(_rate(near, Arm(name, rival=each), clients) for each in some)
-        for name, some in rivals(family.name).items()
-    }
-    arm = replace(picospec(), answer_cache_tokens=ANSWER_CACHE_TOKENS)
-    for rtt_ms in rtts_ms:
-        world = replace(there, conditions=Conditions(rtt_ms))
-        rates = {"picospec": _rate(world, arm, clients), **best}
-        yield Cell(point, rtt_ms, sessions, family.name, rates)
-
-
-def _rate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> float:
-    answers = answers_of(world, arm, clients)
-    return geometric_mean([a.tokens_per_s for a in answers if a.tokens_per_s > 0.0])
-
-
-def pace(
-    traces: Annotated[
-        Path | None, typer.Option(help="Folder of `bench record`; else answers are made up.")
-    ] = None,
-    points: Annotated[str, typer.Option(help="Target/draft, ms.")] = POINTS,
-    rtt: Annotated[str, typer.Option(help="Round trips in ms.")] = RTTS_MS,
-    sessions: Annotated[str, typer.Option(help="At one verifier.")] = SESSIONS,
-    families_: Annotated[str, typer.Option("--families")] = "",
-    host_time: Annotated[bool, typer.Option(help="Count the verifier's own time.")] = False,
-    out: Annotated[Path | None, typer.Option("--json")] = None,
-) -> None:
-    """Simulate the product over the best rival without a head, and over a head, on GPUs."""
-    with options.checked():
-        rtts_ms, counts = options.numbers(rtt), [int(n) for n in options.names(sessions)]
-        texts_by_family = families(traces, options.names(families_))
-    if not has_suffix():
-        Console().print("suffix decoding is left out: the package arctic-inference is missing")
-    simulated: list[Cell] = []
-    for point, count in product(options.names(points), counts):
-        target_ms, draft_ms = (float(part) for part in point.split("/"))
-        hosts = gpu(target_ms / 1e3, draft_ms / 1e3, twice_at=TWICE_AT)
-        if host_time:
-            hosts = replace(hosts, step_s=Curve({n: ms / 1e3 for n, ms in STEP_MS.items()}))
-        there = World(hosts, Conditions(), rows=ROWS)
-        own = [
-            cell
-            for family in texts_by_family
-            for cell in cells(there, point, family, count, rtts_ms)
-        ]
-        Console().print(table(own, f"{point} ms, {count} sessions"))
-        simulated += own
-        if out:
-            save({"simulated": True, "cells": simulated}, out)
-    low = [cell for cell in simulated if cell.over_rival < MARK]
-    Console().print(f"{len(low)} of {len(simulated)} cells under {MARK} of the best rival")
-
-
-def table(cell_list: Sequence[Cell], title: str) -> Table:
-    """Return a table with families as lines. Rivals are shown over `cloud`, and the product
-    over the best rival and over the head, by distance; ! marks less than MARK of a rival."""
-    places: dict[tuple[tuple[str, ...], str], str] = {}
-    for cell in cell_list:
-        line, alone = (cell.family,), cell.rates["cloud"]
-        places[line, "cloud"] = f"{alone:.1f}/s"
-        rival = f"{cell.rates[cell.rival] / alone:.2f} {cell.rival.removeprefix('cloud-')}"
-        places[line, "rival"] = rival
-        places[line, "head"] = f"{cell.rates['cloud-head'] / alone:.2f}"
-    for cell in cell_list:
-        mark = "!" if cell.over_rival < MARK else ""
-        ratios = f"{cell.over_rival:.2f}{mark} {cell.over_head:.2f}"
-        places[(cell.family,), f"{cell.rtt_ms:g} ms"] = ratios
-    return console(*grid(("family",), places), title)
+    return f"{title}\n\n{markdown(*grid(('arm', 'family'), cells))}\n"

@@ -18,18 +18,20 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count, product, zip_longest
 from pathlib import Path
 from typing import Final
-from unittest.mock import patch
 
 import msgspec
 import typer
 
-from bench.simulator import world
-from bench.simulator.hosts import POINTS, Clock, Line, gpu, hosts_of
+from bench.simulator.clock import Deliver, Line
+from bench.simulator.comparison import candidates
+from bench.simulator.edge import Answer
+from bench.simulator.hosts import TWICE_AT, gpu, hosts_of
 from bench.simulator.source import Source, synthetic, traced
+from bench.simulator.world import Arm, Simulation, World
 from bench.traces import Trace
 from picospec.link import Conditions
 from picospec.link import Path as LinkPath
@@ -37,7 +39,8 @@ from speculation.messages import Message
 
 ARMS: Final = ("cloud", "picospec", "picospec-nolookup", "sync:4")
 HOSTS: Final = {name: hosts_of(name) for name in ("cpu", "72/7")} | {
-    name: POINTS[f"{name} ms"] for name in ("72/24", "146/43", "10/5")
+    f"{target}/{draft}": gpu(target / 1e3, draft / 1e3, TWICE_AT)
+    for target, draft in ((72, 24), (146, 43), (10, 5))
 }
 HOSTS["dear rows"] = gpu(0.072, 0.007, twice_at=2)
 """If a row costs a pass, draft tokens go unused that would be accepted. Only here does the edge
@@ -50,39 +53,59 @@ CROWDS: Final = ((16, 0), (16, 16), (64, 0), (64, 16))
 FLOAT: Final = re.compile(r"\d+\.\d+(e-?\d+)?")
 
 
-def events(there: world.World, arm: str, clients: Sequence[Sequence[Source]]) -> str:
+class LoggedLine(Line):
+    """Logs its messages when they are sent and when they arrive."""
+
+    def __init__(self, of: LoggedSimulation, path: LinkPath, deliver: Deliver) -> None:
+        super().__init__(of.clock, path, self._arrived)
+        self._of = of
+        self._read = deliver
+        self._number: int | None = None
+
+    def send(self, message: Message) -> None:
+        if self._number is None:
+            self._number = next(self._of.unused)
+        fields = msgspec.to_builtins(message)
+        fields.pop("version", None)  # the protocol's version
+        self._write("sent", message, fields)
+        super().send(message)
+
+    def _arrived(self, message: Message) -> None:
+        self._write("arrived", message)
+        self._read(message)
+
+    def _write(self, what: str, message: Message, *fields: object) -> None:
+        now_s = self._of.clock.now_s
+        self._of.write(what, now_s, self._number, type(message).__name__, *fields)
+
+
+class LoggedSimulation(Simulation):
+    """Lists every message in `lines`, and then every answer."""
+
+    def __init__(self, there: World, arm: Arm) -> None:
+        super().__init__(there, arm)
+        self.lines: list[str] = []
+        self.unused = count()
+
+    def line(self, path: LinkPath, deliver: Deliver) -> Line:
+        return LoggedLine(self, path, deliver)
+
+    def run(self, clients: Sequence[Sequence[Source]]) -> list[Answer]:
+        answers = super().run(clients)
+        for n, answer in enumerate(answers):
+            cost = answer.drafted, answer.bytes_up, answer.bytes_down
+            self.write("answer", n, answer.tokens, answer.ttft_s, answer.seconds, *cost)
+        return answers
+
+    def write(self, *values: object) -> None:
+        self.lines.append(json.dumps(values, sort_keys=True) + "\n")
+
+
+def events(there: World, arm: str, clients: Sequence[Sequence[Source]]) -> str:
     """Return the lines of one cell."""
-    lines: list[str] = []
-    unused = count()
-
-    def write(*values: object) -> None:
-        lines.append(json.dumps(values, sort_keys=True) + "\n")
-
-    def line(clock: Clock, path: LinkPath, deliver: Callable[..., None]) -> Line:
-        """Return a direction of a link that logs messages when they are sent and arrive."""
-        number: list[int] = []
-
-        def sent(message: Message) -> None:
-            number[:] = number or [next(unused)]
-            fields = msgspec.to_builtins(message)
-            fields.pop("version", None)  # the protocol's version
-            write("sent", clock.now_s, *number, type(message).__name__, fields)
-            send(message)
-
-        def arrived(message: Message) -> None:
-            write("arrived", clock.now_s, *number, type(message).__name__)
-            deliver(message)
-
-        direction = Line(clock, path, arrived)
-        send, direction.send = direction.send, sent  # type: ignore[method-assign]
-        return direction
-
-    with patch.object(world, "Line", line):
-        answers = world.simulate(there, world.candidates(arm)[0], clients)
-    for n, answer in enumerate(answers):
-        cost = answer.drafted, answer.bytes_up, answer.bytes_down
-        write("answer", n, answer.tokens, answer.ttft_s, answer.seconds, *cost)
-    return "".join(lines)
+    simulation = LoggedSimulation(there, candidates(arm)[0])
+    simulation.run(clients)
+    return "".join(simulation.lines)
 
 
 def cells(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
@@ -94,12 +117,12 @@ def cells(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
     }
     every_cell = product(ARMS, HOSTS.items(), RTTS_MS, sources_by_cell.items())
     for arm, (point, hosts), rtt_ms, (name, clients) in every_cell:
-        there = world.World(hosts, Conditions(rtt_ms))
+        there = World(hosts, Conditions(rtt_ms))
         yield f"{arm}, {point}, {rtt_ms:g} ms, {name}", events(there, arm, clients)
     for point, rtt_ms, (many, others) in product(
         ("72/24", "10/5", "dear rows"), (10.0, 50.0), CROWDS
     ):
-        there = world.World(HOSTS[point], Conditions(rtt_ms), rows=1024, others=others)
+        there = World(HOSTS[point], Conditions(rtt_ms), rows=1024, others=others)
         clients = [[every[i % len(every)]] for i in range(many)]
         name = f"picospec, {point}, {rtt_ms:g} ms, {many} clients, {others} others"
         yield name, events(there, "picospec", clients)

@@ -24,13 +24,12 @@ from itertools import count, takewhile
 from random import Random
 from typing import Any, Final, Protocol
 
-from bench.simulator.ends import Answer, Edge
-from bench.simulator.hosts import Action, Clock, Curve, Hosts, Line
+from bench.simulator.clock import Clock, Line
+from bench.simulator.edge import Answer
+from bench.simulator.hosts import Hosts
 from bench.simulator.source import Source
 from picospec.link import Path
-from speculation.draft_machine import DraftMachine, DraftStep
-from speculation.draft_token import DraftToken
-from speculation.messages import Commit, Down, Draft, Pushed, TokenId
+from speculation.messages import Commit, Down, TokenId
 
 MIN_LENGTH, MAX_LENGTH = 2, 4
 """An n-gram has a length in this range (prompt_lookup_min, prompt_lookup_max)."""
@@ -215,7 +214,7 @@ class Engine:
         rows = sum(1 + len(request.proposed) for request in decoding)
         new = [request for request in started if not request.done]
         pass_s = hosts.pass_s.of(rows) if rows else 0.0
-        pass_s += sum(hosts.first_s + len(r.source.prompt) * hosts.prefill_s for r in new)
+        pass_s += sum(len(r.source.prompt) * hosts.prefill_s for r in new)
         if rows:
             pass_s += spec.tokens * spec.pass_share * hosts.pass_s.of(1)
         self._clock.after(pass_s, partial(self._end, started))
@@ -266,101 +265,3 @@ def ask(
         clock.at(up.arrival(clock.now_s, 0), partial(engine.receive, request))
 
     following()
-
-
-# AceSpec (arXiv:2609.02514) has the rounds of `paper`, and a cache of branches at the edge.
-#
-# While a round is away the edge extends the chain, and in the same batched steps it drafts
-# branches: continuations of other tokens at each depth of the round, more of them near its
-# start. A recovered token with which a branch begins is a *hit*: the next round is looked up,
-# as far as the branch goes. Each rejection still takes a round trip.
-#
-# Where the paper leaves a detail open, the arm has the fastest variant:
-#
-# - The number of branches by depth falls with the answer's own acceptance, known beforehand.
-# - Each step extends every branch by a token, in the time that the device takes to read the
-#   chain's token and one of each branch together. The first step begins when the round is sent.
-# - A hit ends the running step. The rest of a branch that is too short for a round is drafted.
-# - At temperature 1 the edge ranks tokens with the noise that it shares with the target.
-
-ROUNDING: Final = 1e-9
-"""A step counts even if it ends late by this share of a step: sums of times are inexact."""
-
-
-def branches_by_depth(branches: int, gamma: int, acceptance: float) -> list[int]:
-    """Return the number of branches at each of gamma + 1 depths, including the bonus token's,
-    in proportion to acceptance ** depth, rounded by D'Hondt's method."""
-    counts = [0] * (gamma + 1)
-    for _ in range(branches):
-        shares = [acceptance**depth / (count + 1) for depth, count in enumerate(counts)]
-        counts[shares.index(max(shares))] += 1
-    return counts
-
-
-class CachingEdge(Edge):
-    """This edge looks up the next round after a rejection, if it has drafted it."""
-
-    def __init__(
-        self,
-        clock: Clock,
-        source: Source,
-        machine: DraftMachine,
-        draft_s: Curve,
-        *,
-        gamma: int,
-        branches: int,
-        drafting: Callable[[float], None],
-        done: Action,
-    ) -> None:
-        """Set up. gamma: draft tokens of a round. branches: drafted while a round is away."""
-        super().__init__(clock, source, machine, draft_s, drafting=drafting, done=done)
-        self._gamma = gamma
-        self._branches = branches_by_depth(branches, gamma, source.acceptance)
-        self._batch_s = draft_s.of(1 + branches)
-        self._round_start, self._sent_s = 0, 0.0
-        self._epoch = 0
-        self._cached_end = 0
-        """The cache contains draft tokens up to this position."""
-
-        self._first_epoch = 0
-        """A hit ended the steps of earlier epochs."""
-
-    def _send(self, messages: Sequence[Pushed]) -> None:
-        for message in messages:
-            if isinstance(message, Draft):
-                self._round_start, self._sent_s = message.start, self._clock.now_s
-        super()._send(messages)
-
-    def _act(self) -> None:
-        session = self.machine.session
-        if session.epoch != self._epoch:
-            self._epoch = session.epoch
-            self._look_up(len(session.committed) - 1)
-        super()._act()
-
-    def _look_up(self, rejected: int) -> None:
-        """Take the branch that begins with the recovered token at `rejected`, if there is one.
-
-        A round has one more token if its predecessor was confirmed before the round was judged;
-        as many branches follow that token as the bonus token.
-        """
-        depth, self._cached_end = min(rejected - self._round_start, self._gamma), 0
-        if self._source.ranks[rejected] < self._branches[depth]:
-            self._cached_end = rejected + 1 + self._steps_away()
-            self._busy, self._first_epoch = False, self._epoch
-
-    def _steps_away(self) -> int:
-        """Return the number of tokens that each branch got since the round was sent."""
-        away_s = self._clock.now_s - self._sent_s
-        return min(self._gamma, int(away_s / self._batch_s + ROUNDING))
-
-    def _step_s(self, step: DraftStep, unread: int) -> float:
-        if len(step.context) < self._cached_end:
-            return 0.0
-        if self.machine.session.in_flight and self._steps_away() < self._gamma:
-            return self._batch_s
-        return super()._step_s(step, unread)
-
-    def _drafted(self, step: DraftStep, tokens: Sequence[DraftToken]) -> None:
-        if step.epoch >= self._first_epoch:
-            super()._drafted(step, tokens)

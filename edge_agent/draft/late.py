@@ -20,7 +20,7 @@ import structlog
 
 from edge_agent.draft import loading
 from edge_agent.draft.drafter import CannotDraft, DraftSlot, LoadedDrafter
-from edge_agent.draft.loading import MakeDrafter, TargetTokenizer
+from edge_agent.draft.loading import TargetTokenizer
 from edge_agent.settings import EdgeSettings
 from gateway.background_work import kept_going, start
 from gateway.turns import in_own_thread
@@ -61,12 +61,10 @@ class Drafts:
         self,
         settings: EdgeSettings,
         store: Store,
-        make_drafter: MakeDrafter = loading.make_drafter,
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._settings = settings
         self._store = store
-        self._make_drafter = make_drafter
         self._most_bytes = settings.draft_memory_bytes or memory_bytes() // MEMORY_SHARE
         self._loaded: OrderedDict[Path, LoadedDraftModel] = (
             OrderedDict()
@@ -135,7 +133,7 @@ class Drafts:
         return model, loading.length_of(model, self._settings, tokens)
 
     def _begin(self, stored: StoredModel, model: Model, length: Length) -> LoadedDraftModel:
-        drafter = self._make_drafter(model, self._settings, length)
+        drafter = loading.make_drafter(model, self._settings, length)
         model.vocabulary  # noqa: B018 - it takes a while, and the event loop needs it
         size_bytes = _size_bytes(stored, length)
         draft = LoadedDraftModel(stored, model, drafter, length.tokens, size_bytes)
@@ -189,7 +187,7 @@ class Drafts:
 
 
 def _size_bytes(stored: StoredModel, length: Length) -> int:
-    return stored.path.stat().st_size + length.kv_bytes
+    return stored.path.stat().st_size + length.kv_bytes + length.state_bytes
 
 
 State = Literal["asleep", "loading", "loaded", "failed"]

@@ -219,7 +219,9 @@ NONE: Final = "none"
 MIN_TOKENS: Final = 8192
 """A slot holds this many tokens on the smallest machine, if the draft model allows it."""
 
-MakeDrafter = Callable[[Model, EdgeSettings, Length], LoadedDrafter]
+CHECKPOINTS: Final = 9
+"""A draft model with recurrent layers keeps so many copies of their states in each slot. They
+reach back by 32 tokens, as many as an edge drafts ahead."""
 
 
 def find(reference: str, store: Store) -> Path:
@@ -353,6 +355,7 @@ def open_context(
         sequences=sequences,
         threads=settings.threads or max(1, compute_threads() - 1),
         flash_attention=settings.gpu_layers != 0,
+        checkpoints=CHECKPOINTS,
     )
 
 
@@ -374,4 +377,5 @@ def length_of(model: Model, settings: EdgeSettings, context_tokens: int | None) 
         sequences=settings.slots + 1,  # one spare sequence, to read on in
         cache="F16",
         min_tokens=MIN_TOKENS,
+        rollback=CHECKPOINTS,
     )

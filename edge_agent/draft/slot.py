@@ -118,11 +118,11 @@ class KvSlot:
     """The tokens of the wider view of the session's context, if it is still to be read."""
 
     def rewind(self, tokens: Sequence[TokenId], cache: Context) -> None:
-        """Truncate the sequence to its common prefix with `tokens`."""
+        """Truncate the sequence to its common prefix with `tokens`, or to fewer if the draft
+        model has recurrent layers."""
         length = common_prefix(self.tokens, tokens)
         if length < len(self.tokens):
-            cache.truncate(self.index, length)
-            del self.tokens[length:]
+            del self.tokens[cache.truncate(self.index, length) :]
 
     def own(self, owner: object, cache: Context) -> None:
         """Clear the sequence if it is another owner's, and make it this owner's."""

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Final
 
 import structlog
@@ -20,8 +21,9 @@ from edge_agent.link.errors import LinkDown, from_fault
 from edge_agent.link.failover_policy import HANDOVER_FAULT, IDLE, RESPONSE_TIMEOUT_S
 from edge_agent.link.known_verifiers import Event
 from edge_agent.link.prefixes import PromptReading
-from edge_agent.link.uploads import StreamQueue, Upload
+from edge_agent.link.uploads import Upload
 from edge_agent.link.verifier import Verifier
+from gateway.channel import Channel
 from gateway.errors import ApiError, Draining, EngineFault, TooLarge, Unavailable
 from gateway.tracing import NO_SPAN, Span
 from speculation import wire
@@ -295,8 +297,8 @@ class EdgeSession:
         """The number of output tokens that have come, including those of earlier sessions."""
 
         self._carrier: Upload | None = None
-        self._queue: StreamQueue | None = None
-        """It will have the session's messages once they come on its carrier, an upload stream;
+        self._carried: Channel[bytes] | None = None
+        """It will have the session's frames once they come on its carrier, an upload stream;
         None if that was not asked, or has happened."""
 
         self._name = ""
@@ -410,26 +412,26 @@ class EdgeSession:
         stream."""
         upload = self._posts.upload
         if upload is not None and upload is not self._carrier and upload.carries:
-            self._carrier, self._queue = upload, upload.carry(self._name)
+            self._carrier, self._carried = upload, upload.carry(self._name)
 
-    def _multiplexed(self) -> StreamQueue:
-        """Return what has the messages from now on. Raises RemoteProtocolError."""
-        queue, self._queue = self._queue, None
-        if queue is None:
+    def _multiplexed(self) -> Channel[bytes]:
+        """Return what has the frames from now on. Raises RemoteProtocolError."""
+        carried, self._carried = self._carried, None
+        if carried is None:
             raise RemoteProtocolError("Multiplexed, which was not asked for")
         self._verifier.metrics.multiplexed.inc()
-        return queue
+        return carried
 
     async def _messages(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[Down]:
         """Yield the messages of the stream until it ends. Raises TimeoutError if it is silent
         for too long; before Opened the limit is `within_s`, because the host may be busy."""
         decoder, received = wire.Decoder(wire.MAX_DOWN_BYTES), self._verifier.metrics.bytes_down
-        silence = Silence()
+        silence, read = Silence(), partial(anext, pieces, b"")
         try:
             while True:
                 within_s = SILENCE_S if self.opened else self._within_s
                 async with silence.wait(within_s):
-                    piece = await anext(pieces, b"")
+                    piece = await read()
                 silence.over()
                 if not piece:
                     return
@@ -438,10 +440,15 @@ class EdgeSession:
                     if isinstance(message, Up):
                         raise RemoteProtocolError(f"{type(message).__name__} on the way down")
                     if isinstance(message, Multiplexed):
-                        pieces = self._multiplexed()
+                        read = partial(_joined, self._multiplexed())
                     else:
                         yield message
         except RemoteProtocolError as error:
             raise EngineFault(f"the verifier broke the protocol: {error}") from error
         finally:
             silence.close()
+
+
+async def _joined(channel: Channel[bytes]) -> bytes:
+    """Return all frames that wait as one piece; b"" after the last."""
+    return b"".join(await channel.take())

@@ -20,6 +20,7 @@ from typing import Final
 from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
 from edge_agent.link.errors import LinkDown
 from gateway.background_work import start
+from gateway.channel import Channel, ChannelFull
 from gateway.errors import ApiError
 from speculation import upload_records
 from speculation.messages import RUN_CHARACTERS, RemoteProtocolError
@@ -47,37 +48,6 @@ its name in each record costs bytes."""
 MAX_UNREAD_BYTES: Final = 2 << 20
 """A session is cut when it has left this many bytes unread, because its client is slow: as many
 as the transport would hold for a stream of its own."""
-
-
-class StreamQueue:
-    """The frames of one session that have come, and have not been read: an iterator of them."""
-
-    def __init__(self) -> None:
-        self._frames: list[bytes] = []
-        self._unread_bytes = 0
-        self._is_over = False
-        self._changed = asyncio.Event()
-
-    def add(self, frames: bytes) -> None:
-        """Keep frames, unless it is over. Without frames, or with too many, it is over."""
-        self._unread_bytes += len(frames)
-        if not frames or self._unread_bytes > MAX_UNREAD_BYTES:
-            self._is_over = True
-        if not self._is_over:
-            self._frames.append(frames)
-        self._changed.set()
-
-    def __aiter__(self) -> StreamQueue:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while not self._frames:
-            if self._is_over:
-                raise StopAsyncIteration
-            self._changed.clear()
-            await self._changed.wait()
-        frames, self._frames, self._unread_bytes = b"".join(self._frames), [], 0
-        return frames
 
 
 class Upload:
@@ -111,7 +81,7 @@ class Upload:
         self._has_records = False
         """True if the answer can carry sessions, which its first acknowledgement says."""
 
-        self._queues: dict[str, StreamQueue] = {}
+        self._carried: dict[str, Channel[bytes]] = {}
         self._run = run.encode()
         self._connection = connection
         self._client = connection.client
@@ -119,9 +89,7 @@ class Upload:
         self._first_answer_s = first_answer_s
         self._answered = answered
         self._sent = sent
-        self._unsent: list[bytes] = []
-        self._unsent_bytes = 0
-        self._changed = asyncio.Event()
+        self._unsent = Channel[bytes](MAX_UNSENT_BYTES, len)
         self._asked_at: float | None = None
         self._ask_at = 0.0
         self._patience: asyncio.Timeout | None = None
@@ -138,16 +106,16 @@ class Upload:
         self._sent(len(frames))
         self._ask()
 
-    def carry(self, session: str) -> StreamQueue:
-        """Ask that the answer carries a session's messages; return what will have them, until
-        `leave`."""
-        queue = self._queues[session] = StreamQueue()
+    def carry(self, session: str) -> Channel[bytes]:
+        """Ask that the answer carries a session's messages; return what will have their frames,
+        until `leave`. It ends with the session's last record, or with too many unread bytes."""
+        frames = self._carried[session] = Channel[bytes](MAX_UNREAD_BYTES, len)
         self._append(upload_records.encode_record(session))
-        return queue
+        return frames
 
     def leave(self, session: str) -> None:
         """Drop what still comes for a session."""
-        self._queues.pop(session, None)
+        self._carried.pop(session, None)
 
     def _ask(self) -> None:
         """Ask for an acknowledgement if it is time."""
@@ -158,11 +126,10 @@ class Upload:
             self._expect(REQUEST_TIMEOUT_S if self.is_open else self._first_answer_s)
 
     def _append(self, record: bytes) -> None:
-        self._unsent.append(record)
-        self._unsent_bytes += len(record)
-        if self._unsent_bytes > MAX_UNSENT_BYTES:
+        try:
+            self._unsent.put(record)
+        except ChannelFull:
             self.task.cancel()
-        self._changed.set()
 
     def _expect(self, within_s: float | None) -> None:
         if self._patience is not None and not self._patience.expired():
@@ -187,8 +154,8 @@ class Upload:
             self.attempt = MAX_ATTEMPTS
         finally:
             self.is_open = False
-            for queue in self._queues.values():
-                queue.add(b"")
+            for frames in self._carried.values():
+                frames.close()
             for cut in tuple(self.cut):
                 cut()
 
@@ -197,11 +164,8 @@ class Upload:
             self.attempt = MAX_ATTEMPTS
 
     async def _records(self) -> AsyncGenerator[bytes]:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            records, self._unsent, self._unsent_bytes = b"".join(self._unsent), [], 0
-            yield records
+        while records := await self._unsent.take():
+            yield b"".join(records)
 
     async def _read(self, pieces: AsyncIterator[bytes]) -> None:
         """Read acknowledgements and records after the run's name, until the stream ends or is
@@ -221,9 +185,9 @@ class Upload:
             for record in decoder.feed(piece):
                 if not record.session:
                     self._acknowledged(upload_records.ASK)
-                elif (queue := self._queues.get(record.session)) is not None:
-                    queue.add(record.frames)
-            if self._queues:  # the way up stays in use, or a proxy might close it
+                elif (frames := self._carried.get(record.session)) is not None:
+                    _pass_on(record.frames, frames)
+            if self._carried:  # the way up stays in use, or a proxy might close it
                 self._ask()
 
     def _acknowledged(self, piece: bytes) -> None:
@@ -231,6 +195,13 @@ class Upload:
             self._answered(self._asked_at)
             self._asked_at, self.is_open, self.attempt = None, True, 0
             self._expect(None)
+
+
+def _pass_on(frames: bytes, channel: Channel[bytes]) -> None:
+    try:
+        channel.put(frames) if frames else channel.close()
+    except ChannelFull:
+        channel.close()
 
 
 class Uploads:

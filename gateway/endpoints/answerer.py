@@ -20,10 +20,10 @@ from gateway.endpoints.endpoint import Body, Convert, EndpointRequest
 from gateway.endpoints.parameters import Parameters, parameters_of, shown_names
 from gateway.endpoints.request import GenerationRequest, TokenIds
 from gateway.endpoints.services import Backend, Forward, Json, ProxyPort, Services, no_model
-from gateway.errors import ApiError, InvalidRequest, Unsupported, renamed
+from gateway.errors import ApiError, EngineFault, InvalidRequest, Unsupported, renamed
 from gateway.hosting.settings import MAX_CHOICES
 from gateway.output.output_format import OutputFormat
-from gateway.ports import Facts, GatewayTokenizer
+from gateway.ports import Facts, Fallback, GatewayTokenizer
 from gateway.prompt_reader import BoundedTokenizer
 from gateway.request_context import RequestContext, context_of
 from gateway.schema import RequestModel
@@ -82,7 +82,8 @@ async def choose(
         if forward is not None:
             return forward
     try:
-        return await _here(await ask(schema, convert, services, request), services, request)
+        question = await ask(schema, convert, services, request)
+        return await _here(question, services, request, complete)
     except Unsupported as refusal:
         forward = await _own_api(schema, services, request, complete, refusal)
         if forward is None:
@@ -98,14 +99,15 @@ async def ask(
     parsed = await parse(schema, services, request, proxy.held_bytes if proxy else 0)
     endpoint = await checked(services, request, partial(convert, parsed))
     context.outcome.field_names = endpoint.names
-    backend, facts = await services.find(context, endpoint.body.model)
+    path = _PATHS.get(request.scope["path"], "")
+    backend, facts = await services.find(context, endpoint.body.model, path)
     parameters = await checked(services, request, partial(parameters_of, endpoint.body, facts))
     context.outcome.ignored = shown_names((*endpoint.ignored, *parameters.ignored))
     return Question(endpoint, backend, facts, parameters)
 
 
 async def _here(
-    question: Question, services: Services, request: Request
+    question: Question, services: Services, request: Request, complete: Complete
 ) -> Ready | Forward | Response:
     """Return who answers a question that its endpoint takes. Raises ApiError, Unsupported for
     what no engine here serves."""
@@ -115,7 +117,10 @@ async def _here(
     context.serve(facts.model, body.model, operation)
     if (replacement := question.endpoint.replacement) is not None:
         return replacement(facts.model)
-    proxy = services.proxy if question.backend.fallback is None else None
+    backend = question.backend
+    if (fallback := backend.fallback) is not None and fallback.is_elsewhere:
+        return await _elsewhere(fallback, question, services, request, complete)
+    proxy = None if fallback is not None or backend.is_local else services.proxy
     if proxy is not None and (proxy.is_without_drafts(facts.model) or body.scored_by):
         return await _undrafted(proxy, question, services, request)
     _check_choices(body, services.settings.max_choices)
@@ -183,6 +188,30 @@ async def _undrafted(
         context_of(request).outcome.fallback = WITHOUT_DRAFTS
     answers = body.n * body.prompt_count
     return Forward(_PATHS.get(path, path), fields, model, answers, body.scored_by)
+
+
+async def _elsewhere(
+    fallback: Fallback,
+    question: Question,
+    services: Services,
+    request: Request,
+    complete: Complete,
+) -> Forward:
+    """Return how the server of a fallback answers a question. Raises Unsupported for an answer
+    that outlives its connection, EngineFault without a proxy."""
+    body, model = question.endpoint.body, question.facts.model
+    if services.proxy is None:
+        raise EngineFault("there is no proxy")
+    if question.endpoint.only_apart:
+        reason = "no verifier can be reached, and another server answers only while one waits"
+        raise Unsupported.of("background", reason)
+    _check_choices(body, services.settings.max_choices)
+    fields_of = partial(services.proxy.fields_of, await request.body())
+    fields = await checked(services, request, lambda: complete(fields_of()))
+    answers = body.n * body.prompt_count
+    fallback.count_answers(answers)
+    path = _PATHS[request.scope["path"]]
+    return Forward(path, fields, model, answers, is_fallback=True)
 
 
 async def _own_api(

@@ -44,6 +44,9 @@ class Forward:
     served_field: str = ""
     """The verifier is asked because it alone serves this field; "" for another reason."""
 
+    is_fallback: bool = False
+    """The server of the fallback is asked."""
+
     is_listed: bool = False
     """The model is on the list of those that an upstream has; else it is a verifier's."""
 
@@ -100,8 +103,11 @@ class Backend:
     """Other names by which clients may ask for the model."""
 
     takes_any_name: bool = False
-    spare: Fallback | None = None
-    """Answers while the engine cannot."""
+    spares: Sequence[Fallback] = ()
+    """The first of these that can answers while the engine cannot."""
+
+    is_local: bool = False
+    """True if no other service can answer in the place of this engine."""
 
     fallback: Fallback | None = None
     """The engine and the tokenizer are this fallback's; None: they are the service's own."""
@@ -173,20 +179,24 @@ def one_model(
     engine: Engine,
     tokenizer: TokenizerSource,
     settings: GatewaySettings,
-    spare: Fallback | None = None,
+    spares: Sequence[Fallback] = (),
 ) -> OneModel:
-    """Return the Models of a service with one engine. spare: answers while that cannot."""
+    """Return the Models of a service with one engine. spares: answer while that cannot."""
     aliases, any_name = settings.model_aliases, settings.accept_any_model
-    backend = Backend(engine, tokenizer, aliases=aliases, takes_any_name=any_name, spare=spare)
-    return OneModel(backend)
+    return OneModel(
+        Backend(engine, tokenizer, aliases=aliases, takes_any_name=any_name, spares=spares)
+    )
 
 
-async def _answering(own: Backend, context: RequestContext) -> Backend:
-    """Return who answers in place of a backend that cannot; the same one if it can."""
-    if (spare := own.spare) is None or not await spare.is_needed():
-        return own
-    context.outcome.fallback = spare.name
-    return Backend(spare.engine, spare.tokenizer, own.name, fallback=spare)
+async def _answering(own: Backend, context: RequestContext, path: str) -> Backend:
+    """Return who answers a request to a path in place of a backend that cannot; the same one if
+    it can, or if nobody else can."""
+    if own.spares and await own.spares[0].is_needed():
+        for spare in own.spares:
+            if await spare.can_answer(path):
+                context.outcome.fallback = spare.name
+                return Backend(spare.engine, spare.tokenizer, own.name, fallback=spare)
+    return own
 
 
 @contextmanager
@@ -223,6 +233,8 @@ class Listed:
     facts: Facts
 
 
+MODELS: Final = "/v1/models"
+
 _WAITING: Final = 32
 """At most this many large bodies of one tenant wait to be checked: each is in memory."""
 
@@ -254,12 +266,14 @@ class Services:
             backend = await self.models.find(context.tenant.usual_model(model))
             return backend, await _opened(backend, context, model)
 
-    async def find(self, context: RequestContext, model: str | None) -> tuple[Backend, Facts]:
-        """Do as `own`; but a fallback answers for a model whose engine cannot. Raises
-        ApiError."""
+    async def find(
+        self, context: RequestContext, model: str | None, path: str = ""
+    ) -> tuple[Backend, Facts]:
+        """Do as `own`; but a fallback answers for a model whose engine cannot. path: what the
+        request asks for; empty: only an engine here can do it. Raises ApiError."""
         with _naming_its_own(context, model):
             own = await self.models.find(context.tenant.usual_model(model))
-            backend = await _answering(own, context)
+            backend = await _answering(own, context, path)
             return backend, await _opened(backend, context, model)
 
     async def all(self, context: RequestContext) -> list[Listed]:
@@ -268,7 +282,7 @@ class Services:
         models, error = list[Listed](), None
         for own in await self.models.reachable():
             try:
-                backend = await _answering(own, context)
+                backend = await _answering(own, context, MODELS)
                 facts = await backend.engine.facts()
             except ApiError as failed:
                 error = error or failed

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from tomllib import TOMLDecodeError
@@ -126,6 +126,7 @@ VARIABLES: Final[Mapping[str, str]] = {
     " command shows an edge the first one.",
     "PICOSPEC_VERIFIER_KEY": "The key that an edge shows its verifiers.",
     "PICOSPEC_PROXY_KEY": "The key that an edge shows at `proxy.url`.",
+    "PICOSPEC_FALLBACK_KEY": "The key that an edge shows at `fallback_server.url`.",
     "PICOSPEC_CACHE": "The folder of models, tokenizers and wheels; `~/.cache/picospec`.",
     "PICOSPEC_CONFIG_DIR": "The folder of the settings files, the catalogue of your own models"
     " and the copies of `picospec connect`; `~/.config/picospec`.",
@@ -136,7 +137,8 @@ VARIABLES: Final[Mapping[str, str]] = {
     SALT_SECRET: "It tells the prompts of one key from those of others, and is random for each"
     " start. Verifiers behind one address need the same.",
     "PICOSPEC_VLLM_SOCKET": "Between the processes of vLLM; not to be set.",
-    "EDGE_PORT": "The port of the edge, for commands and the edge itself.",
+    "EDGE_PORT": "The port of the edge, for commands and the edge itself. An address, as"
+    " Kubernetes sets for a Service named `edge`, is ignored.",
     "VERIFIER_PORT": "The port of the verifier, likewise.",
 }
 """Maps each variable that is no field of a service's settings to what it sets."""
@@ -145,6 +147,17 @@ _OF_SERVICES: Final = re.compile(
     r"_SERVICE_(HOST|PORT(_\w+)?)$|[A-Z0-9]_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?$"
 )
 """Kubernetes names variables so, after Services of the same namespace."""
+
+_PORTS: Final = ("EDGE_PORT", "VERIFIER_PORT")
+
+
+def drop_links(environ: MutableMapping[str, str]) -> None:
+    """Remove the variables of ports that a Kubernetes Service or a Docker link of that name has
+    set, such as tcp://10.0.0.7:8000: they set no port of ours."""
+    for name in _PORTS:
+        if "://" in environ.get(name, ""):
+            del environ[name]
+
 
 _NEAR: Final = 0.9
 """Names this much alike are taken for one another (difflib's ratio)."""

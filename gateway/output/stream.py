@@ -6,12 +6,13 @@ verifier.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Final
 
 from gateway.background_work import running_alongside
+from gateway.channel import Channel, as_generator
 from gateway.errors import EngineFault
 from gateway.output.detokenise import Detokeniser, TextDelta
 from gateway.output.output_parser import OutputParser
@@ -25,8 +26,6 @@ ChoiceStream = AsyncGenerator[tuple[int, TextDelta]]
 """Yields the TextDeltas of choices, each with the choice's index."""
 
 Reader = Detokeniser | OutputParser
-
-Arrivals = asyncio.Queue[tuple[int, TextDelta] | Exception]
 
 
 async def stream_choice(
@@ -58,28 +57,21 @@ async def together(streams: Sequence[ChoiceStream]) -> AsyncGenerator[ChoiceStre
         async with aclosing(streams[0]) as only:
             yield only
         return
-    arrived: Arrivals = asyncio.Queue(QUEUED)
-    joined = _as_they_come(arrived, len(streams))
-    async with (
-        running_alongside(*(_read(stream, arrived) for stream in streams)),
-        aclosing(joined),
-    ):
+    channel = Channel[tuple[int, TextDelta]](QUEUED)
+    read_all = partial(_read_all, streams, channel)
+    async with aclosing(as_generator(read_all, channel)) as joined:
         yield joined
 
 
-async def _as_they_come(arrived: Arrivals, choices: int) -> ChoiceStream:
-    while choices:
-        item = await arrived.get()
-        if isinstance(item, Exception):
-            raise item
-        choices -= item[1].finish is not None
-        yield item
+async def _read_all(
+    streams: Sequence[ChoiceStream], channel: Channel[tuple[int, TextDelta]]
+) -> None:
+    async with running_alongside() as tasks:
+        for stream in streams:
+            tasks.create_task(_read(stream, channel))
 
 
-async def _read(stream: ChoiceStream, arrived: Arrivals) -> None:
-    try:
-        async with aclosing(stream):
-            async for item in stream:
-                await arrived.put(item)
-    except Exception as error:  # raised again once the items before it have been read
-        await arrived.put(error)
+async def _read(stream: ChoiceStream, channel: Channel[tuple[int, TextDelta]]) -> None:
+    async with aclosing(stream):
+        async for item in stream:
+            await channel.send(item)

@@ -82,16 +82,18 @@ export async function post(path, body, { signal } = {}) {
 }
 
 // Yields the chunks of a streamed answer; without a body, of one that was begun before. `at` is when
-// a chunk came, in milliseconds after the request, if that is told. Throws Failure, and AbortError if
+// a chunk came, in milliseconds after the request, if that is told; `fallback`, who answers in place
+// of the verifiers. Throws Failure, and AbortError if
 // `signal` stopped it.
 export async function* stream(path, body, signal) {
   const response = await request(path, body ? posted({ ...body, stream: true }, signal) : { signal });
   if (!response.ok) throw await errorOf(response);
+  const fallback = response.headers.get("x-picospec-fallback");
   for await (const { data, at } of events(response.body)) {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw failure(statusOf(chunk.error), chunk.error);
-    yield Object.assign(chunk, { at });
+    yield Object.assign(chunk, { at, fallback });
   }
   throw BROKEN();
 }

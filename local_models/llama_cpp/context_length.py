@@ -39,15 +39,18 @@ class Length:
 
     sequences: int
     kv_bytes: int
+    state_bytes: int = 0
+    """The states of recurrent layers in all sequences, with the copies to go back by."""
 
     def log_fields(self) -> dict[str, int]:
         """Return the fields for a log."""
-        return {
+        fields = {
             "tokens": self.tokens,
             "model_tokens": self.trained,
             "slots": self.sequences,
             "kv_mib": self.kv_bytes >> 20,
         }
+        return fields | {"states_mib": self.state_bytes >> 20} if self.state_bytes else fields
 
 
 def context_length(
@@ -59,13 +62,17 @@ def context_length(
     cache: str,
     min_tokens: int,
     cache_v: str | None = None,
+    rollback: int = 0,
 ) -> Length:
     """Return the length of a context. facts: the metadata of the model's GGUF file;
-    context_tokens: the setting; min_tokens: the minimum, even if memory is short."""
+    context_tokens: the setting; min_tokens: the minimum, even if memory is short; rollback:
+    recurrent layers keep so many copies of their states."""
     kv_bytes = kv_bytes_per_token(facts, cache, cache_v) * sequences
-    tokens = context_tokens or fitting_tokens(trained, kv_bytes, min_tokens, room_bytes())
+    states = state_bytes(facts) * (1 + rollback) * sequences
+    room = room_bytes() - states
+    tokens = context_tokens or fitting_tokens(trained, kv_bytes, min_tokens, room)
     tokens = min(tokens, trained)
-    return Length(tokens, trained, sequences, int(tokens * kv_bytes))
+    return Length(tokens, trained, sequences, int(tokens * kv_bytes), states)
 
 
 def fitting_tokens(trained: int, kv_bytes: float, min_tokens: int, room_bytes: float) -> int:
@@ -83,17 +90,35 @@ def kv_bytes_per_token(
 ) -> float:
     """Return the bytes of KV of a token in one sequence. facts: the metadata of a GGUF file.
     This is an upper bound: some layers of some models take less."""
+    heads = _number(facts, "attention.head_count", 1)
+    width = _number(facts, "embedding_length") // max(heads, 1)
+    key_bytes = _number(facts, "attention.key_length", width) * _CACHES[cache]
+    value_bytes = _number(facts, "attention.value_length", width) * _CACHES[cache_v or cache]
+    kv_heads = _number(facts, "attention.head_count_kv", heads)
+    return _attention_layers(facts) * kv_heads * (key_bytes + value_bytes)
 
-    def number(name: str, otherwise: int) -> int:
-        length = facts.get(f"{facts['general.architecture']}.{name}", "")
-        return int(length) if length.isdecimal() else otherwise
 
-    heads = number("attention.head_count", 1)
-    width = number("embedding_length", 0) // max(heads, 1)
-    key_bytes = number("attention.key_length", width) * _CACHES[cache]
-    value_bytes = number("attention.value_length", width) * _CACHES[cache_v or cache]
-    layers = number("block_count", 0)
-    return layers * number("attention.head_count_kv", heads) * (key_bytes + value_bytes)
+def state_bytes(facts: Mapping[str, str]) -> int:
+    """Return the bytes of the recurrent layers' states after one token of one sequence; 0 if
+    there are none. This is an upper bound: a file does not always name these layers. The source
+    is llama.cpp's llama_hparams::n_embd_r and n_embd_s, which are kept in F32."""
+    kernel, width = _number(facts, "ssm.conv_kernel"), _number(facts, "ssm.inner_size")
+    state = _number(facts, "ssm.state_size")
+    channels = width + 2 * _number(facts, "ssm.group_count") * state
+    short = _number(facts, "embedding_length") * (_number(facts, "shortconv.l_cache", 1) - 1)
+    layers = _number(facts, "block_count")
+    if (attention := _attention_layers(facts)) < layers:
+        layers -= attention
+    return 4 * layers * (max(kernel - 1, 0) * channels + state * width + short)
+
+
+def _attention_layers(facts: Mapping[str, str]) -> int:
+    return _number(facts, "block_count") // _number(facts, "full_attention_interval", 1)
+
+
+def _number(facts: Mapping[str, str], name: str, otherwise: int = 0) -> int:
+    value = facts.get(f"{facts['general.architecture']}.{name}", "")
+    return int(value) if value.isdecimal() else otherwise
 
 
 def memory_bytes() -> int:

@@ -230,12 +230,15 @@ def division(tensors: Mapping[str, int], layers: int, placement: Placement) -> D
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """A Demand is what a verifier wants to hold: slots, and bytes of a token's KV in each."""
+    """A Demand is what a verifier wants to hold: slots, and bytes of a token's KV in each.
+    state_bytes: the states of recurrent layers in each slot take so many, whatever it holds."""
 
     slots: int
     kv_bytes: float
     pass_bytes: int
     """The buffers of a pass take this many bytes on each device."""
+
+    state_bytes: int = 0
 
 
 def device_room(demand: Demand, divided: Division, devices: Sequence[Device]) -> float:
@@ -245,7 +248,7 @@ def device_room(demand: Demand, divided: Division, devices: Sequence[Device]) ->
         return float("inf")
     free = sum(each.free_bytes for each in devices) - demand.pass_bytes * len(devices)
     a_token = demand.slots * demand.kv_bytes * divided.kv_share
-    room = free - divided.device_bytes
+    room = free - divided.device_bytes - demand.slots * demand.state_bytes * divided.kv_share
     return room / a_token if a_token else float("inf") if room >= 0 else -1.0
 
 
@@ -262,6 +265,12 @@ def check_fit(
     if device_room(demand, divided, devices) >= tokens:
         return
     kv_bytes = tokens * demand.slots * demand.kv_bytes
+    state_bytes = demand.slots * demand.state_bytes * divided.kv_share
+    states, fewer = "", ""
+    if state_bytes:
+        states = f" {mib(state_bytes)} for the states of recurrent layers"
+        states += " (one a slot and draft token),"
+        fewer = " a lower speculation.max_verify,"
     fitting = next(
         count
         for count in range(divided.layers, -1, -1)
@@ -275,10 +284,10 @@ def check_fit(
     )
     raise CannotOpen(
         f"the model does not fit into the memory of {'; '.join(map(str, devices))}: it needs"
-        f" {mib(divided.device_bytes)} MiB for weights,"
+        f" {mib(divided.device_bytes)} MiB for weights,{states}"
         f" {mib(kv_bytes * divided.kv_share)} for the KV of {demand.slots} slots of {tokens}"
         f" tokens and about {mib(demand.pass_bytes * len(devices))} for passes. What helps:"
-        f" gpu_layers = {fitting} of {divided.layers + 1}, fewer slots, a shorter"
+        f" gpu_layers = {fitting} of {divided.layers + 1}, fewer slots,{fewer} a shorter"
         ' context_tokens, or cache_type_k and cache_type_v = "q8_0"'
     )
 

@@ -7,11 +7,16 @@ A Context decodes rows of several sequences in one pass, which is one call of ll
   stream for each sequence, and either a Q8_0 cache, or one thread and at most EXACT_ROWS rows
   of a sequence in a pass. tests/local_models/llama_cpp checks it.
 * There are no locks: one thread at a time may use a Context. llama_decode releases the GIL.
+* Recurrent layers keep a state in place of each token's KV, and go back by copies of it, which
+  llama.cpp makes for the last tokens of a pass. That of llama-cpp-python 0.3.36 goes back to a
+  wrong state, and says that all is well, if a pass had no more rows than are taken back, or if
+  other sequences shared it. So a Context counts rows, and divides such a pass by sequences.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +35,11 @@ from local_models.vocabulary import Vocabulary
 
 Cache = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"]
 Logits = NDArray[np.float32]
+_State = ctypes.Array[ctypes.c_uint8]
+
+CHECKPOINT_TOKENS: Final = 4
+"""A draft model goes back to every token, and reads at most three again. To copy its states
+takes a part of a step's time, to read a token again a whole step's."""
 
 _FAILURES: Final = {-1: BadSegment, 1: NoRoom}
 EXACT_ROWS: Final = 63
@@ -170,6 +180,18 @@ class Model:
         return {_string(key, self.handle, i): _string(value, self.handle, i) for i in indices}
 
     @property
+    def architecture(self) -> str:
+        """Return llama.cpp's name of the architecture, such as qwen35."""
+        return self.metadata()["general.architecture"]
+
+    @cached_property
+    def is_recurrent(self) -> bool:
+        """True if some layers keep a state in place of each token's KV, as in Mamba or Qwen3.5:
+        then a sequence cannot be cut at any length."""
+        of = lib.llama_model_is_recurrent, lib.llama_model_is_hybrid
+        return any(each(self.handle) for each in of)
+
+    @property
     def context_tokens(self) -> int:
         """Return the longest context that the model was trained for."""
         facts = self.metadata()
@@ -211,7 +233,10 @@ class Context:
     than F16, but exact for any number of threads and rows. cache_v: the type of the values, if
     not that of the keys. Without `flash_attention` no pass is exact, and passes over long
     contexts take at most two thirds of the time on a CPU; None: llama.cpp finds out whether the
-    devices have it. Raises CannotOpen if memory is short.
+    devices have it. rollback: recurrent layers keep so many copies of their states in each
+    sequence, to go back by as many tokens of a pass. checkpoints: copies of a sequence that
+    outlast the pass: with a rollback, after each segment without logits, as prompts are read;
+    else one after each CHECKPOINT_TOKENS tokens. Raises CannotOpen if memory is short.
     """
 
     def __init__(
@@ -225,10 +250,16 @@ class Context:
         *,
         cache_v: Cache | None = None,
         flash_attention: bool | None = True,
+        rollback: int = 0,
+        checkpoints: int = 0,
     ) -> None:
         settings = lib.llama_context_default_params()
         settings.n_ctx = context_tokens * sequences
         settings.n_batch = settings.n_ubatch = batch_tokens
+        if model.is_recurrent:
+            settings.n_rs_seq = rollback
+            rows = max(batch_tokens, rollback + 2)  # with fewer llama.cpp ends the process
+            settings.n_batch = settings.n_ubatch = rows
         settings.n_seq_max = sequences
         settings.n_threads = settings.n_threads_batch = threads
         kind = {True: "ENABLED", False: "DISABLED", None: "AUTO"}[flash_attention]
@@ -245,6 +276,18 @@ class Context:
         self.limits = ContextLimits(
             sequences, context_tokens, batch_tokens, model.vocabulary_size
         )
+        self.rollback = int(lib.llama_n_rs_seq(self._handle))
+        """A pass can be taken back by as many tokens, if the model is recurrent; less than was
+        wanted, if llama.cpp cannot do it for this architecture."""
+
+        self._rollback = [0] * sequences
+        """Each sequence of a recurrent model can now go back by as many tokens."""
+
+        self._checkpoints = [
+            deque[tuple[int, _State]](maxlen=checkpoints) for _ in range(sequences)
+        ]
+        """The lengths of each sequence after which its states were copied, with the copies."""
+
         self._rows: list[int] = []
         self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
         columns = self._batch.token, self._batch.pos, self._batch.logits, self._batch.n_seq_id
@@ -265,32 +308,93 @@ class Context:
         """Return the number of tokens in a sequence."""
         return int(lib.llama_memory_seq_pos_max(self._memory, sequence)) + 1
 
-    def truncate(self, sequence: int, length: int) -> None:
-        """Remove a sequence's tokens from position `length` on."""
+    def truncate(self, sequence: int, length: int) -> int:
+        """Remove a sequence's tokens from position `length` on. Return the number of tokens
+        that are left: fewer if recurrent layers can only go back farther."""
+        held = self.length(sequence)
+        if self.model.is_recurrent and length < held:
+            length = self._go_back(sequence, held - length, length)
         lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
+        return min(length, held)
+
+    def checkpoints(self, sequence: int) -> list[int]:
+        """Return the lengths of a recurrent model's sequence at which it has a checkpoint."""
+        return [length for length, _ in self._checkpoints[sequence]]
+
+    def _go_back(self, sequence: int, tokens: int, length: int) -> int:
+        """Prepare recurrent layers to go back by `tokens` to `length`. Return the length to
+        which they can."""
+        checkpoints = self._checkpoints[sequence]
+        while checkpoints and checkpoints[-1][0] > length:
+            checkpoints.pop()
+        if tokens > self._rollback[sequence]:
+            length, state = checkpoints[-1] if checkpoints else (0, None)
+            if state is not None:
+                self._set_state(sequence, state)
+        self._rollback[sequence] = 0  # llama.cpp goes back once after each pass
+        return length
+
+    def _state(self, sequence: int) -> _State:
+        """Return a copy of the states that a sequence's recurrent layers are in."""
+        where = sequence, lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        size = lib.llama_state_seq_get_size_ext(self._handle, *where)
+        state: _State = (ctypes.c_uint8 * size)()
+        lib.llama_state_seq_get_data_ext(self._handle, state, len(state), *where)
+        return state
+
+    def _set_state(self, sequence: int, state: _State) -> None:
+        """Put a sequence's recurrent layers into a state. Raises DecodeFailed."""
+        where = sequence, lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        if not lib.llama_state_seq_set_data_ext(self._handle, state, len(state), *where):
+            raise DecodeFailed("llama.cpp could not restore a state")
 
     def copy(self, source: int, target: int) -> None:
         """Replace the tokens of `target` by those of `source`."""
         lib.llama_memory_seq_rm(self._memory, target, -1, -1)
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        if self.model.is_recurrent:  # or both would share one state
+            self._set_state(target, self._state(source))
+            self._rollback[target] = 0
+            self._checkpoints[target].clear()
 
     def decode(self, segments: Sequence[Segment]) -> None:
         """Decode the rows in one pass. Raises BadSegment, NoRoom or DecodeFailed."""
         check(segments, self.limits, self.length)
         row, self._rows = 0, []
-        for segment in segments:
+        wanted_rows: dict[int, range] = {}
+        # llama.cpp joins sequences whose numbers ascend; joined, their states change places,
+        # and the copies of the states do not
+        ordered = sorted(segments, key=_falling) if self.model.is_recurrent else segments
+        for segment in ordered:
             end = row + len(segment.tokens)
             self._tokens[row:end] = segment.tokens
             self._positions[row:end] = np.arange(segment.start, segment.start + end - row)
             wanted = end - row if segment.logits is None else segment.logits
-            self._wanted[row:end] = np.arange(end - row, 0, -1) <= wanted
+            first = max(row, end - wanted)
+            self._wanted[row:first], self._wanted[first:end] = 0, 1
+            wanted_rows[segment.sequence] = range(first, end)
             for index in range(row, end):
                 self._batch.seq_id[index][0] = segment.sequence
             row = end
         self._batch.n_tokens = row
         if code := lib.llama_decode(self._handle, self._batch):
             raise _FAILURES.get(code, DecodeFailed)(f"llama_decode returned {code}")
-        self._rows = np.flatnonzero(self._wanted[:row]).tolist()
+        if self.model.is_recurrent:
+            self._note_states(segments)
+        self._rows = [row for segment in segments for row in wanted_rows[segment.sequence]]
+
+    def _note_states(self, segments: Sequence[Segment]) -> None:
+        """Note which states can be gone back to after a pass."""
+        for segment in segments:
+            sequence, length = segment.sequence, segment.start + len(segment.tokens)
+            self._rollback[sequence] = min(self.rollback, len(segment.tokens) - 1)
+            checkpoints = self._checkpoints[sequence]
+            last = checkpoints[-1][0] if checkpoints else 0
+            is_due = length - last >= CHECKPOINT_TOKENS
+            if self.rollback:
+                is_due = segment.logits == 0
+            if checkpoints.maxlen and is_due:
+                checkpoints.append((length, self._state(sequence)))
 
     def logits(self, index: int) -> Logits:
         """Return the logits, float32[V], of the index-th row whose logits were requested.
@@ -301,6 +405,10 @@ class Context:
             raise BadSegment(f"the pass has logits of {held} rows, not of row {index}")
         row = lib.llama_get_logits_ith(self._handle, self._rows[index])
         return np.ctypeslib.as_array(row, (self.model.vocabulary_size,))
+
+
+def _falling(segment: Segment) -> int:
+    return -segment.sequence
 
 
 def _string(read: Callable[..., int], model: int | None, index: int) -> str:

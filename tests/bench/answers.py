@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from bench.results import Answer, Host, Results, Settings, rows
-from bench.simulator.ends import Answer as SimulatedAnswer
+from bench.host import Host
+from bench.results import Answer, Results, Settings, rows
+from bench.simulator.edge import Answer as SimulatedAnswer
 from bench.simulator.hosts import Hosts, gpu
 from bench.simulator.source import Source
 from bench.simulator.world import Arm, World, simulate

@@ -1,6 +1,6 @@
 """A Python that "has vLLM": it serves the API of a verifier, or of vLLM, without a model.
 
-    fake_vllm.py -m verifier|bench.run.rivals --port N ...
+    fake_vllm.py -m verifier|bench.run.stock_vllm --port N ...
 
 Each line of FAKE_LOG is a start or an end, with the arguments.
 """
@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 MODULE, ARGUMENTS = sys.argv[2], sys.argv[3:]
-READY = {"verifier": "/ready", "bench.run.rivals": "/health"}[MODULE]
+READY = {"verifier": "/ready", "bench.run.stock_vllm": "/health"}[MODULE]
 MESSAGES = int(os.environ.get("FAKE_MESSAGES", "99"))
 """The context has room for so many."""
 

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import pytest
 
+from bench.simulator.comparison import PLAIN
 from bench.simulator.hosts import Curve, Hosts
 from bench.simulator.source import synthetic
-from bench.simulator.world import PLAIN, World, simulate
+from bench.simulator.world import World, simulate
 from bench.statistics import geometric_mean
 from picospec.expecting import MeasuredPace
 from picospec.link import Conditions
 
 
 def simulated(pace: MeasuredPace, share: float) -> float:
-    rows = {rows: (pace.token_s + (rows - 1) * pace.row_s) * pace.slowed for rows in (1, 9)}
-    hosts = Hosts(
-        Curve({1: pace.token_s, 9: pace.token_s + 8 * pace.row_s}),
-        Curve({1: pace.busy_step_s}),
-        drafting_s=Curve(rows),
-        alone_s=Curve({1: pace.draft_s}),
-    )
-    world = World(hosts, Conditions(1000 * pace.rtt_s))
+    pass_s = {1: pace.token_s, 9: pace.token_s + 8 * pace.row_s}
+    slowed_s = {rows: pace.slowed * seconds for rows, seconds in pass_s.items()}
     answers = [synthetic(share, 96, seed, 32) for seed in range(6)]
-    drafted, alone = (simulate(world, PLAIN[arm], [answers]) for arm in ("picospec", "cloud"))
+    drafted, alone = (
+        simulate(
+            World(
+                Hosts(Curve(seconds), Curve({1: pace.busy_step_s})),
+                Conditions(1000 * pace.rtt_s),
+            ),
+            PLAIN[arm],
+            [answers],
+        )
+        for arm, seconds in (("picospec", slowed_s), ("cloud", pass_s))
+    )
     return geometric_mean(
         [
             ours.tokens_per_s / its.tokens_per_s

@@ -21,9 +21,11 @@ from scipy.stats import fisher_exact
 from bench.capacity import Figures, Row
 from bench.gpu_check import __main__ as command_line
 from bench.gpu_check import quick
-from bench.gpu_check.engines import AGAIN, PLUGGED, UNPLUGGED, Engines, Serving
+from bench.gpu_check.engines import PLUGGED, Engines
+from bench.gpu_check.loads import AGAIN, UNPLUGGED
 from bench.gpu_check.parts import Check, NotRun, command
 from bench.gpu_check.quick import Quick, compared, differing
+from bench.gpu_check.serving import Serving
 from bench.run.client import Reply
 from bench.run.services import Services, ServicesPlan
 from bench.statistics import fisher
@@ -172,9 +174,7 @@ async def test_the_edge_may_be_little_slower_than_cloud_at_either_load(
 
 
 def row(sessions: int, tokens_per_s: float) -> Row:
-    return Row(
-        sessions, "cloud", Figures(tokens_per_s, 1.0, 1.0, 5.0, 9.0, 1.0), None, 0, 0, 0.5
-    )
+    return Row(sessions, "cloud", Figures(tokens_per_s, 1.0, 1.0, 5.0, 9.0, 1.0), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -329,9 +329,10 @@ def test_what_differs_beyond_the_compared_tokens_does_not_count() -> None:
 
 def test_the_quick_check_starts_its_engines_and_ours_first() -> None:
     plans = Quick(engines(), "cpu").plans.values()
-    ours, _, sync, invariant, _, two = plans
+    ours, _, sync, invariant, _, unequal, two = plans
 
-    assert [plan.rival is None for plan in plans] == [True, False, False, True, True, True]
+    assert [plan.rival is None for plan in plans] == [True, False, False, *[True] * 4]
+    assert unequal.environment["PICOSPEC_VERIFIER__SPECULATION__UNEQUAL_GRAPHS"] == "true"
     assert sync.verifier_arguments == ("--vllm.async-scheduling", "false")
     assert invariant.environment["VLLM_BATCH_INVARIANT"] == "1"
     assert two.verifier_arguments[-2:] == ("--vllm.tensor-parallel-size", "2")

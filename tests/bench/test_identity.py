@@ -7,17 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.identity import (
-    RESOLUTION,
-    Answer,
-    Divergence,
-    TokenScores,
-    batched,
-    compare,
-    divergence,
-    is_defect,
-    tally,
-)
+from bench.divergence import RESOLUTION, Divergence, TokenScores, divergence
+from bench.identity import Answer, batched, compare, is_defect, tally
 from bench.prompts import Prompt
 from bench.run.client import Reply
 

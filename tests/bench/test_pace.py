@@ -13,21 +13,23 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.__main__ import app
+from bench.files import load
 from bench.pace.command import SERVICE
-from bench.pace.loads import Found, Turn, figures
+from bench.pace.loads import Turn, figures
 from bench.pace.machine import PART, Fleet
+from bench.pace.results import Found
 from bench.pace.script import said
-from bench.results import load
-from bench.simulator.command import HEADS
 from bench.simulator.hosts import gpu
+from bench.simulator.made_up import made_up
+from bench.simulator.pace import HEADS
 from bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
-from bench.simulator.source import Source, made_up, synthetic
+from bench.simulator.source import Source, believed, synthetic
 from bench.simulator.world import Arm, World, simulate
 from picospec.link import Conditions
 from tests.bench.test_simulator import trace
 
 GPU = World(gpu(0.01, 0.005, twice_at=256), Conditions(10.0))
-COPY = Source(range(50), range(50), range(50), [0.9] * 50)
+COPY = Source(range(50), range(50), believed(range(50), 0.9))
 """An answer that repeats its prompt."""
 
 
@@ -38,7 +40,7 @@ def rate(arm: Arm, *clients: Source) -> float:
 
 def proposed(prompt: list[int], most: int = 4) -> list[int]:
     proposer = Ngram()
-    proposer.begin(Source(prompt, (), (), ()))
+    proposer.begin(Source(prompt, (), ()))
     return list(proposer.propose(most))
 
 
@@ -106,10 +108,10 @@ def test_a_wrong_head_proposes_all_its_tokens() -> None:
 @pytest.mark.skipif(not find_spec("arctic_inference"), reason="arctic-inference is missing")
 def test_suffix_decoding_remembers_earlier_answers() -> None:
     proposer = Suffix(4.0, 0.1, 64)
-    first = Source([90, 91], range(20), range(20), [0.9] * 20)
+    first = Source([90, 91], range(20), believed(range(20), 0.9))
     proposer.begin(first)
     proposer.extend(first.tokens)
-    proposer.begin(Source([95, 96], range(20), range(20), [0.9] * 20))
+    proposer.begin(Source([95, 96], range(20), believed(range(20), 0.9)))
     proposer.extend([0, 1])
 
     assert list(proposer.propose(4)) == [2, 3, 4, 5]
@@ -243,13 +245,3 @@ def test_the_stand_in_answers_by_the_script_with_and_without_the_plugin(tmp_path
     assert found["sessions"]["passes a token"] < 0.8 < found["useless"]["passes a token"] <= 1.0
     assert found["sessions"]["simulated, over plain"] > 1.0
     assert all(each.keys() >= {"API, cores", "engine, cores"} for each in found.values())
-
-
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
-def test_one_vllm_is_loaded_with_plain_requests_and_sessions(tmp_path: Path) -> None:
-    found = lines(tmp_path, "host", "--parts", "vllm", "--vllm-clients", "2")
-
-    assert [*found] == ["plugin", "sessions", "mixed", "useless"]
-    assert found["sessions"]["passes a token"] < 1.0
-    assert "worker, cores" in found["plugin"]

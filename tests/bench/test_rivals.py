@@ -18,14 +18,16 @@ from typer import Context
 from typer.testing import CliRunner
 
 from bench.__main__ import app
+from bench.files import load
 from bench.prompts import Prompt, read
-from bench.results import Results, load
-from bench.run import rivals as stock_vllm
+from bench.results import Results
+from bench.run import stock_vllm
+from bench.run.arms import parse
 from bench.run.command import Plan, Run, stints, turns
-from bench.run.live_arms import parse
-from bench.run.rivals import Rival, flags
+from bench.run.rivals import Rival
 from bench.run.services import ServicesPlan
 from picospec.link import Conditions
+from verifier.vllm_target.launching import flags
 
 RIVALS = "cloud,picospec,cloud-vllm,cloud-ngram:3"
 ENGINES = ["", "cloud-vllm", "cloud-ngram:3"]

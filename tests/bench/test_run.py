@@ -18,16 +18,23 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from bench.__main__ import app
+from bench.files import load
 from bench.prompts import Prompt, read
-from bench.results import Answer, Results, load
+from bench.results import Answer, Results
+from bench.run.arms import parse
 from bench.run.client import AnswerError, Client, Question, TooLong
 from bench.run.command import Plan, Run, turns
-from bench.run.live_arms import LiveArm, parse
-from bench.run.rounds import RoundPolicy
+from bench.run.live_arms import LiveArm
+from bench.run.round_policy import RoundPolicy
+from bench.run.rounds import become
 from bench.run.services import ServicesPlan
 from bench.run.versus import Key, deal, report
+from edge_agent import engine
 from picospec.link import Conditions
+from speculation.messages import Commit, Finish
 from tests.bench.answers import answer
+from tests.edge_agent.fakes import JOB, FakeVerifiers, deltas, quiet, scripted
+from tests.edge_agent.fakes import engine as edge
 
 ARMS = "cloud,picospec,sync:2,paper:2,colocated:2"
 SMALL = {"PICOSPEC_EDGE__SLOTS": "1", "PICOSPEC_EDGE__CONTEXT_TOKENS": "512"}
@@ -124,14 +131,6 @@ def test_cloud_is_measured_in_every_repeat_and_checked_at_the_last_link() -> Non
     assert links == {(0, 10), (0, 100), (1, 10)}
 
 
-def test_the_watched_arm_differs_by_its_stream_options_alone() -> None:
-    asked = {t.arm.name: t.question for t in turns(plan("cloud,picospec,picospec-watched"))}
-
-    watched = asked["picospec-watched"]
-    assert watched.stream_options == {"include_speculation": True}
-    assert replace(watched, stream_options={}) == asked["picospec"]
-
-
 @pytest.mark.parametrize(
     ("arms", "named"),
     [
@@ -153,6 +152,16 @@ def test_arms_that_cannot_be_are_refused(arms: str, named: str) -> None:
 def test_what_is_no_policy_of_rounds_is_an_error_that_names_it(text: str) -> None:
     with pytest.raises(ValueError, match=text):
         RoundPolicy.parse(text)
+
+
+async def test_an_edge_becomes_an_arm_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "StreamPolicy", engine.StreamPolicy)  # put back at the end
+    verifiers = FakeVerifiers(scripted(quiet, Commit(0, 0, (3,)), quiet, Finish("stop")))
+
+    become("sync:1")
+    await deltas(edge(verifiers).generate(JOB))
+
+    assert verifiers.link.drafted == [3, 4]
 
 
 def test_an_arm_sends_its_prompts_prediction_or_anothers_or_none() -> None:

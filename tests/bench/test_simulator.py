@@ -17,23 +17,19 @@ from typer.testing import CliRunner
 
 from bench.__main__ import app
 from bench.prompts import sampling
-from bench.results import Results
-from bench.simulator.command import compare, predict
+from bench.simulator.acespec import branches_by_depth
+from bench.simulator.clock import Clock
+from bench.simulator.comparison import GAMMAS, Group, rows
 from bench.simulator.event_log import events, report
-from bench.simulator.hosts import CPU_BOX, Clock, Curve, Hosts, gpu
-from bench.simulator.rivals import branches_by_depth
-from bench.simulator.source import WRONG, Source, dense, synthetic, traced
+from bench.simulator.hosts import CPU_BOX, Curve, Hosts, gpu
+from bench.simulator.source import WRONG, Source, believed, dense, synthetic, traced
 from bench.simulator.world import (
-    GAMMAS,
     Arm,
-    Group,
-    SimulatedRow,
     World,
     acespec,
     colocated,
     paper,
     picospec,
-    rows,
     simulate,
     sync,
 )
@@ -46,9 +42,6 @@ from tests.bench.answers import (
     DRAFT_S,
     GPU,
     PASS_S,
-    answer,
-    results,
-    right_trace,
     rounded,
     run,
     whole_gaps_s,
@@ -125,17 +118,11 @@ def test_a_round_takes_drafting_a_round_trip_and_a_pass_unless_its_drafting_was_
     assert rounded(hit) in published or alpha < 0.9
 
 
-@pytest.mark.parametrize(("rtt_ms", "step_s"), [(0, None), (300, None), (300, 0.002)])
-def test_colocated_speculation_knows_no_distance_and_has_steps_of_its_own(
-    rtt_ms: float, step_s: float | None
-) -> None:
-    hosts = gpu(PASS_S, DRAFT_S, colocated_s=step_s)
+@pytest.mark.parametrize("rtt_ms", [0, 300])
+def test_colocated_speculation_knows_no_distance(rtt_ms: float) -> None:
+    answer = run(colocated(4), synthetic(1.0, 1000), rtt_ms=rtt_ms)
 
-    answer = run(colocated(4), synthetic(1.0, 1000), rtt_ms=rtt_ms, hosts=hosts)
-
-    assert answer.tokens_per_s == pytest.approx(
-        5 / (PASS_S + 4 * (step_s or DRAFT_S)), rel=0.01
-    )
+    assert answer.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * DRAFT_S), rel=0.01)
 
 
 @pytest.mark.parametrize("tokens", [64, 300])
@@ -145,7 +132,7 @@ def test_colocated_speculation_knows_no_distance_and_has_steps_of_its_own(
 def test_picospec_with_a_useless_draft_is_as_fast_as_the_cloud(
     hosts: Hosts, rtt_ms: float, confidence: float, tokens: int
 ) -> None:
-    useless = Source((), range(tokens), [WRONG] * tokens, [confidence] * tokens)
+    useless = Source((), range(tokens), believed([WRONG] * tokens, confidence))
 
     answer = run(picospec(), useless, rtt_ms=rtt_ms, hosts=hosts)
 
@@ -174,7 +161,7 @@ def test_a_perfect_draft_fills_every_pass() -> None:
 
 def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_cheap() -> None:
     text = list(range(200))
-    copy = Source(text, text, text, [0.9] * 200)
+    copy = Source(text, text, believed(text, 0.9))
     costly = replace(gpu(0.1, 0.01), draft_s=Curve({1: 0.01, 2: 0.02}))
     only = picospec(ngram_drafts=False)
     without = picospec(lookup=False, ngram_drafts=False)
@@ -192,7 +179,7 @@ def test_a_copy_is_looked_up_where_steps_limit_or_else_read_where_reading_is_che
 
 def test_a_right_prediction_is_as_fast_at_any_distance() -> None:
     text = list(range(200))
-    expected = Source((1,), text, [WRONG] * 200, [0.1] * 200, predicted=text)
+    expected = Source((1,), text, believed([WRONG] * 200, 0.1), predicted=text)
 
     near, far = (
         run(picospec(), expected, rtt_ms=rtt_ms, hosts=gpu(0.07, 0.02)).tokens_per_s
@@ -325,30 +312,6 @@ def test_equal_cells_are_counted_and_the_first_difference_is_shown() -> None:
 # What hosts, links and other sessions cost in the simulator.
 
 
-def test_a_message_that_arrives_makes_the_pass_that_runs_longer() -> None:
-    source, busy = synthetic(0.0, 200), replace(GPU, message_s=0.05)
-
-    assert run(Arm(), source, hosts=busy).tokens_per_s == pytest.approx(1 / PASS_S)
-    assert run(picospec(), source, hosts=busy).tokens_per_s < 0.98 / PASS_S
-    assert run(sync(2), source, hosts=busy).tokens_per_s == pytest.approx(
-        run(sync(2), source).tokens_per_s
-    )
-
-
-def test_a_draft_model_on_the_targets_memory_prolongs_the_pass_that_runs() -> None:
-    shared = replace(GPU, drafting_s=Curve({1: 2 * PASS_S}))
-    source = synthetic(1.0, 100)
-
-    alone, together = (run(paper(4), source, hosts=hosts) for hosts in (GPU, shared))
-    cloud = run(Arm(), source, hosts=shared)
-
-    # each of the four steps of DRAFT_S in a pass costs the pass half of that time
-    assert together.seconds == pytest.approx(
-        alone.seconds * (1 + 2 * DRAFT_S / PASS_S), rel=0.05
-    )
-    assert cloud.tokens_per_s == pytest.approx(1 / PASS_S)
-
-
 def test_a_thin_line_costs_what_its_bytes_take() -> None:
     source = synthetic(1.0, 100)
 
@@ -401,43 +364,3 @@ def test_branches_slow_the_chain_where_a_step_costs_more_for_them() -> None:
     )
 
     assert cached < 0.8 * rounds
-
-
-# A prediction is compared with the run it is for: the same prompts, tokens and links.
-
-AGREE_ARMS = ("cloud", "picospec", "sync:2", "picospec-useless")
-
-
-def agree_trace(prompt: str, tokens: int = 30, temperature: float = 0.0) -> Trace:
-    return right_trace((0, 1, 2), range(tokens), name=prompt, temperature=temperature)
-
-
-def measured() -> Results:
-    return results(*(answer(arm, 2.0, prompt="a", rtt_ms=20.0) for arm in AGREE_ARMS))
-
-
-def test_a_prediction_has_the_runs_cells_that_the_simulator_knows() -> None:
-    found = list(predict(measured(), [agree_trace("a")], gpu(0.1, 0.01)))
-
-    assert [(row.arm, row.rtt_ms) for row in found] == [
-        ("cloud", 20.0), ("picospec", 20.0), ("sync:2", 20.0)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "traces", [[], [agree_trace("b")], [agree_trace("a", 5)], [agree_trace("a", 30, 1.0)]]
-)
-def test_a_prompt_without_a_long_enough_trace_is_named(traces: list[Trace]) -> None:
-    with pytest.raises(ValueError, match="no trace of a has 10 tokens at T = 0"):
-        list(predict(measured(), traces, gpu(0.1, 0.01)))
-
-
-def test_cells_are_compared_where_both_have_them() -> None:
-    predicted = list(predict(measured(), [agree_trace("a")], gpu(0.1, 0.01)))
-
-    cells = compare(predicted, measured())
-
-    assert [cell.arm for cell in cells] == ["picospec", "sync:2"]
-    by_arm: dict[str, SimulatedRow] = {row.arm: row for row in predicted}
-    assert cells[0].simulated == by_arm["picospec"].speedup_vs_cloud
-    assert cells[0].measured == 1.0

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.prompts import Conversation, Prompt, read, scenario_of
-from bench.report import Comparison, markdown
+from bench.comparison import Comparison
+from bench.long_work import scenario_of
+from bench.prompts import Conversation, Prompt, read
+from bench.recording import Subject, answered, traces
+from bench.report import markdown
 from bench.results import Answer
+from bench.run.arms import parse
 from bench.run.command import Plan, stints
-from bench.run.live_arms import parse
 from bench.statistics import mean
-from bench.traces import Subject, Trace, answered, traces
+from bench.traces import Trace
 from edge_agent.draft.loading import find
 from local_models.store import open_store
 from picospec.link import Conditions

@@ -60,8 +60,9 @@ class FakeCache:
         row[self._rows[index]] = 50.0
         return row
 
-    def truncate(self, sequence: int, length: int) -> None:
+    def truncate(self, sequence: int, length: int) -> int:
         del self._held[sequence][length:]
+        return len(self._held[sequence])
 
     def copy(self, source: int, target: int) -> None:
         self._held[target] = list(self._held[source])

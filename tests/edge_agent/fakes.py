@@ -26,7 +26,7 @@ from local_models.tokenizer_file import TokenizerFile
 from local_models.vocabulary import Relation, Vocabulary
 from speculation import coupled
 from speculation.draft_machine import DraftMachine
-from speculation.draft_policy import DraftPolicy, StreamPolicy
+from speculation.draft_policy import StreamPolicy
 from speculation.draft_token import DraftToken
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
@@ -364,7 +364,6 @@ def engine(
     settings: EdgeSettings | None = None,
     paired: Paired | None = None,
     draft_tokens: int = 1000,
-    policy: DraftPolicy | None = None,
 ) -> EdgeEngine:
     return EdgeEngine(
         verifiers,
@@ -372,7 +371,6 @@ def engine(
         settings or EdgeSettings(),
         metrics or EdgeMetrics(CollectorRegistry()),
         paired or Paired(draft_tokens=draft_tokens),
-        policy,
     )
 
 

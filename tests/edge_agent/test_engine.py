@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from edge_agent.driver import EdgeSession
-from edge_agent.engine import QUEUE_ITEMS
+from edge_agent.engine import MAX_DELTAS
 from edge_agent.settings import EdgeSettings
 from gateway.errors import ApiError, EngineFault, Unavailable
 from gateway.ports import Job, Statistics
@@ -138,7 +138,7 @@ async def test_a_prompt_for_an_adapter_is_sent_to_that_adapter() -> None:
 
 
 async def test_no_token_is_lost_with_a_session_while_a_slow_client_keeps_them_waiting() -> None:
-    lost, last = asyncio.Event(), QUEUE_ITEMS + 1  # one is read, and the last finds no room
+    lost, last = asyncio.Event(), MAX_DELTAS + 1  # one is read, and the last finds no room
 
     async def first(link: ScriptedLink) -> AsyncGenerator[Down]:
         yield OPENED

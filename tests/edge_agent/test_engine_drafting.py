@@ -23,17 +23,14 @@ from gateway.ports import Delta, Job, opening
 from gateway.watching import ChainEvent, Event, LinkUse, PassEvent
 from local_models.tokenizer import Tokenizer
 from speculation import coupled
-from speculation.drafting import DraftingSession
 from speculation.messages import (
     Commit,
     Fill,
     Finish,
-    Limits,
     Sampling,
     TokenId,
     Totals,
 )
-from speculation.proposer import Latencies
 from tests.edge_agent.cross_vocabulary import WordEncoder
 from tests.edge_agent.fakes import (
     FACTS,
@@ -134,25 +131,6 @@ async def test_where_the_verifier_waits_for_drafts_the_edge_never_pauses(fill: F
 
     chains = len({message.epoch for message in verifiers.link.sent})
     assert (chains >= 59) is (fill == "never")  # a pause would have both ends wait
-
-
-async def test_another_policy_replaces_the_products_own() -> None:
-    class OneToken:
-        def may_draft(self, session: DraftingSession, *_: Latencies | Limits) -> bool:
-            return not session.chain
-
-        def may_look_up(self, session: DraftingSession, *_: Latencies | Limits) -> bool:
-            return False
-
-        def should_send(self, session: DraftingSession, *, drafting: bool) -> bool:
-            return session.unsent > 0
-
-    verifiers = FakeVerifiers(scripted(quiet, Commit(0, 0, (3,)), quiet, Finish("stop")))
-    edge = engine(verifiers, policy=OneToken())
-
-    await deltas(edge.generate(JOB))
-
-    assert verifiers.link.drafted == [3, 4]
 
 
 async def test_draft_tokens_and_stale_steps_are_counted_at_the_end() -> None:

@@ -31,6 +31,7 @@ from tests.edge_agent.proxying import (
     streaming,
 )
 from tests.end_to_end.traced import serving
+from tests.gateway.scripted import served
 from tests.guards import GUARD_S
 from tests.hostile.test_verifier import resident_bytes
 from tests.verifier.fake_target import FakeTarget
@@ -333,3 +334,66 @@ def test_a_body_that_is_wrong_goes_to_its_endpoint(body: bytes) -> None:
     asked = b'{"model": "%b", %b' % (MODEL.encode(), body[1:])
     assert listed(EMBEDDINGS, asked, [MODEL]) is None
     assert listed(EMBEDDINGS, body, [MODEL]) is None
+
+
+ANSWERS = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"prompt": "a"},
+    "/v1/responses": {"input": "a"},
+    "/v1/messages": {"max_tokens": 5, "messages": CHAT["messages"]},
+}
+
+
+@pytest.mark.parametrize("path", ANSWERS)
+async def test_another_server_answers_while_no_verifier_can_be_reached(path: str) -> None:
+    bodies = list[dict[str, Any]]()
+
+    async def answer(request: Request) -> Response:
+        bodies.append(json.loads(await request.body() or b"{}"))
+        if bodies[-1].get("stream"):
+            return Response("data: [DONE]\n\n", 200, {}, "text/event-stream")
+        return Response('{"model": "theirs", "usage": {}}', 200, {}, JSON)
+
+    upstream = Upstream(answer)
+    async with served(upstream) as url:  # type: ignore[arg-type]  # it is an ASGI app
+        own = {"url": f"{url}/v1", "model": "theirs"}
+        key = {"PICOSPEC_FALLBACK_KEY": "secret"}
+        async with proxying(
+            Upstream(), environ=key, fallback="server", fallback_server=own
+        ) as client:
+            asked = ANSWERS[path] | {"model": "absent"}
+            whole = await client.post(path, json=asked)
+            options = {"include_speculation": True} if "completions" in path else None
+            streamed = await client.post(
+                path, json=asked | {"stream": True, "stream_options": options}
+            )
+            listed = (await client.get("/v1/models")).json()["data"]
+            ready, status = [await client.get(place) for place in ("/ready", "/status")]
+            tokens = await client.post("/tokenize", json={"content": "a"})
+
+    assert (whole.json()["model"], streamed.text) == ("theirs", "data: [DONE]\n\n")
+    assert {each.headers["x-picospec-fallback"] for each in (whole, streamed)} == {"server"}
+    said = [body for body in bodies if body]
+    assert [(body["model"], body.get("stream_options")) for body in said] == [
+        ("theirs", None)
+    ] * 2
+    assert all(("store" in body) == (path == "/v1/responses") for body in said)
+    heads = [dict(scope["headers"]) for scope in upstream.asked]
+    assert {head[b"authorization"] for head in heads} == {b"Bearer secret"}
+    assert (ready.json()["fallback"], [each["id"] for each in listed]) == ("server", ["theirs"])
+    assert status.json()["fallback_server"]["model"] == "theirs"
+    assert tokens.status_code == 503
+
+
+async def test_a_server_that_cannot_answer_is_not_asked() -> None:
+    upstream = Upstream(saying(b"{}", 401))
+    async with served(upstream) as url:  # type: ignore[arg-type]  # it is an ASGI app
+        own = {"url": url, "model": "theirs"}
+        async with proxying(Upstream(), fallback="server", fallback_server=own) as client:
+            with capture_logs() as logs:
+                answer = await client.post("/v1/chat/completions", json=CHAT | {"model": "x"})
+
+    assert answer.status_code == 503
+    assert "x-picospec-fallback" not in answer.headers
+    assert {scope["path"] for scope in upstream.asked} == {"/v1/models"}
+    assert "it answers 401" in [line.get("reason") for line in logs]

@@ -97,7 +97,7 @@ class Fleet:
         engine: Any = Engine(verifiers)
         source: Any = Source()
         aliases = entry.aliases if entry else ()
-        return ServedModel(name, verifiers, source, NoDrafter(), engine, None, aliases)
+        return ServedModel(name, verifiers, source, NoDrafter(), engine, (), aliases)
 
     async def answering(self, name: str | None) -> str:
         """Return the name of the model that answers for this name."""

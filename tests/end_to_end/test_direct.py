@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tests.verifier.conftest import metrics
 from tests.verifier.fake_target import STREAMS, FakeTarget, said
 from verifier.app import build
 from verifier.settings import load as load_verifier
-from verifier.target import Framed, Reply
+from verifier.target import Deliver
 
 ASK = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 9, "seed": 4}
 CLIENTS = {"authorization": "Bearer clients"}
@@ -139,11 +139,11 @@ async def test_by_no_way_does_a_key_get_what_the_target_has_read_for_another(
     served: dict[str, set[str | None]] = {}
     serve = target.serve
 
-    def noting(
-        session: str, request: Open, tenant: str | None = None
-    ) -> AsyncGenerator[Framed[Reply]]:
+    async def noting(
+        session: str, request: Open, deliver: Deliver, tenant: str | None = None
+    ) -> None:
         served.setdefault(who, set()).add(target.owner_of_prefixes(tenant, request))
-        return serve(session, request, tenant)
+        await serve(session, request, deliver, tenant)
 
     monkeypatch.setattr(target, "serve", noting)
     app = edge_of(verifier, tmp_path, clients="ann,eve")

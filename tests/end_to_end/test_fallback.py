@@ -53,6 +53,8 @@ def test_the_draft_model_answers_alone_while_there_is_no_verifier_and_says_so(
     fleet.verifier(url=away)
     fleet.until_ready(away)
     together = ask(edge)
+    wanted = ask(edge, model=f"draft:{alone.json()['model']}")
+    listed = [each["id"] for each in httpx.get(f"{edge}/v1/models").json()["data"]]
     fleet.signal(away, signal.SIGKILL)
     again = ask(edge)
 
@@ -65,6 +67,9 @@ def test_the_draft_model_answers_alone_while_there_is_no_verifier_and_says_so(
     assert text_of(shaped) in ("azure", "violet")
     assert "x-picospec-fallback" not in together.headers
     assert together.json().get("system_fingerprint") is None
+    assert wanted.json()["model"] == listed[-1] == f"draft:{name}"
+    assert text_of(wanted) == text_of(alone)
+    assert "x-picospec-fallback" not in wanted.headers  # nobody was absent
     assert again.headers["x-picospec-fallback"] == "draft"
     assert text_of(again) == text_of(alone)
     assert gauge(edge, "picospec:edge_fallback_answers_total") == {"": 3.0}

@@ -10,8 +10,9 @@ from functools import partial
 
 import pytest
 
-from bench.identity import EDGES, Answer, ask, batched, compare
+from bench.identity import EDGES, SEED, Answer, ask, batched, compare
 from bench.prompts import Prompt, read
+from bench.run.client import Question
 from bench.run.services import Services, ServicesPlan
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
@@ -32,7 +33,7 @@ async def asked(
         services.verifier_url,
         {name: services.edge_urls[name] for name in edges},
         batched(temperatures, prompts, 1),
-        partial(ask, tokens=tokens, likeliest=None),
+        partial(ask, of=Question("", 0.0, SEED, tokens)),
         lambda plain, edge: None,
     )
     return [answer async for answer in compared]

@@ -37,8 +37,10 @@ class Small(ScriptedEngine):
 
 class Fallback:
     name = "draft"
+    is_elsewhere = False
 
-    def __init__(self) -> None:
+    def __init__(self, paths: tuple[str, ...] | None = None) -> None:
+        self.paths = paths
         self.needed = True
         self.engine = Small((b"Well", b" then"))
         self.counted = 0
@@ -49,8 +51,16 @@ class Fallback:
     async def is_needed(self) -> bool:
         return self.needed
 
+    async def can_answer(self, path: str) -> bool:
+        return self.paths is None or path in self.paths
+
     def count_answers(self, count: int) -> None:
         self.counted += count
+
+
+class Elsewhere(Fallback):
+    name = "server"
+    is_elsewhere = True
 
 
 @pytest.fixture
@@ -65,7 +75,9 @@ def client(engine: ScriptedEngine, fallback: Fallback | None) -> httpx.AsyncClie
         return ByteTokenizer()
 
     settings = GatewaySettings()
-    app = create_app(one_model(engine, source, settings, fallback), settings)
+    app = create_app(
+        one_model(engine, source, settings, [fallback] if fallback else []), settings
+    )
     return client_of(app)
 
 
@@ -159,9 +171,54 @@ async def test_the_fallback_answers_whatever_the_verifier_was_that_went_away(
         return ByteTokenizer()
 
     settings = GatewaySettings()
-    models = one_model(away(), source, settings, fallback)
+    models = one_model(away(), source, settings, [fallback])
     app = create_app(models, settings, proxy=Undrafted())
     async with client_of(app) as asked:
         answer = await asked.post("/v1/chat/completions", json=CHAT)
 
     assert (answer.status_code, answer.headers["x-picospec-fallback"]) == (200, "draft")
+
+
+class Asked(Undrafted):
+    """A proxy that keeps what it is asked for."""
+
+    def __init__(self) -> None:
+        self.forwards = list[Forward]()
+
+    async def answer(self, *asked: object) -> Response:
+        self.forwards += [each for each in asked if isinstance(each, Forward)]
+        return Response("theirs")
+
+
+ENDPOINTS = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"prompt": "a"},
+    "/v1/responses": {"input": "a"},
+    "/v1/messages": {"max_tokens": 5, "messages": CHAT["messages"]},
+}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("order", ["server", "server,draft", "draft", "nobody"])
+async def test_the_first_in_the_order_that_can_answers_at_each_endpoint(
+    fallback: Fallback, path: str, stream: bool, order: str
+) -> None:
+    async def source(_: str) -> GatewayTokenizer:
+        raise AssertionError("no tokenizer is needed")
+
+    server = Elsewhere((path,) if "server" in order else ())
+    spares = [server, *([fallback] if "draft" in order else [])]
+    settings, proxy = GatewaySettings(), Asked()
+    app = create_app(one_model(away(), source, settings, spares), settings, proxy=proxy)
+    async with client_of(app) as asked:
+        answer = await asked.post(path, json={"stream": stream, **ENDPOINTS[path]})
+
+    by = "server" if "server" in order else "draft" if "draft" in order else None
+    assert answer.status_code == (200 if by else 503)
+    assert answer.headers.get("x-picospec-fallback") == by
+    assert [(each.path, each.is_fallback) for each in proxy.forwards] == (
+        [(path, True)] if by == "server" else []
+    )
+    assert ("theirs" in answer.text) == (by == "server")
+    assert (server.counted, fallback.counted) == (by == "server", by == "draft")

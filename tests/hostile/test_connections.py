@@ -248,7 +248,7 @@ def test_what_is_no_request_has_no_line_in_an_edges_log(tmp_path: Path) -> None:
         edge = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
     try:
         wait_for(port, edge)
-        while b"serving" not in (before := log.read_bytes()):
+        while b"unreachable" not in (before := log.read_bytes()):
             time.sleep(0.05)  # by when it may have answered
         for sent in NO_REQUESTS:
             with socket.create_connection(("127.0.0.1", port), timeout=GUARD_S) as client:

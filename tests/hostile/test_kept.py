@@ -71,9 +71,7 @@ async def test_a_dropped_tokenizer_dies_with_its_helpers(
         verifiers: Any = TokenizerVerifier(file)
         source, engine = TargetTokenizer(verifiers, cache, None, open_ones), Engine()
         served: Any = engine
-        models.append(
-            ServedModel(f"m{number}", verifiers, source, NoDrafter(), served, None, ())
-        )
+        models.append(ServedModel(f"m{number}", verifiers, source, NoDrafter(), served, (), ()))
         tokenizer = await source()
         styles.find(tokenizer)
         await engine.grammars.compile(asking(choice=["ab"]), tokenizer)

@@ -29,7 +29,6 @@ from gateway.ports import Delta, Job
 from local_models.store import open_store
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.messages import Open, TokenLogprob
-from speculation.wire import Framed
 from tests.gateway.scripted import ScriptedEngine, make_app, served
 from tests.gateway.test_stalls import requests
 from tests.guards import GUARD_S
@@ -39,7 +38,7 @@ from tests.verifier.conftest import free_port, serving
 from tests.verifier.fake_target import FACTS, STREAMS, FakeTarget
 from verifier.app import build
 from verifier.settings import VerifierSettings, load
-from verifier.target import Reply
+from verifier.target import Deliver
 
 MOST_S, MOST_MIB = 0.5, 300
 """What a busy host may make of the mark, 0.1 s on two quiet cores, and of 100 MiB."""
@@ -62,12 +61,12 @@ class Worded(FakeTarget):
         self.describe(FACTS.model, file, CONTEXT_TOKENS, ["words"], served=SERVED, parts=PARTS)
         self.grammars.prepare()
 
-    def serve(
-        self, session: str, request: Open, tenant: str | None = None
-    ) -> AsyncGenerator[Framed[Reply]]:
+    async def serve(
+        self, session: str, request: Open, deliver: Deliver, tenant: str | None = None
+    ) -> None:
         """Let no first token of a prompt choose how the target behaves."""
         prompt = (STREAMS, *request.prompt[1:])
-        return super().serve(session, replace(request, prompt=prompt), tenant)
+        await super().serve(session, replace(request, prompt=prompt), deliver, tenant)
 
 
 def verifier_of(port: int) -> VerifierSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -14,20 +15,22 @@ import pytest
 from fastapi.routing import APIRoute
 from starlette.routing import Route
 
+from bench.run.services import free_port
 from gateway.hosting import limits
 from gateway.hosting.http1 import protocol
 from gateway.ports import Delta, Job
 from speculation.messages import RUN_CHARACTERS
 from tests.gateway.scripted import ANN, BEN, MODEL, ScriptedEngine, make_app, served, table
 from tests.verifier import test_tenants as verifier
-from tests.verifier.fake_target import FakeTarget
+from tests.verifier.conftest import fake_command, serving
+from tests.verifier.fake_target import FACTS, FakeTarget
 from tests.verifier.test_uploads import UploadStream
 from verifier.sessions.session import MIN_UPLOADS
 
 CONNECTIONS = 60
 KEPT = CONNECTIONS // 4
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
-HELD = "hold this"
+HELD = "slowly"
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +61,7 @@ async def edge(folder: Path, *names: str) -> AsyncIterator[tuple[str, list[Route
 
 async def is_answered(url: str, key: dict[str, str]) -> bool:
     """Return True if a new client of this key gets an answer, and /health is answered."""
-    async with httpx.AsyncClient(base_url=url, timeout=10) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
         chat = await client.post("/v1/chat/completions", json=CHAT, headers=key)
         return chat.status_code == (await client.get("/health")).status_code == 200
 
@@ -93,11 +96,11 @@ class Held:
         self._open.clear()
 
 
-async def begun(url: str, path: str) -> str:
+async def begun(url: str, path: str, model: str = MODEL) -> str:
     """Begin an answer of ann's that is recorded and does not end; return its id."""
     chat = [{"role": "user", "content": HELD}]
     asked = {"messages": chat} if "chat" in path else {"input": HELD}
-    body = {"model": MODEL, "background": True, "stream": True, **asked}
+    body = {"model": model, "background": True, "stream": True, **asked}
     if "chat" in path:
         body["stream_options"] = {"include_speculation": True}
     async with (
@@ -123,6 +126,26 @@ async def test_replays_leave_another_key_its_connections(tmp_path: Path, path: s
             assert await is_answered(url, BEN)
             statuses = await held.statuses()
             assert statuses.count(b"200") == CONNECTIONS - KEPT
+
+
+@pytest.mark.system
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
+async def test_a_process_answers_others_whatever_a_key_holds(tmp_path: Path) -> None:
+    keys, port = tmp_path / "keys.toml", free_port()
+    keys.write_text(table("ann") + table("ben"))
+    descriptors = 2 * CONNECTIONS  # half of them are for connections
+    limited = ["prlimit", f"--nofile={descriptors}:{descriptors}"]
+    url = f"http://127.0.0.1:{port}"
+    with serving(limited + fake_command(port, keys_file=str(keys)), port):
+        paths = ["/v1/speculate/uploads"]
+        for path in ("/v1/responses", "/v1/chat/completions"):
+            paths.append(f"{path}/{await begun(url, path, FACTS.model)}?stream=true")
+        with closing(Held(url)) as held:
+            for number in range(CONNECTIONS):
+                path = paths[number % len(paths)]
+                await held.add("POST" if "uploads" in path else "GET", path, ANN)
+
+            assert [await is_answered(url, BEN) for _ in range(5)] == [True] * 5
 
 
 @pytest.mark.system

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from local_models.catalogue import ModelFile, Wheel
-from local_models.errors import SourceFailed
+from local_models.errors import SourceFailed, Unreachable
 from local_models.hub import Hub
 from local_models.llama_cpp.model import Model
 from local_models.package_index import Download
@@ -133,7 +133,7 @@ class Fake:
 
 class NoHub(Hub):
     def files(self, repository: str) -> dict[str, ModelFile]:
-        raise SourceFailed("no hub")
+        raise Unreachable("no hub")
 
     def directory(self, repository: str) -> Path:
         raise SourceFailed("no hub")

@@ -129,6 +129,13 @@ def test_an_unreachable_source_is_asked_once_in_a_pull(
 def test_without_the_hub_an_error_names_the_other_ways(make: Make) -> None:
     with pytest.raises(SourceFailed, match=r"no route.*MODEL_FOLDER.*toy\.gguf.*hub,wheels"):
         make(Fake(Unreachable("no route"))).pull("toy", silent)
+    with pytest.raises(SourceFailed, match=r"no hub.*HF_ENDPOINT.*path"):
+        make(Fake(CONTENT)).pull("maker/toy", silent)
+
+
+def test_a_path_without_a_file_cannot_be_pulled(make: Make) -> None:
+    with pytest.raises(UnknownModel, match="no file /missing"):
+        make(Fake(CONTENT)).pull("/missing.gguf", silent)
 
 
 @pytest.mark.usefixtures("quick_variants")

@@ -176,15 +176,29 @@ def test_a_proof_that_fails_says_why(visit: Visit) -> None:
     answer.locator(".verdict", has_text="large model cannot be reached").wait_for()
 
 
-def test_an_answer_of_the_draft_model_alone_says_so_and_is_not_proved(visit: Visit) -> None:
-    chunk = {"model": "small-1", "system_fingerprint": "draft:small-1"}
+@pytest.mark.parametrize(
+    ("fallback", "by"),
+    [
+        ("draft", "the draft model m-1 has answered"),
+        ("server", "another server has answered, with m-1"),
+    ],
+)
+def test_an_answer_of_a_fallback_says_so_and_is_not_proved(
+    visit: Visit, fallback: str, by: str
+) -> None:
+    chunk = {"model": "m-1", "system_fingerprint": f"{fallback}:m-1"}
     chunk |= {"choices": [{"index": 0, "delta": {"content": "Hi"}, "finish_reason": "stop"}]}
     body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
-    visit.page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body))
+    headers = {"x-picospec-fallback": fallback}
+
+    def answered(route: Route) -> None:
+        route.fulfill(body=body, headers=headers)
+
+    visit.page.route("**/v1/chat/completions", answered)
 
     answer = visit.ask("Hello")
 
-    assert "the draft model small-1 has answered alone" in answer.locator(".state").inner_text()
+    assert by in answer.locator(".state").inner_text()
     assert answer.get_by_role("button", name="Prove it").count() == 0
 
 

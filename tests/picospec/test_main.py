@@ -113,6 +113,29 @@ def test_what_is_wrong_with_an_option_file_or_variable_is_named(
     assert "Traceback" not in result.output
 
 
+def test_an_address_that_a_cluster_puts_into_a_ports_variable_is_no_port() -> None:
+    environ = {f"{name}_PORT": "tcp://10.0.0.7:8000" for name in ("EDGE", "VERIFIER")}
+
+    result = runner.invoke(app, ["config", "show", "edge"], env=environ)
+
+    assert "8000" in result.output, result.output
+    assert "EDGE_PORT" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("line", "ending"), [("edge --fallb", "--fallback"), ("verifier --target ll", "llama")]
+)
+def test_a_shell_completes_the_options_of_both_ends(line: str, ending: str) -> None:
+    words = f"picospec {line}"
+    environ = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+
+    result = runner.invoke(
+        app, env=environ | {"_PICOSPEC_COMPLETE": "complete_bash"}, prog_name="picospec"
+    )
+
+    assert result.output.split() == [ending]
+
+
 @pytest.mark.parametrize(
     ("variable", "verifier"),
     [

@@ -26,7 +26,7 @@ from speculation.lookup import PromptLookup
 from speculation.messages import Down, Draft, Finish, Limits, Open, Opened, Redraw
 from speculation.noise import noise_index
 from speculation.speedup import SpeedupEstimates
-from speculation.verify_machine import Offer, PassPlan, Verdict, VerifyMachine
+from speculation.verify_machine import Offer, PassPlan, PassRecord, Verdict, VerifyMachine
 from speculation.verify_session import Pass, VerifyingSession
 from tests.speculation.small_models import SIZE, Model, model, opening, plain
 
@@ -221,7 +221,7 @@ class VerifyDriver:
         verdicts = {name: self._verdict(name, judged) for name, judged in running.items()}
         whole = all(self.served[name].was_read for name in running)
         rows = sum(1 + len(judged.draft) for judged in plan.passes.values())
-        down = self.machine.ran(plan, verdicts, now, rows=rows if whole else None)
+        down = self.machine.ran(plan, verdicts, now, PassRecord(rows) if whole else None)
         for name, sent in down.items():
             self.served[name].was_read = self.served[name].is_read = True
             self.down[name] += map(wire.encode, sent)

@@ -177,6 +177,22 @@ def test_a_pass_that_also_reads_a_prompt_shows_that_its_rows_are_cheap() -> None
     assert learned.of(66) == pytest.approx(0.01)
 
 
+def test_passes_with_draft_tokens_are_learned_apart_where_both_kinds_are_known() -> None:
+    learned = PassLatency()
+    for _ in range(MIN_SAMPLES):
+        for rows in (40, 60, 64):
+            learned.observe(rows, 0.008)
+    assert learned.of(64, with_drafts=True) == pytest.approx(0.008)
+    for _ in range(MIN_SAMPLES):
+        for rows in (44, 64, 80):
+            learned.observe(rows, 0.012, with_drafts=True)
+
+    assert [learned.of(rows) for rows in (44, 64, 80)] == pytest.approx([0.008, 0.008, 0.008])
+    assert learned.of(62, with_drafts=True) == pytest.approx(0.012)
+    assert learned.with_drafts(60, 4) == pytest.approx([0.008, *[0.012] * 4])
+    assert learned.learned_statistics()["64 with drafts"] == pytest.approx(0.012)
+
+
 def test_noise_and_trends_are_told_apart_by_seconds_where_passes_are_brief() -> None:
     learned = PassLatency()
     for _ in range(MIN_SAMPLES):

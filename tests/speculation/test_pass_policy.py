@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -23,9 +22,8 @@ from speculation.pass_policy import (
     allocate,
     best_rate,
     draft_wait_s,
-    waiting,
 )
-from speculation.verify_machine import Verdict, VerifyMachine
+from speculation.verify_machine import PassRecord, Verdict, VerifyMachine, _Observed
 from tests.speculation import verifiers
 from tests.speculation.verifiers import V, counting, latency, opening
 
@@ -139,7 +137,7 @@ def test_what_decides_is_read_from_the_session_and_its_arrivals() -> None:
     session.receive(Draft(0, 0, 0, (1, 2)))
     arrivals.drafts_arrived(1.0, 2)
 
-    found = waiting(session, arrivals, 1.04)
+    found = _Observed(session, 0.0, arrivals=arrivals).waiting(1.04)
 
     assert found == Waiting("auto", 2, 0.9, pytest.approx(0.06), 0, 0.1, pytest.approx(0.5))
 
@@ -148,20 +146,18 @@ def test_what_decides_is_read_from_the_session_and_its_arrivals() -> None:
 
 
 class Text:
-    """What Arrivals look at of a session."""
+    """A text that grows, and where its chain ends."""
 
     def __init__(self, reach: int = 0) -> None:
-        self.committed: list[int] = []
-        self.chain = SimpleNamespace(broken=False, wrong_at=None, reach=reach)
+        self.length, self._reach = 0, reach
 
     def into(self, seen: Arrivals, now: float, wrong_at: int | None = None) -> None:
         """Grow by a token that is sent now."""
-        self.committed.append(0)
-        self.chain.broken, self.chain.wrong_at = wrong_at is not None, wrong_at
-        seen.committed(self, now)  # type: ignore[arg-type]
+        self.length += 1
+        seen.committed(self.length, now, wrong_at)
 
     def lag_tokens(self, seen: Arrivals) -> int:
-        return seen.lag_tokens(self)  # type: ignore[arg-type]
+        return seen.lag_tokens(self.length, self._reach)
 
 
 def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
@@ -181,7 +177,7 @@ def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
 def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
     seen, text = Arrivals(), Text()
     for broke, came in ((0.0, 0.4), (10.0, 90.0)):  # the edge paused
-        text.into(seen, broke, wrong_at=len(text.committed))
+        text.into(seen, broke, wrong_at=text.length)
         seen.drafts_arrived(came, 1)
     seen.drafts_arrived(90.1, 1)
     seen.drafts_arrived(160.0, 1)
@@ -421,6 +417,21 @@ def test_no_more_rows_than_there_are_and_no_more_drafts_than_pending(
     assert sum(counts) <= max(0, rows - len(sessions))
 
 
+@pytest.mark.parametrize(("piecewise_s", "judged"), [(0.012, 0), (0.008, 4)])
+def test_one_sessions_draft_tokens_are_judged_only_if_they_cost_the_others_less(
+    piecewise_s: float, judged: int
+) -> None:
+    """Beside 60 to 63 requests of one row, without which no pass has fewer rows."""
+    learned = latency(0.008)
+
+    for step in range(100):
+        (count,) = allocate(gains([4], [0.8]), learned, rows=1024, others=60 + step % 4)
+        rows, taken_s = 61 + step % 4 + count, piecewise_s if count else 0.008
+        learned.observe(rows, taken_s, with_drafts=count > 0)
+
+    assert count == judged
+
+
 def test_a_size_that_was_slow_once_is_tried_again() -> None:
     learned, truth = latency(1.0, 1.1, 50.0), (1.0, 1.1, 1.2)
     judged = []
@@ -471,7 +482,7 @@ def judged_rows(
         plan, taken = verifier.begin({"a": len(draft)}, now), 1 + len(draft)
         now += pass_s(taken)
         verdict = Verdict(Judgement((*draft, 1), len(draft)))
-        verifier.ran(plan, {"a": verdict}, now, rows=taken)
+        verifier.ran(plan, {"a": verdict}, now, PassRecord(taken))
         rows.append(taken)
     return rows
 

@@ -12,7 +12,13 @@ from speculation.head import Head
 from speculation.judge import Judgement, Rejection
 from speculation.messages import Commit, Draft, RemoteProtocolError, TokenLogprob
 from speculation.separate import Separate
-from speculation.verify_machine import MIN_DRAFT_WAIT_S, Offer, Verdict, VerifyMachine
+from speculation.verify_machine import (
+    MIN_DRAFT_WAIT_S,
+    Offer,
+    PassRecord,
+    Verdict,
+    VerifyMachine,
+)
 from tests.speculation.verifiers import (
     FLAT,
     LIMITS,
@@ -98,7 +104,7 @@ def test_a_pass_commits_and_says_how_long_the_session_waited_and_it_took() -> No
         plan,
         {"a": Verdict(Judgement((5,), 0), logprobs), "b": Verdict(Judgement((6,), 0))},
         2.5,
-        rows=2,
+        PassRecord(2),
     )
     (second,) = run(verifier, "a", 7, now=4.0)
 
@@ -132,7 +138,7 @@ def test_no_latency_is_learned_where_the_clock_did_not_move() -> None:
     verifier = machine(a="always")
     for now in (0.0, 5.0):
         plan = verifier.begin({"a": 0}, 0.0)
-        verifier.ran(plan, {"a": Verdict(Judgement((5,), 0))}, now, rows=1)
+        verifier.ran(plan, {"a": Verdict(Judgement((5,), 0))}, now, PassRecord(1))
 
     assert verifier.latency.of(1) == 5.0
 
@@ -144,7 +150,7 @@ def test_the_outcome_of_a_session_that_was_closed_is_dropped() -> None:
     verifier.close("a")
 
     verdict = Verdict(Judgement((5,), 0))
-    down = verifier.ran(plan, {"a": verdict, "b": verdict}, 1.0, rows=2)
+    down = verifier.ran(plan, {"a": verdict, "b": verdict}, 1.0, PassRecord(2))
 
     assert list(down) == ["b"]
     with pytest.raises(KeyError):
@@ -277,7 +283,7 @@ def test_sessions_that_have_ended_or_await_a_recovered_token_are_not_taken() -> 
     run(verifier, "finished", 5, now=0.0)
     plan = verifier.begin({"rejecting": 0}, 0.0)
     rejected = Verdict(Judgement((), 0, Rejection(1, P)))
-    verifier.ran(plan, {"rejecting": rejected}, 1.0, rows=None)
+    verifier.ran(plan, {"rejecting": rejected}, 1.0, None)
 
     assert verifier.offer(["finished", "rejecting"], 2.0, rows=9) == Offer({}, inf, [])
     assert verifier.offer(["finished", "rejecting", "a"], 2.0, rows=9).start == {"a": ()}
@@ -397,7 +403,7 @@ def passed(verifier: VerifyMachine, tokens: int, accepted: int) -> Commit:
     """Run a pass over tokens of the head of session a."""
     plan = verifier.begin({"a": 0}, 0.0, {"a": tokens})
     judgement = Judgement(tuple(range(1, accepted + 2)), accepted)
-    (commit, *_) = verifier.ran(plan, {"a": Verdict(judgement)}, 1.0, rows=None)["a"]
+    (commit, *_) = verifier.ran(plan, {"a": Verdict(judgement)}, 1.0, None)["a"]
     assert isinstance(commit, Commit)
     return commit
 

@@ -12,7 +12,7 @@ from speculation.distributions import Q_SCALE, Distribution
 from speculation.judge import Judgement, Rejection
 from speculation.latency import PassLatency
 from speculation.messages import Down, Draft, Limits, Open, Sampling, TokenId
-from speculation.verify_machine import Verdict, VerifyMachine
+from speculation.verify_machine import PassRecord, Verdict, VerifyMachine
 from speculation.verify_session import Pass, VerifyingSession
 
 V = 10**6
@@ -95,7 +95,8 @@ def run(
     """Run a pass of one second that generates these tokens; return what the session sends."""
     drafts = len(verifier.offer([name], now, rows=100, without_drafts=[name]).start[name])
     plan = verifier.begin({name: drafts}, now)
-    return verifier.ran(plan, {name: Verdict(Judgement(tokens, 0))}, now + 1.0, rows=rows)[name]
+    record = PassRecord(rows) if rows else None
+    return verifier.ran(plan, {name: Verdict(Judgement(tokens, 0))}, now + 1.0, record)[name]
 
 
 def snapshot(verifier: VerifyMachine) -> str:
@@ -103,7 +104,8 @@ def snapshot(verifier: VerifyMachine) -> str:
         (name, state(held.session), held.arrivals, held.passed_at)
         for name, held in verifier._sessions.items()
     ]
-    sizes = {rows: list(size._recent_s) for rows, size in verifier.latency._sizes.items()}
+    kinds = verifier.latency._sizes.values()
+    sizes = [{rows: list(size._recent_s) for rows, size in kind.items()} for kind in kinds]
     return repr((sessions, sizes))
 
 

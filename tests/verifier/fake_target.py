@@ -13,7 +13,7 @@ import itertools
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -40,7 +40,7 @@ from speculation.wire import Framed
 from verifier.app import build
 from verifier.metrics import VerifierMetrics
 from verifier.settings import VerifierSettings, load
-from verifier.target import Reply, Target, TargetFailed, TargetFull, UnknownSession
+from verifier.target import Deliver, Reply, Target, TargetFailed, TargetFull, UnknownSession
 
 V = 64
 STALLS, FAILS, SLOW, STREAMS, HANGS = 1, 2, 3, 4, 5
@@ -163,8 +163,8 @@ class FakeTarget(Target):
         await self._pass()
 
     async def serve(
-        self, session: str, request: Open, tenant: str | None = None
-    ) -> AsyncGenerator[Framed[Reply]]:
+        self, session: str, request: Open, deliver: Deliver, tenant: str | None = None
+    ) -> None:
         if len(self.running) >= self._slots:
             raise TargetFull(f"all {self._slots} slots are taken")
         self.opened.append(request)
@@ -174,7 +174,7 @@ class FakeTarget(Target):
                 await self._step(running)
                 while running.said:
                     message = running.said.popleft()
-                    yield Framed(message)
+                    deliver(Framed(message))
                     if isinstance(message, Finish):
                         return
         finally:

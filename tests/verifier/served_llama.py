@@ -20,7 +20,7 @@ from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
 from speculation.messages import Commit, Draft, Finish, Limits, Open, Sampling, TokenId
 from speculation.wire import Framed
-from tests.verifier.down import replies_of
+from tests.verifier.down import begun, replies_of
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import VerifierMetrics
 from verifier.plain_engine import PlainEngine
@@ -101,23 +101,28 @@ def late(text: Sequence[TokenId], at: int, _: np.random.Generator) -> Draft | No
 
 
 async def with_drafts(
-    host: Host, job: Job, text: Sequence[TokenId], drafter: Drafter, name: str
+    host: Host,
+    job: Job,
+    text: Sequence[TokenId],
+    drafter: Drafter,
+    name: str,
+    is_judged: bool = False,
 ) -> tuple[list[TokenId], Finish]:
     """Run a session whose edge sends a draft after each Commit.
 
-    Perfect drafts are judged however dear their rows are on this machine: fill is `never`, and
-    the first is there before the first pass.
+    Perfect drafts, and others that is_judged, are judged however dear their rows are on this
+    machine: fill is `never`, and the first is there before the first pass.
     """
     target, chance = host.ready(), np.random.default_rng(5)
     committed: list[TokenId] = []
     request = opening(job, target.facts)
-    if drafter is perfect:
+    if is_judged := is_judged or drafter is perfect:
         request = replace(request, fill="never")
     async with aclosing(replies_of(target, name, request)) as session:
         coming = asyncio.create_task(anext(session))
-        await asyncio.sleep(0)
-        if drafter is perfect:
-            await target.push(name, Framed(Draft(0, 0, 0, tuple(text[:6]))))
+        await begun()
+        if is_judged and (draft := drafter(text, 0, chance)):
+            await target.push(name, Framed(draft))
         while not isinstance(message := (await coming).message, Finish):
             assert isinstance(message, Commit)
             assert message.start == len(committed)

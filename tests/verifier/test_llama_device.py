@@ -119,7 +119,7 @@ async def test_a_strict_session_goes_on_from_its_kv_and_from_its_text_alike(
 async def said(host: Host, request: Open) -> tuple[list[tuple[TokenId, TokenLogprob]], int]:
     """Return tokens with their log-probabilities, and the number of cached prompt tokens."""
     tokens, cached_tokens = list[tuple[TokenId, TokenLogprob]](), 0
-    async with aclosing(host.ready().serve("said", request)) as replies:
+    async with aclosing(host.ready().replies("said", request)) as replies:
         async for reply in replies:
             if isinstance(commit := reply.message, Commit):
                 tokens += zip(commit.tokens, commit.logprobs or (), strict=True)

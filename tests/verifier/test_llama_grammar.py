@@ -146,11 +146,11 @@ async def test_a_grammar_is_for_judge_coupled_and_was_compiled_before(host: Host
     request = opening(constrained(host, 0.0, regex="unseen"), target.facts)
 
     with pytest.raises(TargetFull, match="compiled"):
-        await anext(target.serve("unseen", request))
+        await anext(target.replies("unseen", request))
     with pytest.raises(Unservable, match="separate"):
         await target.check(replace(request, judge="separate"))
     with pytest.raises(Unservable, match="separate"):
-        await anext(target.serve("separate", replace(request, judge="separate")))
+        await anext(target.replies("separate", replace(request, judge="separate")))
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

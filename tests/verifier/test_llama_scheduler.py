@@ -17,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from gateway.channel import Channel
 from speculation.judge import Judgement
 from speculation.messages import Commit, Draft, Finish, Limits, TokenLogprob
 from speculation.verify_machine import Verdict, VerifyMachine
 from speculation.verify_session import VerifyingSession
+from speculation.wire import Framed
 from tests.verifier.fake_target import opening
 from tests.virtual_time import Gate, compute
 from verifier.llama_target.kv_slots import KvSlots
@@ -30,7 +32,7 @@ from verifier.llama_target.scheduler import Scheduler
 from verifier.llama_target.slot import PromptLogprobs, Slot
 from verifier.metrics import VerifierMetrics
 from verifier.settings import LlamaSettings
-from verifier.target import TargetFailed
+from verifier.target import Reply, TargetFailed
 
 S = TypeVar("S", bound=Slot)
 V = 64
@@ -85,6 +87,18 @@ class RecordingEngine:
         return [call for call in self.calls if isinstance(call, list)]
 
 
+class ReadSlot(Slot):
+    """A slot whose replies a test reads."""
+
+    def __init__(self, name: str, session: VerifyingSession) -> None:
+        self._replies = Channel[Framed[Reply]](1000)
+        super().__init__(name, session, self._replies.put)
+        self.over.add_done_callback(lambda over: self._replies.close(error=over.exception()))
+
+    async def next(self) -> Reply:
+        return (await anext(self._replies)).message
+
+
 class Sessions:
     """A scheduler over its machine, and the sessions of both."""
 
@@ -102,9 +116,9 @@ class Sessions:
             self.slots,
         )
 
-    def open(self, **fields: object) -> Slot:
+    def open(self, **fields: object) -> ReadSlot:
         """Open a session that has no place in the KV cache yet."""
-        return self._opened(Slot, **fields)
+        return self._opened(ReadSlot, **fields)
 
     def score(self, *prompt: int) -> PromptLogprobs:
         """Open one that only scores its prompt."""
@@ -149,7 +163,7 @@ async def scheduling(engine: RecordingEngine, max_rows: int = 64) -> AsyncIterat
         assert running.cancelled()
 
 
-async def text_of(slot: Slot) -> list[int]:
+async def text_of(slot: ReadSlot) -> list[int]:
     tokens: list[int] = []
     async with asyncio.timeout(5):
         while not isinstance(message := await slot.next(), Finish):
@@ -158,7 +172,7 @@ async def text_of(slot: Slot) -> list[int]:
     return tokens
 
 
-def waiting_session(sessions: Sessions) -> Slot:
+def waiting_session(sessions: Sessions) -> ReadSlot:
     """Open a session whose draft is rejected, so that its next pass is held for another one."""
     for rows in (1, 2, 17):
         sessions.machine.latency.observe(rows, 0.1)
@@ -311,6 +325,21 @@ async def test_a_pass_that_fails_ends_its_sessions_and_no_other(count: int) -> N
         sessions.assign(later, 0)
 
         assert await text_of(later) == [TOKEN, TOKEN]
+
+
+async def test_a_reader_that_fails_loses_its_session_and_no_other() -> None:
+    def deliver(reply: Framed[Reply]) -> None:
+        raise ZeroDivisionError
+
+    async with scheduling(RecordingEngine()) as sessions:
+        failing = sessions._opened(partial(Slot, deliver=deliver), prompt=(1,))
+        other = sessions.open(prompt=(1,), max_tokens=2)
+        sessions.assign(failing, 0)
+        sessions.assign(other, 1)
+
+        assert await text_of(other) == [TOKEN, TOKEN]
+        with pytest.raises(ZeroDivisionError):
+            await failing.over
 
 
 async def test_what_a_pass_generates_for_a_session_that_left_is_dropped() -> None:

@@ -30,7 +30,7 @@ from speculation.messages import (
     TokenLogprob,
 )
 from speculation.wire import Framed
-from tests.verifier.down import replies_of
+from tests.verifier.down import begun, replies_of
 from tests.verifier.served_llama import (
     LONG,
     PROMPTS,
@@ -220,7 +220,7 @@ async def test_separate_runs_end_to_end(host: Host) -> None:
     edge, rejected = machine.session, 0
     async with aclosing(replies_of(target, "separate", request)) as session:
         coming = asyncio.create_task(anext(session))
-        await asyncio.sleep(0)
+        await begun()
         await draft_half_right(target, edge, text)
         while not isinstance(message := (await coming).message, Finish):
             coming = asyncio.create_task(anext(session))
@@ -269,7 +269,7 @@ async def test_the_next_turn_reads_only_what_is_new_and_generates_the_same(
     text = await plain(host, second)
 
     assert sum(read) == len(more)  # the last generated token, and all but the last of these
-    async with serving() as fresh:
+    async with serving(engine.model.path) as fresh:
         assert text == await plain(fresh, second)
 
 
@@ -277,7 +277,7 @@ async def test_sessions_beyond_the_slots_wait_their_turn(host: Host) -> None:
     """Five for four slots, and one that is too many."""
     jobs = [job_of(host, PROMPTS[0], 0.0)] * 5
     together = [asyncio.create_task(plain(host, job)) for job in jobs]
-    await asyncio.sleep(0)
+    await begun()
     with pytest.raises(Overloaded):
         await plain(host, jobs[0])
 

@@ -12,6 +12,7 @@ import pytest
 
 from gateway.background_work import running_alongside
 from gateway.drain import Drain
+from gateway.errors import ClientGone
 from speculation import upload_records, wire
 from speculation.messages import (
     STREAM_HEARTBEAT_S,
@@ -29,7 +30,7 @@ from tests.verifier.test_sessions import running, tenant
 from tests.verifier.test_tenants import BEN
 from tests.verifier.test_uploads import NEVER, UploadStream, failed, opened, record
 from verifier.metrics import VerifierMetrics
-from verifier.sessions import streams
+from verifier.sessions import multiplexed_stream, streams
 from verifier.sessions.multiplexed_stream import PART_BYTES, MultiplexedStream
 from verifier.sessions.session import Sessions
 from verifier.sessions.streams import Downstream
@@ -274,6 +275,29 @@ async def test_while_a_client_does_not_read_no_acknowledgements_gather() -> None
             upload_records.ASK * 2,
         ]
     )
+
+
+async def test_a_stream_whose_client_leaves_too_much_unread_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(multiplexed_stream, "MAX_UNSENT_BYTES", 100, raising=False)
+    sent, may_send = list[bytes](), asyncio.Event()
+
+    async def send(piece: bytes) -> None:
+        sent.append(piece)
+        await may_send.wait()
+
+    multiplexed = MultiplexedStream(upload_records.ASK)
+    multiplexed.carry("a", lambda: None)
+    running = asyncio.create_task(multiplexed.run(send))
+    for _ in range(200):
+        multiplexed.write("a", b"1")
+        await asyncio.sleep(0)
+    may_send.set()
+
+    with pytest.raises(ClientGone):
+        await asyncio.wait_for(running, 1)
+    assert len(b"".join(sent)) <= 100 + len(encode_record("a", b"1"))
 
 
 async def test_more_frames_than_a_record_holds_go_in_several() -> None:

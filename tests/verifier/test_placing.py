@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from local_models.errors import CannotOpen
+from local_models.llama_cpp.context_length import state_bytes
 from local_models.llama_cpp.devices import Device, Placement
-from verifier.llama_target.placing import Plan
+from local_models.llama_cpp.model import Model
+from tests.local_models.llama_cpp.hybrids import write
+from verifier.llama_target import placing
+from verifier.llama_target.placing import CHECKPOINTS, Plan
 from verifier.settings import LlamaSettings
 
 CARD = Device("CUDA0", "a card", "CUDA", "gpu", 23 << 30, 24 << 30)
@@ -41,3 +51,23 @@ def test_device_backend_placement_and_exactness_are_part_of_what_shapes_a_text()
 
     assert len({str(plan.shapes) for plan in plans}) == len(plans)
     assert Plan(LlamaSettings(threads=2), [CARD]).shapes == plans[1].shapes
+
+
+def test_states_of_recurrent_layers_are_counted_and_must_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(write("qwen35", tmp_path / "model.gguf"))
+    plan = Plan(LlamaSettings(slots=2, threads=1), [])
+    length = plan.length(model, 512, max_verify=16)
+
+    monkeypatch.setattr(placing, "memory_bytes", lambda: length.state_bytes - 1)
+
+    assert length.state_bytes == 2 * (17 + CHECKPOINTS) * state_bytes(model.metadata())
+    with pytest.raises(CannotOpen, match="16 draft tokens and 4 more in each of 2 slots"):
+        plan.length(model, 512, max_verify=16)
+    plan.length(model, 512, max_verify=15)
+    model.close()
+    on_card = Plan(LlamaSettings(slots=2), [replace(CARD, free_bytes=300 << 20)])
+    assert on_card.tokens(tmp_path / "model.gguf", max_verify=16) == 2048
+    with pytest.raises(CannotOpen, match="for the states of recurrent layers"):
+        on_card.tokens(tmp_path / "model.gguf", max_verify=4000)

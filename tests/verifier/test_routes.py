@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 from contextlib import aclosing
 from functools import partial
 from types import SimpleNamespace
@@ -214,6 +214,9 @@ DRAFTS: tuple[Pushed, ...] = (Draft(0, 0, 0, (1, 2)), Draft(0, 2, 2, (3,)))
 REPLIES: tuple[Message, ...] = (Commit(0, 0, (1, 2)), Finish("length", Totals(passes=1)))
 
 
+Take = Callable[[OutgoingFrame], object]
+
+
 class FakeEngine:
     """What VllmTarget needs of its engine: keeps what is pushed, and sends frames."""
 
@@ -222,9 +225,12 @@ class FakeEngine:
         self.pushed: list[bytes] = []
         self.max_sessions, self.drawn_by_vllm = 1, False
 
-    async def generate(self, *_: object) -> AsyncGenerator[OutgoingFrame]:
+    async def generate(
+        self, session: str, text: object, wanted: object, take: Take, *_: object
+    ) -> None:
         for frame in self._frames:
-            yield OutgoingFrame(frame)
+            take(OutgoingFrame(frame))
+            await asyncio.sleep(0)  # its reader goes on
 
     async def push(self, session: str, frame: bytes) -> None:
         self.pushed.append(frame)
@@ -295,7 +301,7 @@ async def _of_tenant(
 async def test_drafts_reach_the_core_as_they_came(encoded: list[Message]) -> None:
     engine = FakeEngine(FRAMES)
     target = vllm_target(engine)
-    async with aclosing(target.serve("s", opening())) as replies:
+    async with aclosing(target.replies("s", opening())) as replies:
         await anext(replies)
         encoded.clear()
         for framed in wire.Decoder().frames(BODY):

@@ -6,7 +6,7 @@ Sessions of max_tokens other than TOKENS are those in which passes are timed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -27,7 +27,7 @@ from speculation.messages import (
 from speculation.noise import gumbel, noise_index
 from speculation.wire import Framed
 from tests.verifier.fake_target import FACTS
-from verifier.target import Reply, TargetFailed
+from verifier.target import Deliver, Target, TargetFailed
 from verifier.vllm_target.serving import selftest
 from verifier.vllm_target.serving.selftest import TOKENS, Precision, self_test
 
@@ -54,26 +54,29 @@ class Scripted:
     timed: list[int] = field(default_factory=list)
     drafted: asyncio.Queue[Draft] = field(default_factory=asyncio.Queue)
 
+    replies = Target.replies
+
     async def serve(
-        self, session: str, request: Open, tenant: str | None = None
-    ) -> AsyncGenerator[Framed[Reply]]:
+        self, session: str, request: Open, deliver: Deliver, tenant: str | None = None
+    ) -> None:
         if request.max_tokens != TOKENS:
-            yield Framed(Commit(0, 0, (1,), pass_s=1000.0))
+            deliver(Framed(Commit(0, 0, (1,), pass_s=1000.0)))
             rows = 1 if request.fill == "always" else 1 + len((await self.drafted.get()).tokens)
             self.timed.append(rows)
-            yield Framed(Commit(0, 1, (1,), pass_s=self.pass_s(rows)))
-            raise AssertionError("a session in which a pass was timed goes on")
+            deliver(Framed(Commit(0, 1, (1,), pass_s=self.pass_s(rows))))
+            await asyncio.Event().wait()
         self.opened.append(request)
         self.drafts = []
         others = tuple((token, -self.offset) for token in range(10))
         for position in range(len(request.committed), TOKENS):
             token = self.says(request, self.drafts, position)
             logprobs = (TokenLogprob(0.0, others),) if request.top_logprobs else None
-            yield Framed(Commit(0, position, (token,), logprobs=logprobs))
+            deliver(Framed(Commit(0, position, (token,), logprobs=logprobs)))
+            await asyncio.sleep(0)  # a draft may come
             if self.stalls:
                 await asyncio.Event().wait()
         judged = int(bool(self.drafts) and len(self.opened) > self.judges_after)
-        yield Framed(Finish("length", Totals(judged=judged)))
+        deliver(Framed(Finish("length", Totals(judged=judged))))
 
     async def push(self, session: str, framed: Framed[Pushed]) -> None:
         message = framed.message

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import httpx
@@ -33,13 +33,14 @@ from speculation.messages import (
 )
 from speculation.wire import Framed
 from tests.verifier.conftest import metrics, until_open
-from tests.verifier.down import opened
+from tests.verifier.down import opened, text_of
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
 from verifier.metrics import VerifierMetrics
+from verifier.sessions import session as sessions_module
 from verifier.sessions.session import Session, Sessions, SessionUsage
 from verifier.sessions.streams import Downstream
 from verifier.settings import SessionSettings
-from verifier.target import Host, Reply, TargetFull, Unservable
+from verifier.target import Deliver, Host, TargetFull, Unservable
 
 QUICK = 0.05
 
@@ -99,6 +100,21 @@ async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(
         assert session.ending == Fault("cancelled", "nobody reads the session's stream")
 
 
+async def test_a_session_that_is_read_too_slowly_ends_after_the_beginning_of_its_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions_module, "MAX_UNREAD_BYTES", 100, raising=False)
+    async with running() as (sessions, _, _m):
+        session = await sessions.open(opening(max_tokens=100), tenant())
+        await asyncio.wait([session.task], timeout=QUICK)
+        *messages, last = await rest(session)
+
+    text = text_of(messages)
+    assert last == Fault("cancelled", "its stream is not read", retryable=True)
+    assert text == [said(opening().prompt, at) for at in range(len(text))]
+    assert 0 < sum(len(wire.encode(message)) for message in messages) <= 100
+
+
 async def test_a_stream_heartbeats_in_each_silence_until_its_edge_reads_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -149,11 +165,8 @@ async def test_what_a_check_finds_is_raised_before_there_is_a_session() -> None:
 
 async def test_a_bug_in_a_target_ends_the_session_with_a_fault_and_is_raised() -> None:
     class Broken(FakeTarget):
-        async def serve(
-            self, session: str, request: Open, tenant: str | None = None
-        ) -> AsyncGenerator[Framed[Reply]]:
+        async def serve(self, *_: object) -> None:
             raise ZeroDivisionError
-            yield
 
     async with running(Broken()) as (sessions, _, _m):
         session = await sessions.open(opening(), tenant())
@@ -166,12 +179,10 @@ async def test_a_bug_in_a_target_ends_the_session_with_a_fault_and_is_raised() -
 async def test_what_was_reused_is_sent() -> None:
     class Reusing(FakeTarget):
         async def serve(
-            self, session: str, request: Open, tenant: str | None = None
-        ) -> AsyncGenerator[Framed[Reply]]:
-            yield Framed(CachedPromptTokens(7))
-            async with aclosing(super().serve(session, request, tenant)) as replies:
-                async for reply in replies:
-                    yield reply
+            self, session: str, request: Open, deliver: Deliver, tenant: str | None = None
+        ) -> None:
+            deliver(Framed(CachedPromptTokens(7)))
+            await super().serve(session, request, deliver, tenant)
 
     async with running(Reusing()) as (sessions, _, _m):
         sent = await rest(await sessions.open(opening(), tenant()))

@@ -133,6 +133,22 @@ def exact_shape(decode: Decode, tokens: Sequence[int], rows: int, found: Roundin
     )
 
 
+def check_rollback(decode: Decode, tokens: Sequence[int], rows: int) -> None:
+    """Check that a pass of `rows` rows can be taken back by one token, and by all but one.
+    tokens: rows + 1 at least. Raises CannotOpen if other logits follow than without it."""
+    right = decode(1, tokens[1 : rows + 1])
+    for back in {1, rows - 1}:
+        kept = rows - back
+        others = [tokens[0]] * back
+        decode(1, [*tokens[1 : kept + 1], *others])
+        (row,) = decode(1 + kept, [tokens[1 + kept]])
+        if np.abs(row - right[kept]).max() > NEAR:
+            raise CannotOpen(
+                f"self-test: after {back} rejected draft tokens llama.cpp does not take the"
+                " recurrent layers of this model back to the right state"
+            )
+
+
 def _forced(
     decode: Decode, tokens: Sequence[int], count: int, padded_rows: int = 0
 ) -> list[Logits]:

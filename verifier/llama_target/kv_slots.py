@@ -27,6 +27,9 @@ S = TypeVar("S", bound=Slot)
 class KvSlots:
     def __init__(self, count: int) -> None:
         self._held: dict[int, Sequence[TokenId]] = dict.fromkeys(range(count), ())
+        self._lengths: dict[int, Sequence[int] | None] = dict.fromkeys(range(count))
+        """A prompt can go on from these lengths of a sequence alone; None: from each."""
+
         self._owners: dict[int, str | None] = dict.fromkeys(range(count))
         """The tokens of a free sequence belong to this owner. None, the unknown owner, is an
         owner like any other."""
@@ -46,18 +49,34 @@ class KvSlots:
         no sequence is free.
         """
         best = min(self._held, key=lambda sequence: self._cost(sequence, prompt, owner))
-        held = self._held.pop(best)
+        reused = self._common(best, prompt[:-1], owner)
+        del self._held[best]
         self._takes += 1
-        return best, common_prefix(held, prompt[:-1]) if self._owners[best] == owner else 0
+        return best, reused
 
-    def release(self, sequence: int, held: Sequence[TokenId], owner: str | None = None) -> None:
+    def _common(self, sequence: int, prompt: Sequence[TokenId], owner: str | None) -> int:
+        """Return the number of tokens of a prompt that a free sequence can go on from."""
+        held = self._held[sequence]
+        common = common_prefix(held, prompt) if self._owners[sequence] == owner else 0
+        if (lengths := self._lengths[sequence]) is None:
+            return common
+        return max((length for length in lengths if length <= common), default=0)
+
+    def release(
+        self,
+        sequence: int,
+        held: Sequence[TokenId],
+        owner: str | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
         """Free a sequence. held: the tokens that its KV certainly holds, from position 0 on,
-        for a prompt of `owner`."""
+        for a prompt of `owner`. lengths: a recurrent model can go on from these alone."""
         self._held[sequence], self._owners[sequence] = held, owner
+        self._lengths[sequence] = lengths
         self._released[sequence] = self._takes
 
     def _cost(self, sequence: int, prompt: Sequence[TokenId], owner: str | None) -> float:
         held, unused = self._held[sequence], self._takes - self._released[sequence]
-        common = common_prefix(held, prompt) if self._owners[sequence] == owner else 0
+        common = self._common(sequence, prompt, owner)
         lost = (len(held) - common) / (1 + unused / len(self._owners))
         return len(prompt) - common + lost

@@ -12,18 +12,21 @@ from functools import partial
 from math import inf
 from pathlib import Path
 
-from local_models.errors import GrammarFailed
+from local_models.errors import CannotOpen, GrammarFailed
 from local_models.file_hashes import FileHashes
 from local_models.llama_cpp.library import engine
 from local_models.llama_cpp.model import Context, Model
+from local_models.llama_cpp.prefix import common_prefix
 from local_models.llama_cpp.segments import Segment
 from speculation.distributions import Logits, logprob_of
 from speculation.messages import TokenId, TokenLogprob
 from speculation.verify_machine import Verdict
 from verifier.llama_target.exactness import (
     TEXT,
+    Decode,
     Rounding,
     Shape,
+    check_rollback,
     exact_shape,
     padded,
     rounding,
@@ -31,7 +34,7 @@ from verifier.llama_target.exactness import (
     windows,
 )
 from verifier.llama_target.pass_part import PassPart, judge
-from verifier.llama_target.placing import Plan
+from verifier.llama_target.placing import CHECKPOINTS, Plan
 from verifier.settings import LlamaSettings
 from verifier.target import weights_of
 
@@ -47,10 +50,10 @@ class PassRunner:
         self, path: Path, settings: LlamaSettings, hashes: FileHashes, max_rows: int
     ) -> None:
         plan = Plan.of(settings)
-        tokens = plan.tokens(path)
+        tokens = plan.tokens(path, max_rows - 1)
         self.model = Model(path, placement=plan.placement)
         self._tokens = len(self.model.vocabulary.pieces)  # later logits are padding
-        self.length = plan.length(self.model, tokens)
+        self.length = plan.length(self.model, tokens, max_rows - 1)
         self._context = Context(
             self.model,
             self.length.tokens + (max_rows if plan.may_pad else 0),
@@ -60,6 +63,8 @@ class PassRunner:
             cache=plan.cache,
             cache_v=plan.cache_v,
             flash_attention=plan.flash_attention,
+            rollback=max_rows - 1,
+            checkpoints=CHECKPOINTS,
         )
         self.rounding: Rounding | None = None
         """The findings of the self-test; None if passes are exact by the settings alone."""
@@ -68,9 +73,12 @@ class PassRunner:
         """Each pass has this shape; None: a pass has rows of all sessions."""
 
         self._texts: dict[int, list[TokenId]] = {}
-        """The tokens of each sequence, if passes are padded: a pass may decode some again."""
+        """The tokens of each sequence, if passes are padded, because a pass may decode some
+        again, or if the model is recurrent (`keep`)."""
 
         self._padded_logits: list[Logits] = []
+        if self.model.is_recurrent:
+            self._check_rollback(max_rows)
         if not plan.is_known:
             self._test(plan, max_rows)
         self.prefill_rows = settings.max_rows if plan.devices else settings.prefill_rows
@@ -84,21 +92,48 @@ class PassRunner:
         self._judged_rows = 0  # of the session that is judged
         self._cheapest_row_s = inf
 
+    def _check_rollback(self, max_rows: int) -> None:
+        """Raise CannotOpen unless llama.cpp takes recurrent layers back by max_rows - 1 tokens,
+        and to the right state."""
+        if self._context.rollback < max_rows - 1:
+            raise CannotOpen(
+                f"{self.model.path}: this llama.cpp cannot take the recurrent layers of"
+                f" {self.model.architecture} back to an earlier token, as it must after a"
+                " rejected draft token; it can for qwen35, qwen35moe, nemotron_h and lfm2"
+            )
+        rows = min(max_rows, self.length.tokens - 1)
+        text = [token % self._tokens for token in range(rows + 1)]
+        check_rollback(self._forced(text), text, rows)
+
+    def _forced(self, text: Sequence[TokenId]) -> Decode:
+        """Return what decodes tokens at a place of a text in the first sequence; it reads what
+        is before them again, if a recurrent model cannot go back to it."""
+        piece = self._context.limits.batch_tokens
+
+        def decode(start: int, tokens: Sequence[TokenId]) -> list[Logits]:
+            for read in range(self._context.truncate(0, start), start, piece):
+                self.prefill(0, read, text[read : min(read + piece, start)])
+            self._context.decode([Segment(0, start, tokens)])
+            return [self._context.logits(i).copy() for i in range(len(tokens))]
+
+        return decode
+
     def _test(self, plan: Plan, max_rows: int) -> None:
         """Find how passes round, and choose a shape in which they are exact if they must be."""
         text = sample(self.model.tokenize(TEXT, False), self.length.tokens)
         piece = self._context.limits.batch_tokens
         for start in range(0, len(text), piece):
             self.prefill(0, start, text[start : start + piece])
-
-        def decode(start: int, tokens: Sequence[TokenId]) -> list[Logits]:
-            self._context.truncate(0, start)
-            self._context.decode([Segment(0, start, tokens)])
-            return [self._context.logits(i).copy() for i in range(len(tokens))]
-
+        decode = self._forced(text)
         self.rounding = rounding(decode, text, max_rows)
         if plan.exact == "strict":
             self.shape = exact_shape(decode, text, max_rows, self.rounding)
+            if self.shape.is_padded and self.model.is_recurrent:
+                raise CannotOpen(
+                    'exact = "strict" needs padded passes on this device, which begin before'
+                    f" the last one; the recurrent layers of {self.model.architecture} cannot"
+                    ' go back so far: take exact = "near"'
+                )
 
     def _own_shapes(self) -> Sequence[object]:
         return () if self.shape is None else (self.shape.rows, self.shape.is_padded)
@@ -145,6 +180,17 @@ class PassRunner:
         for segment in segments:
             self._context.truncate(segment.sequence, segment.start)
         self._context.decode(segments)
+        if self.model.is_recurrent:
+            for segment in segments:
+                text = self._texts.setdefault(segment.sequence, [])
+                text[segment.start :] = segment.tokens
+
+    def keep(self, sequence: int, text: Sequence[TokenId]) -> Sequence[int]:
+        """Take a sequence of a recurrent model back to its common prefix with a text, or to
+        less. Return the lengths from which it can go on, in rising order."""
+        read = self._texts.get(sequence, [])[: self._context.length(sequence)]
+        kept = self._context.truncate(sequence, common_prefix(read, list(text)))
+        return sorted({*self._context.checkpoints(sequence), kept})
 
     def _decode_padded(self, segment: Segment, rows: int) -> None:
         """Decode a segment in padded passes, and copy its logits. The next decode removes the

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Final, Literal, cast
 
 from gateway.hosting.cores import compute_threads
+from local_models.errors import CannotOpen
 from local_models.gguf import tensor_bytes
 from local_models.llama_cpp.context_length import (
     Length,
     context_length,
     fitting_tokens,
     kv_bytes_per_token,
+    memory_bytes,
+    state_bytes,
 )
 from local_models.llama_cpp.devices import (
     Demand,
@@ -26,6 +29,7 @@ from local_models.llama_cpp.devices import (
     computing,
     device_room,
     division,
+    mib,
     pass_bytes,
 )
 from local_models.llama_cpp.model import Cache, Model
@@ -33,6 +37,10 @@ from verifier.settings import LlamaSettings
 
 MIN_TOKENS: Final = 4096
 """A context has at least this many tokens on any machine, if its model supports them."""
+
+CHECKPOINTS: Final = 3
+"""A slot of a recurrent model keeps its states after as many of the last pieces of a prompt:
+the next turn often begins with all of it but its last tokens, and a piece may be short."""
 
 FILLED: Final = 0.9
 """A context that no setting chooses takes at most this share of a device's room for KV."""
@@ -120,9 +128,10 @@ class Plan:
         placement = astuple(self.placement) if self.devices else ()
         return (*shapes, self.cache_v, self.flash_attention, self.exact, names, placement)
 
-    def length(self, model: Model, tokens: int | None) -> Length:
-        """Return the length of a slot's context. tokens: those chosen for it."""
-        return context_length(
+    def length(self, model: Model, tokens: int | None, max_verify: int) -> Length:
+        """Return the length of a slot's context. tokens: those chosen for it. Raises CannotOpen
+        if the states of recurrent layers, one a draft token, do not fit into the memory."""
+        length = context_length(
             model.metadata(),
             model.context_tokens,
             tokens,
@@ -130,9 +139,19 @@ class Plan:
             cache=self.cache,
             cache_v=self.cache_v,
             min_tokens=MIN_TOKENS,
+            rollback=max_verify + CHECKPOINTS,
         )
+        if not self.devices and length.state_bytes > (most := memory_bytes()):
+            raise CannotOpen(
+                f"the states of {model.architecture}'s recurrent layers, one for each of"
+                f" {max_verify} draft tokens and {CHECKPOINTS + 1} more in each of"
+                f" {length.sequences} slots, take"
+                f" {mib(length.state_bytes)} MiB of {mib(most)}; take fewer llama.slots, or a"
+                " lower speculation.max_verify"
+            )
+        return length
 
-    def tokens(self, path: Path) -> int | None:
+    def tokens(self, path: Path, max_verify: int) -> int | None:
         """Return the tokens of a slot for which devices have room; the setting, if there are
         none. Raises CannotOpen with the numbers, before weights are loaded."""
         wanted = self.settings.context_tokens
@@ -153,6 +172,7 @@ class Plan:
             pass_bytes(
                 self.settings.max_rows, model.vocabulary_size, number("embedding_length")
             ),
+            state_bytes(facts) * (1 + max_verify),
         )
         room = device_room(demand, divided, self.devices)
         chosen = fitting_tokens(trained, 1, MIN_TOKENS, FILLED * room)

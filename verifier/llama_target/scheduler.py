@@ -20,7 +20,7 @@ from typing import TypeVar
 import structlog
 
 from local_models.errors import GrammarFailed
-from speculation.verify_machine import Offer, VerifyMachine
+from speculation.verify_machine import Offer, PassRecord, VerifyMachine
 from verifier.llama_target.pass_runner import PassRunner
 from verifier.llama_target.pieces import Pieces
 from verifier.llama_target.slot import Slot
@@ -95,7 +95,8 @@ class Scheduler:
                 continue
             verdicts[name] = verdict
             self.metrics.judged(len(part.judged.draft), verdict.judgement.accepted)
-        down = self.machine.ran(plan, verdicts, now, rows=rows, extra_judging_s=extra_judging_s)
+        record = PassRecord(rows, extra_judging_s=extra_judging_s)
+        down = self.machine.ran(plan, verdicts, now, record)
         for name, messages in down.items():
             slots[name].send(messages)
 

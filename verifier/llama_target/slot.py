@@ -1,8 +1,4 @@
-"""A slot is one session of the embedded target: its place in the KV cache and unsent replies.
-
-Replies wait here until the session's generator takes them. The answer bounds their number:
-every reply but a Reject commits a token, and each Reject answers a message of the edge.
-"""
+"""A slot is one session of the embedded target: its place in the KV cache, and its end."""
 
 from __future__ import annotations
 
@@ -10,21 +6,31 @@ import asyncio
 from collections.abc import Sequence
 
 from speculation.logits import Adjust
-from speculation.messages import Down, Open, TokenId, TokenLogprob
+from speculation.messages import (
+    CachedPromptTokens,
+    Down,
+    Finish,
+    Open,
+    TokenId,
+    TokenLogprob,
+)
 from speculation.verify_session import Pass, VerifyingSession
+from speculation.wire import Framed
 from verifier.llama_target.pass_part import PassPart
 from verifier.llama_target.pass_runner import PassRunner
-from verifier.target import Reply, TargetFailed
+from verifier.target import Deliver, Reply
 
 
 class Slot:
-    """Keeps one session. session: the machine's record of it, which is only read here. adjust:
-    called only in the engine's thread. owner: the owner of its tokens in the KV cache."""
+    """Keeps one session. session: the machine's record of it, which is only read here. deliver:
+    gets its replies. adjust: called only in the engine's thread. owner: the owner of its tokens
+    in the KV cache."""
 
     def __init__(
         self,
         name: str,
         session: VerifyingSession,
+        deliver: Deliver = lambda _: None,
         adjust: Adjust | None = None,
         owner: str | None = None,
     ) -> None:
@@ -48,9 +54,13 @@ class Slot:
         self.waits_since: float | None = None
         """The session's pass has waited for drafts since this time; None while it does not."""
 
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """It is done once nothing more will be delivered, or raises why."""
+
         self._session = session
+        self._deliver = deliver
         self._adjust = adjust
-        self._waiting: asyncio.Queue[Reply | TargetFailed] = asyncio.Queue()
+        self._has_replied = False
         self._failed = False
 
     @property
@@ -58,13 +68,18 @@ class Slot:
         return self._session.finished is not None
 
     @property
+    def text(self) -> tuple[TokenId, ...]:
+        """Return its tokens, of prompt and answer; none after a failure."""
+        return () if self._failed else (*self.request.prompt, *self._session.committed)
+
+    @property
     def held(self) -> tuple[TokenId, ...]:
         """Return the tokens surely in its KV: all but the last, which begins a pass."""
-        if self._failed or not self.has_sequence:
+        if not self.has_sequence:
             return ()
         if self.unread:
             return self.opening[: self.prefilled]
-        return (*self.request.prompt, *self._session.committed)[:-1]
+        return self.text[:-1]
 
     @property
     def unread(self) -> int:
@@ -104,21 +119,33 @@ class Slot:
         )
 
     def send(self, down: Sequence[Down]) -> None:
-        """Queue the replies among these messages for the session's generator."""
-        for message in down:
-            if isinstance(message, Reply):
-                self._waiting.put_nowait(message)
+        """Deliver the replies among these messages. If that fails, this session alone is
+        lost."""
+        try:
+            for message in down:
+                if isinstance(message, Reply):
+                    self._reply(message)
+        except Exception as bug:
+            self.fail(bug)
 
-    def fail(self, failure: TargetFailed) -> None:
-        """End the session: the queued replies are still sent, then the failure is raised."""
+    def _reply(self, message: Reply) -> None:
+        if not self._has_replied and self.cached_tokens:
+            self._deliver(Framed(CachedPromptTokens(self.cached_tokens)))
+        self._has_replied = True
+        self._deliver(Framed(message))
+        if isinstance(message, Finish):
+            self.end()
+
+    def end(self) -> None:
+        """Note that nothing more will be delivered."""
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def fail(self, failure: Exception) -> None:
+        """End the session: `over` raises the failure."""
         self._failed = True
-        self._waiting.put_nowait(failure)
-
-    async def next(self) -> Reply:
-        """Return the next message, once there is one. Raises TargetFailed."""
-        if isinstance(message := await self._waiting.get(), TargetFailed):
-            raise message
-        return message
+        if not self.over.done():
+            self.over.set_exception(failure)
 
 
 class PromptLogprobs(Slot):
@@ -131,9 +158,8 @@ class PromptLogprobs(Slot):
         super().__init__(name, session, owner=owner)
         self.most = most
         self._found: list[TokenLogprob] = []
-        self._over = asyncio.get_running_loop().create_future()
         if len(self.opening) == 1:
-            self._over.set_result(None)
+            self.end()
 
     @property
     def ready(self) -> bool:
@@ -152,15 +178,10 @@ class PromptLogprobs(Slot):
     def decoded(self, count: int, logprobs: Sequence[TokenLogprob]) -> None:
         super().decoded(count, logprobs)
         self._found += logprobs
-        if not self.unread and not self._over.done():
-            self._over.set_result(None)
-
-    def fail(self, failure: TargetFailed) -> None:
-        super().fail(failure)
-        if not self._over.done():
-            self._over.set_exception(failure)
+        if not self.unread:
+            self.end()
 
     async def scores(self) -> Sequence[TokenLogprob]:
         """Return all of them, once the prompt was read. Raises TargetFailed."""
-        await self._over
+        await self.over
         return self._found

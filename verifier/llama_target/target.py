@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from random import SystemRandom
@@ -22,8 +22,6 @@ from speculation.latency import measured
 from speculation.logits import Adjust, adjustment, in_turn
 from speculation.messages import (
     PROMPT_LOGPROBS,
-    CachedPromptTokens,
-    Finish,
     Limits,
     Open,
     Pushed,
@@ -41,7 +39,7 @@ from verifier.metrics import VerifierMetrics
 from verifier.settings import LlamaSettings
 from verifier.target import (
     FEATURES,
-    Reply,
+    Deliver,
     Target,
     TargetFailed,
     TargetFull,
@@ -135,24 +133,17 @@ class LlamaTarget(Target):
             raise Unservable("committed", "the grammar forbids these tokens")
 
     async def serve(
-        self, session: str, request: Open, tenant: str | None = None
-    ) -> AsyncGenerator[Framed[Reply]]:
-        """Run one session to its Finish once a slot is free; closing frees the slot."""
+        self, session: str, request: Open, deliver: Deliver, tenant: str | None = None
+    ) -> None:
+        """Run one session to its Finish once a slot is free; cancelling it frees the slot."""
         size, owner = self.facts.vocabulary_size, self.owner_of_prefixes(tenant, request)
         with unservable():
             mask = self._mask(request, tenant)
             adjust = in_turn(mask, adjustment(request, vocabulary_size=size))
-        make = partial(Slot, session, adjust=adjust, owner=owner)
+        make = partial(Slot, session, deliver=deliver, adjust=adjust, owner=owner)
         slot = self._admit(session, request, make, self.owner_of_answers(tenant, request))
         try:
-            message = await slot.next()
-            if slot.cached_tokens:
-                yield Framed(CachedPromptTokens(slot.cached_tokens))
-            while True:
-                yield Framed(message)
-                if isinstance(message, Finish):
-                    return
-                message = await slot.next()
+            await slot.over
         finally:
             self._release(session, slot)
 
@@ -222,9 +213,26 @@ class LlamaTarget(Target):
         """Forget a session. If a pass of it is running, its outcome is dropped."""
         del self._slots[session]
         self._machine.close(session)
-        if slot.has_sequence:
+        if slot.has_sequence and self._engine and self._engine.model.is_recurrent:
+            self._release_recurrent(slot, self._engine)
+        elif slot.has_sequence:
             self._kv_slots.release(slot.sequence, slot.held, slot.owner)
         self._place()
+
+    def _release_recurrent(self, slot: Slot, engine: PassRunner) -> None:
+        """Free a session's sequence once its running pass has ended: a pass that is not judged
+        leaves states after tokens that are not the text's."""
+
+        def release(keeping: asyncio.Future[Sequence[int]]) -> None:
+            has_failed = keeping.cancelled() or keeping.exception()
+            lengths = [0] if has_failed else keeping.result()
+            self._kv_slots.release(slot.sequence, text[: lengths[-1]], slot.owner, lengths)
+            self._place()
+
+        text = slot.text
+        loop = asyncio.get_running_loop()
+        keeping = loop.run_in_executor(self._thread, engine.keep, slot.sequence, text)
+        keeping.add_done_callback(release)
 
     def _waiting(self) -> list[Slot]:
         """Return the sessions that wait for a sequence of the KV cache, oldest first."""

@@ -1,8 +1,8 @@
 """Sends down the answer of an upload stream, which may carry the messages of many sessions.
 
 All that is written in one turn of the event loop, as after a pass, goes in one piece: a piece
-costs more than the messages in it. What waits for a client that does not read is bounded by the
-answers of the sessions, and the stream ends if that takes too long.
+costs more than the messages in it. The stream ends if too much waits for a client that does not
+read, or for too long.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from gateway.channel import Channel, ChannelFull
+from gateway.errors import ClientGone
 from speculation import upload_records
 
 PART_BYTES: Final = upload_records.MAX_RECORD_BYTES // 2
 """More frames than this are cut into several records."""
+
+MAX_UNSENT_BYTES: Final = 64 << 20
+"""A stream ends if its client leaves this many bytes unread, as many as a body may have."""
 
 
 class MultiplexedStream:
@@ -26,9 +31,9 @@ class MultiplexedStream:
 
         self._acknowledgement = acknowledgement
         self._sessions: dict[str, Callable[[], object]] = {}
-        self._unsent: list[bytes] = []
+        self._unsent = Channel[bytes](MAX_UNSENT_BYTES, len)
         self._is_sending = False
-        self._written, self._sent = asyncio.Event(), asyncio.Event()
+        self._sent = asyncio.Event()
 
     def carry(self, session: str, cut: Callable[[], object]) -> None:
         """Carry a session until `leave`. cut: called if the stream ends before."""
@@ -54,19 +59,19 @@ class MultiplexedStream:
         self._add(self._acknowledgement * times)
 
     def _add(self, part: bytes) -> None:
-        self._unsent.append(part)
-        self._written.set()
+        try:
+            self._unsent.put(part)
+        except ChannelFull:
+            self._unsent.close(error=ClientGone("the client reads too slowly"))
 
     async def _next_sent(self) -> None:
         self._sent.clear()
         await self._sent.wait()
 
     async def run(self, send: Callable[[bytes], Awaitable[None]]) -> None:
-        """Send until cancelled. Raises what `send` raises."""
-        while True:
-            await self._written.wait()
-            self._written.clear()
-            parts, self._unsent, self._is_sending = self._unsent, [], True
+        """Send until cancelled. Raises what `send` raises, and ClientGone."""
+        while parts := await self._unsent.take():
+            self._is_sending = True
             await send(b"".join(parts))
             self._is_sending = False
             self._sent.set()

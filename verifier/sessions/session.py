@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, aclosing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -20,6 +20,7 @@ from typing import Final
 import structlog
 
 from gateway.background_work import start
+from gateway.channel import Channel, ChannelFull
 from gateway.errors import RateLimited
 from gateway.metrics import ModelMetrics
 from gateway.tenant_limits import Tenant
@@ -152,9 +153,15 @@ INITIAL_CHAINS: Final = 16
 request up to four times."""
 
 
+MAX_UNREAD_BYTES: Final = 4 << 20
+"""A session ends if its stream has left this many bytes unread: 200 tokens/s with 20
+log-probabilities each have 3 MB within http.UNREAD_S."""
+
+_UNREAD: Final = Fault("cancelled", "its stream is not read", retryable=True)
+
+
 class Session:
-    """Runs in a task of its own from the start. It keeps the replies that its stream has not
-    sent yet; the length of the answer bounds them."""
+    """Runs in a task of its own from the start."""
 
     def __init__(
         self,
@@ -184,8 +191,7 @@ class Session:
         what makes them later, as each message does."""
 
         self._write: Callable[[bytes], object] | None = None
-        self._news: list[Entry] = []
-        self._changed = asyncio.Event()
+        self._unread = Channel[Entry](MAX_UNREAD_BYTES, lambda entry: len(entry.frame))
         self._cause: Fault | None = None
         self._may_send = INITIAL_CHAINS * opened.limits.max_ahead
         """The edge may still send this many draft tokens; a Redraw counts as one."""
@@ -227,32 +233,25 @@ class Session:
 
     async def read(self) -> list[Entry]:
         """Return the unread entries once there are some; [] after the last."""
-        while not (self._news or self.ending):
-            self._changed.clear()
-            await self._changed.wait()
-        news, self._news = self._news, []
-        return news
+        return await self._unread.take()
 
     def multiplex(self, write: Callable[[bytes], object]) -> None:
         """Have this function called with the frame of each unread and further entry. `read`
-        then waits for the last one, and returns []."""
+        then waits for the last one."""
         self._write = write
-        news, self._news = self._news, []
-        for entry in news:
+        for entry in self._unread.drain():
             write(entry.frame)
 
     def heartbeat(self) -> None:
         """Have `read` return a Heartbeat, unless it has other entries to return."""
-        if not (self._news or self.ending):
+        if not (self._unread or self.ending):
             self._send(STREAM_HEARTBEAT)
 
     async def _run(self) -> None:
         try:
-            replies = self._target.serve(self.name, self._request, self.tenant.identity)
             self._arm()
-            async with aclosing(replies):
-                async for reply in replies:
-                    self._record(reply)
+            tenant = self.tenant.identity
+            await self._target.serve(self.name, self._request, self._record, tenant)
         except asyncio.CancelledError:
             self.end(self._cause or Fault("cancelled", "the session was cancelled"))
         except RemoteProtocolError as error:
@@ -269,6 +268,8 @@ class Session:
                 self._timer.cancel()
 
     def _record(self, reply: Framed[Reply]) -> None:
+        if self._cause is not None:
+            return None
         if isinstance(reply.message, CachedPromptTokens):
             return self._send(reply)
         now, timeouts = time.monotonic(), self._timeouts
@@ -295,12 +296,15 @@ class Session:
             self._send(Framed(fault))
 
     def _send(self, entry: Entry) -> None:
-        if self._write is None:
-            self._news.append(entry)
-        else:
+        if self._write is not None:
             self._write(entry.frame)
-        if self._write is None or self.ending:
-            self._changed.set()
+        elif self.ending is None:
+            try:
+                self._unread.put(entry)
+            except ChannelFull:
+                self.cancel(_UNREAD)
+        if self.ending is not None:
+            self._unread.close(entry)
 
     def _arm(self) -> None:
         """Look at the timeouts when the first of them may be over, and not before."""

@@ -29,6 +29,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 OVERRIDES: Final = {
     "core.scheduler:PicoScheduler": "vllm.v1.core.sched.scheduler:Scheduler",
     "core.sessions:SessionScheduler": "vllm.v1.core.sched.scheduler:Scheduler",
+    "worker.graphs:UnequalGraphs": "vllm.v1.worker.gpu.cudagraph_utils:ModelCudaGraphManager",
     "worker.heads:GrammarMasks":
         "vllm.v1.worker.gpu.structured_outputs:StructuredOutputsWorker",
 }  # fmt: skip

@@ -58,6 +58,9 @@ class RunnerChoice:
     seed_exact: bool = False
     """True if our judge also judges the requests without a session."""
 
+    unequal_graphs: bool = False
+    """True if steps in which requests have unequal rows should run on FULL CUDA graphs."""
+
     @property
     def width(self) -> int:
         """Return the most draft tokens of a request in one step, including a committed one."""

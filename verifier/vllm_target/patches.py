@@ -187,7 +187,10 @@ PATCHES: Final = (
         "serving.engine:VllmEngine._collect",
         "vLLM merges outputs for a slow reader, and would keep the last one's frames alone.",
         _OUTPUTS, on="outputs",
-        needs=("_update_stats_from_output", "is_prefilling", "request_states"),
+        needs=(
+            "_update_stats_from_output", "is_prefilling", "num_cached_tokens",
+            "request_states",
+        ),
     ),
     Patch(
         "accounts", "vllm.v1.engine.async_llm:AsyncLLM.generate",
@@ -266,6 +269,27 @@ PATCHES: Final = (
         "worker.heads:resolve_graphs",
         "vLLM asks attention for graphs of full width, and drops those of one row with them.",
         _WIDTH, needs=("uniform_decode_query_len",),
+    ),
+    Patch(
+        "v2 modules", f"{_V2}.model_runner:ModelCudaGraphManager",
+        "worker.graphs:UnequalGraphs",
+        "With `speculation.unequal_graphs` steps with draft tokens run on FULL graphs, too.",
+        "vLLM captures graphs of unequal rows beside those of equal rows", form="instead",
+        needs=tuple(
+            f"{_V2}.cudagraph_utils:{name}"
+            for name in ("_candidates", "_capture_descs", "capture", "lora_capture_cases")
+        ),
+    ),
+    Patch(
+        "v2 modules", "vllm.v1.worker.utils:AttentionGroup.create_metadata_builders",
+        "worker.heads:create_metadata_builders",
+        "FlashInfer waits for the lengths of requests in each step if there may be drafts.",
+        "FlashInfer takes the host's lengths wherever they are exact",
+        needs=(
+            "metadata_builders",
+            "vllm.v1.attention.backends.flashinfer:_num_speculative_tokens",
+            "vllm.v1.attention.backends.flashinfer:seq_lens_cpu_upper_bound",
+        ),
     ),
     Patch(
         "v2 speculator", f"{_V2}.spec_decode.speculator:BaseSpeculator.propose",

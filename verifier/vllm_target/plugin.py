@@ -172,11 +172,11 @@ def _choice(args: Any, model: Any, parallel: Any, speculation: Any) -> RunnerCho
     conflicts.check_installation(runner)
     import_module(conflicts.SCHEDULER.rpartition(".")[0])  # fail before the model loads
     ours, head = settings(), 0 if speculation is None else speculation.num_speculative_tokens
-    wanted = ours.limits.max_verify
-    if ours.speculation.max_verify is None and model.has_inner_state:
+    wanted, own = ours.limits.max_verify, ours.speculation
+    if own.max_verify is None and model.has_inner_state:
         wanted = conflicts.lowered(wanted, conflicts.RECURRENT_DRAFTS)
     max_verify = conflicts.max_drafts(wanted, args)
-    return RunnerChoice(runner, max_verify, head, ours.speculation.seed_exact)
+    return RunnerChoice(runner, max_verify, head, own.seed_exact, own.unequal_graphs)
 
 
 def _runner(args: Any, model: Any, parallel: Any, speculation: Any) -> Literal["v1", "v2"]:

@@ -151,9 +151,10 @@ export class AnswerView {
   }
 
   ending() {
-    const { state, finish, error, fallback } = this.turn;
+    const { state, finish, error, fallback, server } = this.turn;
     const parts = [];
     if (fallback) parts.push(h("p", { class: "state" }, `The large model was away: the draft model ${fallback} has answered alone.`));
+    if (server) parts.push(h("p", { class: "state" }, `The large model was away: another server has answered, with ${server}.`));
     if (state === "stopped") parts.push(h("p", { class: "state" }, "Stopped."));
     if (finish === "length") parts.push(h("p", { class: "state" }, "The limit of tokens ended this answer."));
     if (error) parts.push(this.failure(error));
@@ -172,7 +173,7 @@ export class AnswerView {
     const { turn } = this;
     const copying = action("copy", "Copy", () => copy(copying, turn.content));
     const parts = [copying, action("again", "Again", this.on.again, { "aria-label": "Answer again", hidden: !this.on.again })];
-    if (turn.state === "done" && turn.content && !turn.fallback && this.on.prove) {
+    if (turn.state === "done" && turn.content && !turn.fallback && !turn.server && this.on.prove) {
       parts.push(action("scales", "Prove it", this.on.prove, { class: "action prove" }));
     }
     return h("div", { class: "actions" }, ...parts);

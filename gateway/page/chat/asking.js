@@ -159,6 +159,7 @@ export class Asking {
     const choice = chunk.choices?.[0];
     const delta = choice?.delta ?? {};
     if (chunk.system_fingerprint?.startsWith("draft:")) this.turn.fallback = chunk.model;
+    if (chunk.fallback === "server") this.turn.server = chunk.model;
     if (delta.reasoning_content) this.turn.reasoning += delta.reasoning_content;
     if (delta.content) this.turn.content += delta.content;
     for (const piece of delta.tool_calls ?? []) this.readCall(piece);

@@ -127,6 +127,14 @@ function listed(known) {
   return h("dl", { class: "facts" }, ...known.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
 }
 
+// Says who answers while no verifier can be reached, by the edge's setting.
+const FALLBACKS = {
+  none: () => "nobody answers",
+  draft: () => "the draft model answers alone",
+  server: (model) => `another server answers: ${model}`,
+  "server,draft": (model) => `another server answers: ${model}; if it cannot, the draft model alone`,
+};
+
 function facts(state) {
   const { service, model, draft, version, protocol, uptime_s: uptime, requests } = state;
   const many = several(state.models);
@@ -139,6 +147,7 @@ function facts(state) {
     ["Vocabularies", many ? null : draft?.vocabularies],
     ["Judging", state.judge],
     ["Without drafts", WITHOUT_DRAFTS[state.fill]],
+    ["Without a verifier", FALLBACKS[state.fallback]?.(state.fallback_server?.model)],
     ["Prompt lookup", state.judge && (state.lookup ? "on: repeated text is drafted" : "off")],
     ["Answers running", requests],
     ["Sessions", state.sessions && `${state.sessions.running} of ${state.sessions.limit}`],

@@ -123,4 +123,8 @@ def test_what_does_not_fit_is_refused_with_the_numbers_and_what_would_fit() -> N
     assert "CUDA0 (a card), 1,000 of 1,200 MiB free" in message
     assert "460 MiB for weights, 650 for the KV of 4 slots of 2600 tokens" in message
     assert "gpu_layers = 4 of 5" in message
+    states = replace(demand, state_bytes=50 * MIB)
+    assert device_room(states, divided, card) == 2000 - 800
+    with pytest.raises(CannotOpen, match=r"weights, 200 for the states .* lower speculation"):
+        check_fit(2000, states, TENSORS, divided, ALL, card)
     check_fit(2600, demand, TENSORS, division(TENSORS, 4, Placement(4)), Placement(4), card)

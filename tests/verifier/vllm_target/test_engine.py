@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from speculation.messages import RemoteProtocolError
+from speculation import wire
+from speculation.messages import CachedPromptTokens, RemoteProtocolError
 from tests.guards import GUARD_S
 from verifier.target import TargetFailed
+from verifier.vllm_target.core.slot import OutgoingFrame
 from verifier.vllm_target.ipc_messages import FIELD, PUSH, Batch
 from verifier.vllm_target.serving.ranks import MAX_IN_FLIGHT, UTILITY, CoreChannel, Ranks
 
@@ -202,8 +204,10 @@ class Llm(SimpleNamespace):
 
     def __init__(self, *batches: list[Any]) -> None:
         self._batches = batches
+        queue = SimpleNamespace(put=lambda output: None)
+        state = SimpleNamespace(is_prefilling=True, num_cached_tokens=0, queue=queue)
         original = SimpleNamespace(
-            process_outputs=lambda outputs: len(outputs), request_states={}
+            process_outputs=lambda outputs: len(outputs), request_states={"s": state}
         )
         core = SimpleNamespace(core_engines=[b"0"], client_count=1, client_index=0)
         super().__init__(output_processor=original, engine_core=core)
@@ -212,6 +216,7 @@ class Llm(SimpleNamespace):
         for batch in self._batches:
             assert self.output_processor.process_outputs(batch) == len(batch)
             yield SimpleNamespace(num_cached_tokens=0)
+            await asyncio.sleep(0)
 
 
 def reader(llm: Any) -> Any:
@@ -223,13 +228,15 @@ def reader(llm: Any) -> Any:
 
 
 async def read(llm: Any, session: str = "s") -> list[bytes]:
-    return [each.frame async for each in reader(llm).generate(session, (1,), ASKED)]
+    frames = list[OutgoingFrame]()
+    await reader(llm).generate(session, (1,), ASKED, frames.append)
+    return [each.frame for each in frames]
 
 
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
 async def test_outputs_that_vllm_merges_lose_no_frame() -> None:
-    others = SimpleNamespace(kv_transfer_params=None)
+    others = SimpleNamespace(kv_transfer_params=None, request_id="theirs")
     llm = Llm([output("s", b"a"), others, output("s", b"b", b"c")], [], [output("s", b"d")])
 
     assert await read(llm) == [b"a", b"b", b"c", b"d"]
@@ -237,14 +244,30 @@ async def test_outputs_that_vllm_merges_lose_no_frame() -> None:
 
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
-async def test_vllm_counts_what_only_carries_frames_and_processes_the_rest() -> None:
-    pytest.importorskip("vllm.v1.engine.async_llm")
-    from vllm.sampling_params import RequestOutputKind
-    from vllm.v1.engine.output_processor import RequestOutputCollector
+async def test_what_was_cached_is_said_first_and_a_reader_that_fails_loses_its_session() -> (
+    None
+):
+    frames = list[bytes]()
 
-    llm = Llm()
-    collector = RequestOutputCollector(RequestOutputKind.DELTA, "s")
-    state = SimpleNamespace(is_prefilling=True, queue=collector)
+    def take(frame: OutgoingFrame) -> None:
+        frames.append(frame.frame)
+        if frame.frame == b"b":
+            raise ZeroDivisionError
+
+    llm = Llm([output("s", b"a")], [output("s", b"b", b"c")])
+    llm.output_processor.request_states["s"].num_cached_tokens = 7
+    with pytest.raises(TargetFailed) as failed:
+        await reader(llm).generate("s", (1,), ASKED, take)
+
+    assert isinstance(failed.value.__cause__, ZeroDivisionError)
+    assert frames == [wire.encode(CachedPromptTokens(7)), b"a", b"b"]
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
+async def test_vllm_counts_what_only_carries_frames_and_processes_the_rest() -> None:
+    llm, taken = Llm(), list[OutgoingFrame]()
+    state = SimpleNamespace(is_prefilling=True, num_cached_tokens=0)
     processed: list[Any] = []
     counted: list[Any] = []
     llm.output_processor = SimpleNamespace(
@@ -253,7 +276,9 @@ async def test_vllm_counts_what_only_carries_frames_and_processes_the_rest() -> 
         _update_stats_from_output=lambda *call: counted.append(call),
     )
     engine = reader(llm)
-    queue = engine._queues["s"] = []
+    from verifier.vllm_target.serving.engine import _Reader
+
+    engine._readers["s"] = _Reader(taken.append)
     first, silent, second, third, last = (
         output("s", *frames) for frames in ([b"a"], [], [b"b"], [b"c"], [b"d"])
     )
@@ -262,16 +287,12 @@ async def test_vllm_counts_what_only_carries_frames_and_processes_the_rest() -> 
     llm.output_processor.process_outputs([first], 1.5, None)
     state.is_prefilling = False
     llm.output_processor.process_outputs([silent], 1.5, None)
-    assert collector.get_nowait() is None  # there is nothing to wake for
     llm.output_processor.process_outputs([second, third], 1.5, None)
     llm.output_processor.process_outputs([last], 1.5, None)
 
-    assert [each.frame for each in queue] == [b"a", b"b", b"c", b"d"]  # type: ignore[union-attr]
+    assert [each.frame for each in taken] == [b"a", b"b", b"c", b"d"]
     assert processed == [first, last]
     assert counted == [(state, each, 1.5, None) for each in (silent, second, third)]
-    woken = collector.get_nowait()
-    assert woken is not None
-    assert not woken.finished
 
 
 @pytest.mark.vllm
@@ -291,11 +312,12 @@ async def test_a_complaint_ends_the_session_as_its_edges_fault() -> None:
 @pytest.mark.filterwarnings("default")
 async def test_a_name_that_is_taken_leaves_the_session_that_has_it_alone() -> None:
     engine = reader(Llm([output("s", b"a")], [output("s", b"b")]))
-    first = engine.generate("s", (1,), ASKED)
-    assert (await anext(first)).frame == b"a"
+    frames = list[OutgoingFrame]()
+    first = asyncio.create_task(engine.generate("s", (1,), ASKED, frames.append))
+    await asyncio.sleep(0)
 
     with pytest.raises(RemoteProtocolError, match="this name"):
-        await anext(engine.generate("s", (1,), ASKED))
+        await engine.generate("s", (1,), ASKED, frames.append)
 
-    assert (await anext(first)).frame == b"b"
-    await first.aclose()
+    await first
+    assert [each.frame for each in frames] == [b"a", b"b"]

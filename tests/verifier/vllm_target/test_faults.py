@@ -24,7 +24,7 @@ from speculation.messages import (
 )
 from speculation.wire import Framed
 from tests.guards import GUARD_S
-from tests.verifier.down import replies_of
+from tests.verifier.down import begun, replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
@@ -184,7 +184,7 @@ async def test_drafts_sent_right_after_the_opening_are_not_lost(target: VllmTarg
         return isinstance(message, Commit) and message.start > 0
 
     asking = asyncio.create_task(leave_after(target, "early", request, judged))
-    await asyncio.sleep(0)
+    await begun()
 
     await target.push("early", Framed(Draft(1, 0, 0, tuple(expected[:8]))))
 
@@ -256,7 +256,7 @@ async def lie_for(target: VllmTarget, seconds: float) -> int:
     while clock() < began + seconds:
         session = f"lying {count}"
         serving = asyncio.create_task(plain(target, session, request))
-        await asyncio.sleep(0)
+        await begun()
         for _ in range(20):
             message: Pushed = random.choice([*LIES, Redraw(1, 3, 1)])
             if random.random() < 0.5:

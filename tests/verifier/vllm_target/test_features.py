@@ -154,7 +154,7 @@ async def test_what_vllm_refuses_is_refused_before_anything_is_awaited(
 ) -> None:
     nonsense = {"json": {"type": "nonsense"}}
     request = opening(target, PROMPTS[0], with_extras(GREEDY, structured_outputs=nonsense))
-    asking = asyncio.create_task(plain(target, "nonsense", request))
+    asking = asyncio.create_task(target.serve("nonsense", request, print))
 
     await asyncio.sleep(0)
 
@@ -262,7 +262,7 @@ async def test_a_prompt_is_read_once_for_each_tenant(
     request = replace(asked, prompt=prompt)
     cached_tokens = list[list[CachedPromptTokens]]()
     for i, tenant in enumerate(["ann", "ann", "ben"]):
-        async with aclosing(target.serve(f"prefix {i}", request, tenant)) as replies:
+        async with aclosing(target.replies(f"prefix {i}", request, tenant)) as replies:
             cached_tokens.append(
                 [r.message async for r in replies if isinstance(r.message, CachedPromptTokens)]
             )

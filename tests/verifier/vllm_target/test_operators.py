@@ -80,7 +80,7 @@ async def own(target: VllmTarget, request: Open) -> tuple[list[int], int]:
 
 
 async def cached_tokens(target: VllmTarget, request: Open) -> list[int]:
-    async with aclosing(target.serve("reuses", request)) as replies:
+    async with aclosing(target.replies("reuses", request)) as replies:
         return [
             r.message.tokens async for r in replies if isinstance(r.message, CachedPromptTokens)
         ]
@@ -150,4 +150,4 @@ async def test_a_session_whose_kv_was_not_loaded_commits_nothing_of_it(
     assert (await plain(target, "is saved", request)).finish
 
     with pytest.raises(TargetFailed):
-        await anext(target.serve("is lost", request))
+        await anext(target.replies("is lost", request))

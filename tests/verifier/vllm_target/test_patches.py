@@ -51,6 +51,7 @@ NO_PATCHES = {
     "our records of a step and of a request": {
         "choices", "judged", "last_rows", "ours", "requests", "silent", "slots",
     },
+    "what builds the metadata of attention": {"_num_speculative_tokens"},
     "apps of FastAPI, and their server": {
         "default", "lifespan_context", "redirect_slashes", "should_exit",
     },

@@ -158,3 +158,76 @@ def test_a_request_that_cannot_be_admitted_is_tried_once_and_no_more_steps_are_p
     planner.end()
     planner.remove("session")
     assert planner.plan() == {"other"}
+
+
+def test_steps_are_learned_apart_if_vllm_has_no_full_graph_for_them(tmp_path: Path) -> None:
+    """Of two steps of as many rows one has a draft token, and runs on PIECEWISE graphs."""
+    pytest.importorskip("vllm")
+    from vllm.config import CUDAGraphMode
+    from vllm.v1.worker.gpu import cudagraph_utils
+
+    planner = Planner(tmp_path)
+    config, latency = planner.scheduler.vllm_config, planner.scheduler._machine.latency
+    config.compilation_config.cudagraph_capture_sizes = [1, 2, 4, 8]
+    config.compilation_config.max_cudagraph_capture_size = 8
+    manager = object.__new__(cudagraph_utils.CudaGraphManager)
+    vars(manager).update(
+        vllm_config=config, compilation_config=config.compilation_config, max_num_reqs=4,
+        cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE, decode_query_len=1,
+        varlen_decode=False, ubatch_runner=None, lora_capture_cases=[0], _candidates={},
+        _capture_descs={}, _graphs_captured=True, _lora_dispatch_map={},
+    )  # fmt: skip
+    manager._init_candidates()
+    latency.observe(1, 1.0)
+
+    def step() -> CUDAGraphMode:
+        planner.plan()
+        counts = planner.under_way[0].num_scheduled_tokens.values()
+        requests, rows, most = len(counts), sum(counts), max(counts)
+        uniform = most if rows == most * requests else None
+        planner.end()
+        return manager.dispatch(requests, rows, uniform, 0, most).cg_mode
+
+    for name in ("session", "a", "b"):
+        planner.add(name, fill="auto" if name == "session" else None)
+    step()  # reads the prompts
+    without = step()
+    planner.remove("b")
+    planner.drafted("session", 2, 7)
+    with_draft = step()
+
+    assert (without, with_draft) == (CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE)
+    assert [*latency.learned_statistics()] == ["1", "3", "3 with drafts"]
+
+
+def test_a_plan_has_the_length_that_each_request_will_have_on_the_device(
+    tmp_path: Path,
+) -> None:
+    """Two batches are under way, and all draft tokens are rejected."""
+    planner, lengths, drafted = Planner(tmp_path), dict[str, int](), 0
+    planner.scheduler._machine.latency.observe(1, 1.0)
+
+    def plan() -> None:
+        nonlocal drafted
+        planner.plan()
+        output = planner.under_way[-1]
+        cached = output.scheduled_cached_reqs
+        known = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        for name, rows in output.num_scheduled_tokens.items():
+            drafts = output.scheduled_spec_decode_tokens.get(name, ())
+            assert known.get(name, 0) == lengths.get(name, 0)
+            lengths[name] = lengths.get(name, 0) + rows - len(drafts)
+            drafted += len(drafts)
+
+    planner.add("session", fill="auto")
+    planner.add("other")
+    plan()
+    planner.end()
+    for known in range(1, 4):
+        planner.drafted("session", known, 7, 7)
+        plan()
+        plan()  # while the draft tokens are judged
+        planner.end()
+        planner.end()
+
+    assert drafted > 0

@@ -102,17 +102,18 @@ def test_an_engine_that_generates_gets_scheduler_extension_and_place_for_drafts(
     assert RunnerChoice.of(config) == RunnerChoice("v1", 32)
 
 
-def test_the_width_is_that_of_our_settings(
+def test_the_width_and_the_kinds_of_graphs_are_those_of_our_settings(
     registered: None, configured: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (file := tmp_path / "settings.toml").write_text("speculation.max_verify = 7")
+    toml = "[speculation]\nmax_verify = 7\nunequal_graphs = true"
+    (file := tmp_path / "settings.toml").write_text(toml)
     monkeypatch.setenv(CONFIG, str(file))
 
     assert configured().speculative_config.num_speculative_tokens == 8
 
     monkeypatch.setenv("PICOSPEC_VERIFIER__SPECULATION__MAX_VERIFY", "5")
 
-    assert RunnerChoice.of(configured()) == RunnerChoice("v1", 5)
+    assert RunnerChoice.of(configured()) == RunnerChoice("v1", 5, unequal_graphs=True)
 
 
 @pytest.mark.parametrize(

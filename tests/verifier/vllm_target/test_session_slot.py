@@ -67,7 +67,7 @@ class Core:
         """End the step's pass."""
         verdicts = {"s": Verdict(Judgement(tokens, accepted, rejection))}
         judged = len(self._plan.passes["s"].draft)
-        down = self.machine.ran(self._plan, verdicts, 2.0, rows=None)["s"]
+        down = self.machine.ran(self._plan, verdicts, 2.0, None)["s"]
         self.slot.send(down, judged=judged, rows=ROWS)
 
     def offered(self) -> tuple[int, ...] | None:

@@ -32,7 +32,7 @@ from vllm.v1.request import Request
 
 from speculation.judge import Judgement
 from speculation.messages import TokenLogprob
-from speculation.verify_machine import PassPlan, Verdict
+from speculation.verify_machine import PassPlan, PassRecord, Verdict
 from verifier.vllm_target.core.sessions import SessionScheduler, put_frames
 from verifier.vllm_target.core.slot import SessionSlot
 from verifier.vllm_target.ipc_messages import MASK_ROWS, MOST_ROWS, VerifyRequest
@@ -315,18 +315,17 @@ class PicoScheduler(SessionScheduler):
         rows = scheduler_output.total_num_scheduled_tokens
         decoded = _decoded(scheduler_output)
         is_slowed, reads = self._is_slowed(scheduler_output), decoded < rows
-        learned = decoded if decoded > 0 and not is_slowed else None
         plan = self._begun(self._plans.popleft(), verdicts, last_ended_at)
         ahead = scheduler_output.picospec_is_asynchronous
-        down = self._machine.ran(
-            plan,
-            verdicts,
-            now,
-            rows=learned,
+        record = PassRecord(
+            decoded,
             with_prompt=reads,
+            with_drafts=bool(scheduler_output.scheduled_spec_decode_tokens),
             after_s=None if ahead is None else now - last_ended_at,
             ahead=bool(ahead),
         )
+        says_something = decoded > 0 and not is_slowed
+        down = self._machine.ran(plan, verdicts, now, record if says_something else None)
         for _, slot in passed.values():
             if slot.name in down:
                 judged_pass = plan.passes[slot.name]

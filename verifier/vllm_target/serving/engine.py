@@ -6,9 +6,9 @@ ordered request socket, which also wakes it; outputs come back on its output soc
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from operator import eq
 from typing import Any, Final
 
@@ -45,8 +45,27 @@ OF_MODEL: Final = (
 """Texts depend on these settings of the model, most of which vLLM's own hash leaves out."""
 
 
-FrameQueue = list[OutgoingFrame | RemoteProtocolError]
-"""A FrameQueue has the unread frames and errors from a session's core, each once."""
+@dataclass(slots=True)
+class _Reader:
+    """Reads one session. take: gets its frames. failure: what ends it, if anything does."""
+
+    take: Callable[[OutgoingFrame], object]
+    failure: Exception | None = None
+    _has_begun: bool = False
+
+    def read(self, frames: Sequence[Any], error: str | None, cached_tokens: int) -> None:
+        """Take the frames of an output, and before the first of all what the KV cache had."""
+        try:
+            if not self._has_begun and cached_tokens:
+                self.take(OutgoingFrame(wire.encode(CachedPromptTokens(cached_tokens))))
+            self._has_begun = True
+            for frame in frames:
+                self.take(OutgoingFrame(*frame))
+            if error is not None:
+                raise RemoteProtocolError(error)
+        except Exception as failure:  # this session alone is lost
+            self.failure = failure
+
 
 _NOTHING: Final = "", (), None
 
@@ -58,7 +77,7 @@ class VllmEngine:
         self._llm = llm
         self._ranks = Ranks(llm.engine_core)
         self._steps: list[int] = []  # steps of each core at the last heartbeat
-        self._queues: dict[str, FrameQueue] = {}
+        self._readers: dict[str, _Reader] = {}
         patches.apply("answers", ours=self, outputs=llm.output_processor)
 
     async def install(self, tokens: int) -> None:
@@ -141,25 +160,26 @@ class VllmEngine:
         session: str,
         text: tuple[int, ...],
         wanted: Mapping[str, Any],
+        take: Callable[[OutgoingFrame], object],
         cache_salt: str | None = None,
         adapter: LoRARequest | None = None,
-    ) -> AsyncGenerator[OutgoingFrame]:
-        """Yield the frames of one session, each once and in order, to the last.
+    ) -> None:
+        """Run one session; `take` gets its frames, each once and in order, to the last.
 
         text: the tokens that the session begins with; they are vLLM's prompt. wanted: see
         parameters.engine_request. cache_salt: KV is reused only between requests with the same
         salt.
 
         The request is on its way to the core before this first waits, so messages pushed later
-        arrive after it. Closing the generator aborts it. Raises Unservable for an option that
+        arrive after it. Cancelling it aborts it. Raises Unservable for an option that
         vLLM lacks, RemoteProtocolError for a message that no correct edge sends.
         """
         # rendered here: vLLM would render text in a thread
         rendered = {"type": "token", "prompt_token_ids": list(text), "cache_salt": cache_salt}
         try:
             with self._ranks.placed(session) as rank, ExitStack() as after:
-                queue = self._queues[session] = FrameQueue()
-                after.callback(self._queues.pop, session)
+                reader = self._readers[session] = _Reader(take)
+                after.callback(self._readers.pop, session)
                 outputs = self._llm.generate(
                     rendered,
                     _parameters(wanted),
@@ -167,17 +187,10 @@ class VllmEngine:
                     lora_request=adapter,
                     data_parallel_rank=rank,
                 )
-                cached_tokens: int | None = None
                 async with aclosing(outputs):
-                    async for output in outputs:
-                        if cached_tokens is None and (
-                            cached_tokens := output.num_cached_tokens or 0
-                        ):
-                            yield OutgoingFrame(wire.encode(CachedPromptTokens(cached_tokens)))
-                        while queue:
-                            if isinstance(item := queue.pop(0), RemoteProtocolError):
-                                raise item
-                            yield item
+                    async for _ in outputs:
+                        if reader.failure is not None:
+                            raise reader.failure
         except VLLMValidationError as error:
             raise Unservable(error.parameter or "request", str(error)) from error
         except ValueError as error:
@@ -192,27 +205,31 @@ class VllmEngine:
     ) -> Any:
         """Take the sessions' frames from the core's outputs here, because vLLM merges outputs
         for a slow reader and would keep only the last one's frames."""
-        left = [output for output in outputs if not self._takes(output, *args)]
-        return original(left, *args, **kwargs)
+        states = self._llm.output_processor.request_states
+        left, ours = list[Any](), list[tuple[Any, ...]]()
+        for output in outputs:
+            session, *of_session = (output.kv_transfer_params or {}).get(FIELD, _NOTHING)
+            reader, state = self._readers.get(session), states.get(output.request_id)
+            if reader is not None:
+                ours.append((reader, state, *of_session))
+            if reader is None or not self._counts(output, state, *args):
+                left.append(output)
+        processed = original(left, *args, **kwargs)  # and the cached tokens are known
+        for reader, state, frames, error in ours:
+            reader.read(frames, error, (state and state.num_cached_tokens) or 0)
+            if reader.failure is not None and state is not None:
+                state.queue.put(RequestOutput("", None, None, None, [], finished=False))
+        return processed
 
-    def _takes(self, output: Any, timestamp: float = 0.0, stats: Any = None) -> bool:
-        """Take a session's frames from an output. Return True if vLLM need not process the
-        output, for its reader needs the frames alone; vLLM still counts the output's tokens."""
-        if not (parameters := output.kv_transfer_params):
-            return False
-        session, frames, error = parameters.get(FIELD, _NOTHING)
-        if (queue := self._queues.get(session)) is None:
-            return False
-        items: FrameQueue = [OutgoingFrame(*each) for each in frames]
-        items += [RemoteProtocolError(error)] if error is not None else []
-        queue += items
-        processor = self._llm.output_processor
-        state = processor.request_states.get(output.request_id)
+    def _counts(
+        self, output: Any, state: Any, timestamp: float = 0.0, stats: Any = None
+    ) -> bool:
+        """Count the tokens of a session's output as vLLM does, and return True, if vLLM need
+        not process the output: its reader needs the frames alone."""
         if output.finished or state is None or state.is_prefilling:
             return False
+        processor = self._llm.output_processor
         processor._update_stats_from_output(state, output, timestamp, stats)
-        if items and state.queue.output is None:  # or its reader has not woken yet
-            state.queue.put(RequestOutput(session, None, None, None, [], finished=False))
         return True
 
     async def push(self, session: str, frames: bytes) -> None:

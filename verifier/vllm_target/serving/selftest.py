@@ -172,7 +172,7 @@ async def _run(
     most = target.facts.limits.max_ahead
     session, text, rounds = f"self-test-{name}", list(request.committed), 0
     logprobs = list[TokenLogprob]()
-    replies = target.serve(session, request)
+    replies = target.replies(session, request)
     try:
         async with asyncio.timeout(WITHIN_S), aclosing(replies):
             async for reply in replies:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -37,6 +36,7 @@ from speculation.messages import (
 from speculation.wire import Framed
 from verifier.metrics import VerifierMetrics
 from verifier.target import (
+    Deliver,
     Reply,
     Target,
     TargetFailed,
@@ -289,9 +289,9 @@ class VllmTarget(Target):
         return await self._engine.figures()
 
     async def serve(
-        self, session: str, request: Open, tenant: str | None = None
-    ) -> AsyncGenerator[Framed[Reply]]:
-        """Run one session to its Finish; closing the generator frees its KV within a step."""
+        self, session: str, request: Open, deliver: Deliver, tenant: str | None = None
+    ) -> None:
+        """Run one session to its Finish; cancelling it frees its KV within a step."""
         engine = self._engine
         if len(self._sessions) >= (room := engine.max_sessions):
             raise TargetFull(f"all {room} sequences are taken")
@@ -305,18 +305,21 @@ class VllmTarget(Target):
             drawn_by_vllm=engine.drawn_by_vllm,
             owner=self.owner_of_answers(tenant, request),
         )
+        has_finished = False
+
+        def take(outgoing: OutgoingFrame) -> None:
+            nonlocal has_finished
+            reply = self._decoded(outgoing)
+            has_finished = isinstance(reply.message, Finish)
+            deliver(reply)
+
         self._sessions.add(session)
         try:
             text = (*request.prompt, *request.committed)
             owner = self.owner_of_prefixes(tenant, request)
-            frames = engine.generate(session, text, wanted, owner, adapter)
-            async with aclosing(frames):
-                async for outgoing in frames:
-                    reply = self._decoded(outgoing)
-                    yield reply
-                    if isinstance(reply.message, Finish):
-                        return
-            raise TargetFailed("vLLM ended the session")
+            await engine.generate(session, text, wanted, take, owner, adapter)
+            if not has_finished:
+                raise TargetFailed("vLLM ended the session")
         finally:
             self._sessions.discard(session)
 

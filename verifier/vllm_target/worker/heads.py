@@ -107,6 +107,17 @@ def resolve_graphs(
     return original(config, support, backend, rows, **others)
 
 
+def create_metadata_builders(original: Original, group: Any, *args: Any, **more: Any) -> None:
+    """Let attention take the lengths of requests from the host. vLLM's FlashInfer waits for the
+    device's in each step if draft tokens are configured, because those under way may be
+    rejected. A session with some under way has no row in the next step, so that the host's
+    lengths are right."""
+    original(group, *args, **more)
+    for builder in group.metadata_builders if _proposes_nothing() else ():
+        if hasattr(builder, "_num_speculative_tokens"):
+            builder._num_speculative_tokens = 0
+
+
 def _proposes_nothing() -> bool:
     """Return True if the engine whose parts this process builds has no speculation of vLLM's
     own beside sessions."""

@@ -59,6 +59,7 @@ def texts(
 async def target(directory: Path, texts: object) -> AsyncIterator[VllmTarget]:
     """The engine with our plugin. texts: that engine is gone by then."""
     small = {"kv_cache_memory_bytes": BLOCKS * BLOCK_BYTES, "max_num_batched_tokens": STEP}
+    small["worker_extension_cls"] = "tests.verifier.vllm_target.v2.lengths.Lengths"
     async with engine(directory, tensor_parallel_size=WORKERS, **small) as running:
         served = make(running)
         await served.start()

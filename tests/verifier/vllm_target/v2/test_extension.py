@@ -16,9 +16,11 @@ from vllm.config import CompilationConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.triton_utils.dispatcher import KernelOverride
 from vllm.v1.attention.backend import AttentionCGSupport
+from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.worker.gpu import model_runner, structured_outputs, warmup
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.structured_outputs import StructuredOutputsWorker
+from vllm.v1.worker.utils import AttentionGroup
 
 from verifier.vllm_target.core.scheduler import PicoScheduler, narrowed
 from verifier.vllm_target.ipc_messages import MASK_ROWS, MOST_ROWS, RunnerChoice
@@ -72,6 +74,24 @@ def test_a_backend_with_graphs_of_single_tokens_keeps_them(head: int) -> None:
 
     kept = CUDAGraphMode.FULL_AND_PIECEWISE
     assert found == (CUDAGraphMode.PIECEWISE if head else kept)
+
+
+def test_attention_takes_the_hosts_lengths_if_nothing_is_proposed(head: int) -> None:
+    class Builder:
+        requires_block_table_width = False
+
+        def __init__(self, spec: object, layers: object, config: Any, device: object) -> None:
+            self._num_speculative_tokens = config.num_speculative_tokens
+
+    backend: Any = SimpleNamespace(get_builder_cls=lambda: Builder)
+    spec = FullAttentionSpec(block_size=16, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    group = AttentionGroup(backend, [], spec, 0)
+
+    group.create_metadata_builders(SimpleNamespace(num_speculative_tokens=33), CPU)
+
+    assert [vars(each) for each in group.metadata_builders] == [
+        {"_num_speculative_tokens": 33 if head else 0}
+    ]
 
 
 @pytest.mark.parametrize(("most", "width", "requests"), [(1024, 34, 30), (4, 34, 4)])
@@ -222,6 +242,54 @@ def graphs(directory: Path, ranks: int) -> dict[Any, Any]:
     )  # fmt: skip
     manager._init_candidates()
     return manager._capture_descs
+
+
+@pytest.mark.parametrize(
+    "support", [AttentionCGSupport.ALWAYS, AttentionCGSupport.UNIFORM_BATCH]
+)
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_steps_of_unequal_rows_have_full_graphs_if_wanted_and_attention_can_replay_them(
+    is_wanted: bool, support: AttentionCGSupport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured: list[object] = []
+    base = model_runner.ModelCudaGraphManager.__base__
+    monkeypatch.setattr(base, "capture", lambda *given, **more: captured.append(given))
+    choice = RunnerChoice("v2", 32, unequal_graphs=is_wanted)
+    builder = SimpleNamespace(
+        get_cudagraph_support=lambda *given: support,
+        get_varlen_cudagraph_max_query_len=lambda *given: None,
+    )
+    group = SimpleNamespace(
+        get_metadata_builder=lambda n: builder, kv_cache_spec=None, backend=SimpleNamespace
+    )
+    state = SimpleNamespace(get_additional_cg_support=lambda: (AttentionCGSupport.ALWAYS, None))
+    manager = object.__new__(model_runner.ModelCudaGraphManager)
+    vars(manager).update(
+        vllm_config=SimpleNamespace(
+            additional_config=choice.added_to({}),
+            speculative_config=None,
+            cache_config=SimpleNamespace(use_kda_recoverssm=False),
+        ),
+        compilation_config=SimpleNamespace(
+            cudagraph_capture_sizes=[1, 2, 4, 8, 16], max_cudagraph_capture_size=16
+        ),
+        cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE, max_num_reqs=4, decode_query_len=1,
+        varlen_decode=False, ubatch_runner=None, lora_capture_cases=[0], _candidates={},
+        _capture_descs={}, _graphs_captured=True, _lora_dispatch_map={}, use_breakable_cg=True,
+    )  # fmt: skip
+    manager._init_candidates()  # as with our schedule: those of one row
+    manager.decode_query_len = 33
+    monkeypatch.setattr(manager, "init_breakable_cg_runner", lambda model: None)
+
+    manager.capture(None, state, None, None, None, [[group]], None)
+
+    full = CUDAGraphMode.FULL if is_wanted and support.value == 3 else CUDAGraphMode.PIECEWISE
+    assert manager.dispatch(3, 6, None, 0, max_query_len=4).cg_mode == full
+    assert manager.dispatch(3, 3, 1, 0, max_query_len=1).uniform_token_count == 1
+    assert manager.dispatch(3, 6, None, 0).cg_mode == CUDAGraphMode.PIECEWISE  # reads a prompt
+    sizes = [each.num_tokens for each in manager._capture_descs[CUDAGraphMode.FULL]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(captured) == 1
 
 
 @pytest.mark.vllm

@@ -1,5 +1,5 @@
-"""Heads with random weights for the tiny Llama of the bench, and what is asked there of vLLM
-itself and of sessions, which must answer the same tokens.
+"""Random weights for the tiny Llama of the bench and for its heads, and what is asked there of
+vLLM itself and of sessions, which must answer the same tokens.
 """
 
 from __future__ import annotations
@@ -10,23 +10,70 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.pace.vllm_servers import (
-    CONFIG,
-    EOS,
-    HEAD,
-    TOKENS,
-    WIDTH,
-    Normal,
-    layer,
-)
-from bench.pace.vllm_servers import (
-    make as make,
-)
+from bench.pace import tiny_model
+from bench.pace.tiny_model import CONFIG, EOS, HEAD, INNER, KV_HEADS, TOKENS, WIDTH
 from speculation.messages import ModelFacts, Open, Sampling
 from tests.verifier.vllm_target.scripted import PERSON, with_extras
 
 if TYPE_CHECKING:  # these are beside vLLM alone
     import torch
+
+
+def make(directory: Path, *, padding: int = 0, seed: int = 0) -> Path:
+    """Write the model. padding: ids of the model beyond its tokens, as likely as these."""
+    from safetensors.torch import save_file
+
+    tiny_model.make(directory, padding=padding)
+    weights = _weights(TOKENS + padding, seed)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+class Normal:
+    """Draws weights by a seed."""
+
+    def __init__(self, seed: int) -> None:
+        import torch
+
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, rows: int, columns: int, scale: float) -> torch.Tensor:
+        import torch
+
+        drawn = torch.randn(rows, columns, generator=self._generator)
+        return drawn * scale / columns**0.5
+
+
+def _weights(size: int, seed: int) -> dict[str, torch.Tensor]:
+    import torch
+
+    normal = Normal(seed)
+    weights = {
+        "model.embed_tokens.weight": normal(size, WIDTH, WIDTH**0.5),
+        "lm_head.weight": normal(size, WIDTH, 3.0),
+        "model.norm.weight": torch.ones(WIDTH),
+    }
+    for number in range(2):
+        weights |= layer(normal, f"model.layers.{number}.", WIDTH)
+    return weights
+
+
+def layer(normal: Normal, name: str, attended: int) -> dict[str, torch.Tensor]:
+    """Return the weights of a layer whose attention reads vectors of such a width."""
+    import torch
+
+    shapes = {
+        "self_attn.q_proj": (WIDTH, attended),
+        "self_attn.k_proj": (KV_HEADS * HEAD, attended),
+        "self_attn.v_proj": (KV_HEADS * HEAD, attended),
+        "self_attn.o_proj": (WIDTH, WIDTH),
+        "mlp.gate_proj": (INNER, WIDTH),
+        "mlp.up_proj": (INNER, WIDTH),
+        "mlp.down_proj": (WIDTH, INNER),
+    }
+    norms = ("input_layernorm", "post_attention_layernorm")
+    ones = {f"{name}{norm}.weight": torch.ones(WIDTH) for norm in norms}
+    return ones | {f"{name}{each}.weight": normal(*of, 1.5) for each, of in shapes.items()}
 
 
 def make_head(method: str, directory: Path, *, seed: int = 0) -> Path:
