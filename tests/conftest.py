@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.edge_agent.virtual_time import Clock, VirtualLoop, virtual
 from tests.guards import SYSTEM, TESTS, guarded, is_core, is_listed
+from tests.virtual_time import Clock, VirtualLoop, virtual
 
 settings.register_profile(
     "without deadlines", deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -23,7 +23,6 @@ SYSTEM: Final = (
     "end_to_end",
     "packaging",
     "page",
-    "edge_agent/test_failover.py",
     "edge_agent/test_proxies.py",
     "edge_agent/test_starting.py",
     "gateway/test_processes.py",

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.edge_agent.virtual_time import Gate
 from tests.guards import guarded
+from tests.virtual_time import Gate
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from local_models.llama_cpp.segments import ContextLimits, Segment, check
 from speculation import coupled
 from speculation.distributions import Logits
 from speculation.messages import Sampling
-from tests.edge_agent.virtual_time import Gate
+from tests.virtual_time import Gate
 
 V = 100
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from asyncio import StreamReader, StreamWriter
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from random import Random
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -22,13 +20,11 @@ from starlette.types import Receive as Receive
 from starlette.types import Scope
 from starlette.types import Send as Send
 
-from picospec.link import HOST, Conditions, EmulatedConnection, Link, Path, reset
 from speculation import upload_records, wire
 from speculation.judge import Judgement
 from speculation.messages import (
     PROTOCOL_VERSION,
     Down,
-    Fault,
     Limits,
     Multiplexed,
     Open,
@@ -70,8 +66,6 @@ RUN = f"{os.getpid():08d}"
 """What the names of this process's sessions begin with."""
 
 cuts: Counter[str] = Counter()
-cancelled: list[str] = []
-replaced: list[str] = []
 draining: list[str] = []
 """It is not empty once no more sessions are opened."""
 
@@ -153,10 +147,8 @@ def _seen() -> dict[str, int]:
     names = [session.names for session in sessions.values()]
     return {
         "opened": len(sessions),
-        "cancelled": len(cancelled),
         "strays": len(strays),
         "told": len(told),
-        "replaced": len(replaced),
         "uploaded": len(uploaded),
         "carried": len(multiplexed),
         "posts": sum(session.posts for session in sessions.values()),
@@ -186,8 +178,6 @@ def _open(body: bytes, called: str) -> Response:
     kind = NAME or request.model
     if draining or kind == "draining":
         return JSONResponse(DRAINING, 503)
-    if request.replaces in sessions:
-        replaced.append(request.replaces)
     machine = VerifyingSession(request, LIMITS, vocabulary_size=VOCABULARY, u=iter(()))
     session = Session(machine, kind, names={called})
     name = f"{RUN}-{len(sessions)}"
@@ -197,7 +187,7 @@ def _open(body: bytes, called: str) -> Response:
 
 async def _stream(session: Session, name: str, called: str) -> AsyncIterator[bytes]:
     """Send what the machine commits; a model that cuts ends three times before the end."""
-    whole, carry = False, None
+    carry = None
     try:
         yield b""  # the head goes at once
         async for piece in _pieces(session, name, called):
@@ -209,18 +199,13 @@ async def _stream(session: Session, name: str, called: str) -> AsyncIterator[byt
                 yield piece
             else:
                 await carry(upload_records.encode_record(name, piece))
-        whole = True
     finally:
         session.runs = False
         if carry is not None:
             await carry(upload_records.encode_record(name))
-        if not whole:
-            cancelled.append(name)
 
 
 async def _pieces(session: Session, name: str, called: str) -> AsyncIterator[bytes]:
-    if session.model == "busy":
-        await asyncio.sleep(1.5)
     count = 0
     async for message in _messages(session, name):
         if session.model == "garbage" and count == 3:
@@ -244,11 +229,6 @@ async def _messages(session: Session, name: str) -> AsyncIterator[Down]:
         matches = [a == b for a, b in zip(judged.draft, truth, strict=False)]
         accepted = matches.index(False) if False in matches else len(matches)
         down = machine.resolve(Judgement(tuple(truth[: accepted + 1]), accepted), pass_s=PASS_S)
-        if session.model == "poisoned" and judged.start > 5:
-            os._exit(1)
-        if session.model == "fault" and judged.start > 5:
-            yield Fault("shutting_down", "going home", retryable=True)
-            return
         for message in down:
             yield message
 
@@ -267,83 +247,3 @@ def _take(session: Session, frames: bytes) -> None:
     for message in wire.Decoder().feed(frames):
         assert isinstance(message, Pushed)
         session.machine.receive(message)
-
-
-# The bench's relay, whose link can also be cut, go silent, and tell what passes.
-
-
-class WatchedPath(Path):
-    """It notes when bytes entered, and how many."""
-
-    def __init__(self) -> None:
-        super().__init__(Conditions(), Random(7))
-        self.passed: list[tuple[float, int]] = []
-
-    def arrival(self, now_s: float, size_bytes: int) -> float:
-        self.passed.append((now_s, size_bytes))
-        return super().arrival(now_s, size_bytes)
-
-
-class FaultyLink(Link):
-    """Open it with `async with`; it leads to a port of this machine."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__((HOST, port))
-        self.up: WatchedPath = WatchedPath()
-        self._refuses = False
-        self._silent = False
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.port}"
-
-    def leads_to(self, port: int) -> None:
-        """Have later connections go to another port."""
-        self.upstream = (HOST, port)
-
-    def accept(self, reader: StreamReader, writer: StreamWriter) -> None:
-        if self._refuses:
-            return reset(writer)
-        before = set(self.connections)
-        super().accept(reader, writer)
-        if self._silent:
-            self._stall(True, before)
-
-    async def refuse(self, for_s: float) -> None:
-        """Reset all connections, and new ones for so long."""
-        self._refuses = True
-        self.cut()
-        await asyncio.sleep(for_s)
-        self._refuses = False
-
-    async def silence(self, for_s: float) -> None:
-        """Deliver nothing for so long, as over a radio link without reception."""
-        self._silent = True
-        self._stall(True)
-        await asyncio.sleep(for_s)
-        self._silent = False
-        self._stall(False)
-
-    def close_port(self) -> None:
-        """Refuse connections, as a host does where no process listens."""
-        if self._server is not None:
-            self._server.close()
-
-    def half_open(self) -> None:
-        """Never deliver anything on the connections that there are; others work."""
-        self._stall(True)
-
-    def heal(self) -> None:
-        """Be a link without faults, for later connections too."""
-        self._refuses = self._silent = False
-        self.change(Conditions())
-        self.up.passed.clear()
-
-    def sent_up_at(self, after_s: float, least_bytes: int) -> float | None:
-        """Return when so many bytes first went up at once, after a time of the loop's clock."""
-        found = (at for at, size in self.up.passed if at > after_s and size >= least_bytes)
-        return next(found, None)
-
-    def _stall(self, stalled: bool, without: Collection[EmulatedConnection] = ()) -> None:
-        for connection in self.connections.difference(without):
-            connection.stall(stalled)

@@ -221,10 +221,3 @@ async def ask(url: str, path: str) -> bytes:
 async def seen(url: str) -> dict[str, int]:
     """What a fake verifier has counted."""
     return dict(json.loads(await ask(url, "/seen")))
-
-
-async def until_cancelled(url: str, more_than: int = 0) -> None:
-    """Wait until a fake verifier knows that sessions have been left, more than so many."""
-    async with asyncio.timeout(GUARD_S):
-        while (await seen(url))["cancelled"] <= more_than:  # noqa: ASYNC110 - a process
-            await asyncio.sleep(0.02)

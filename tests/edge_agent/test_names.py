@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -15,28 +15,16 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from edge_agent.link import names
-from edge_agent.link.errors import VerifierResponse
 from edge_agent.link.known_verifiers import Event
 from edge_agent.link.names import LOOK_S, Name
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from gateway.errors import ApiError
-from tests.edge_agent.virtual import FACTS, FakeVerifier, run
+from tests.edge_agent.virtual import FACTS, FakeVerifier
+from tests.virtual_time import run
 
 URL = "http://verifiers:9000"
-
-
-@dataclass(eq=False)
-class Behind(FakeVerifier):
-    """It has facts, too."""
-
-    identity: str = "i"
-
-    async def ask(self, method: str, path: str, **more: object) -> VerifierResponse:
-        answer = await super().ask(method, path, **more)
-        facts = msgspec.json.encode(msgspec.structs.replace(FACTS, identity=self.identity))
-        return replace(answer, content=facts) if path == "/v1/model-facts" else answer
 
 
 @dataclass
@@ -45,7 +33,7 @@ class Fleet:
 
     found: list[str] | OSError = field(default_factory=list)
     asked: int = 0
-    behind: dict[str, Behind] = field(default_factory=dict)
+    behind: dict[str, FakeVerifier] = field(default_factory=dict)
     metrics: EdgeMetrics = field(default_factory=lambda: EdgeMetrics(CollectorRegistry()))
 
     def __post_init__(self) -> None:
@@ -56,8 +44,8 @@ class Fleet:
         fake = self.at(address)
         return Verifier(fake, self.metrics, lost=name.look)  # type: ignore[arg-type]
 
-    def at(self, address: str) -> Behind:
-        new = Behind(len(self.behind), url=f"verifiers ({address})", up=bool(address))
+    def at(self, address: str) -> FakeVerifier:
+        new = FakeVerifier(url=f"verifiers ({address})", up=bool(address))
         return self.behind.setdefault(address, new)
 
     async def resolve(self, host: str, port: int) -> Sequence[str]:
@@ -125,12 +113,14 @@ def test_one_of_another_identity_takes_no_answer_of_the_first() -> None:
     async def scenario(fleet: Fleet) -> None:
         fleet.found = ["10.0.0.1"]
         await asyncio.sleep(1)
-        fleet.at("10.0.0.2").identity = "j"
+        fleet.at("10.0.0.2").facts = msgspec.json.encode(
+            msgspec.structs.replace(FACTS, identity="j")
+        )
         fleet.found = ["10.0.0.1", "10.0.0.2"]
         await asyncio.sleep(LOOK_S + 1)
         assert fleet.used == ["10.0.0.1", "10.0.0.2"]
 
-        fleet.at("10.0.0.1").kill()
+        fleet.at("10.0.0.1").up = False
         await asyncio.sleep(LOOK_S)
 
         chosen = fleet.edge.choose("i")

@@ -127,6 +127,7 @@ async def test_drafts_go_on_upload_streams(
     assert sum(count["carried"] for count in counts) > SESSIONS / 2
 
 
+@pytest.mark.long
 async def test_a_proxy_that_holds_bodies_back_delays_no_draft(
     name: str, metrics: EdgeMetrics, tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ async def test_a_proxy_that_holds_bodies_back_delays_no_draft(
     assert sum(count["posts"] for count in counts) > 0.9 * sent > SESSIONS
 
 
+@pytest.mark.long
 async def test_without_the_header_requests_go_astray(
     name: str, metrics: EdgeMetrics, tmp_path: Path
 ) -> None:
@@ -153,6 +155,7 @@ async def test_without_the_header_requests_go_astray(
     assert sum(count["strays"] for count in counts) > 0
 
 
+@pytest.mark.long
 async def test_a_killed_verifier_costs_no_answer(
     name: str, metrics: EdgeMetrics, tmp_path: Path
 ) -> None:
@@ -170,6 +173,7 @@ async def test_a_killed_verifier_costs_no_answer(
     assert 0 < metrics.reopens._value.get() < SESSIONS
 
 
+@pytest.mark.long
 async def test_a_verifier_that_drains_goes_on_with_its_sessions_and_gets_no_others(
     name: str, metrics: EdgeMetrics, tmp_path: Path
 ) -> None:

@@ -19,7 +19,8 @@ from gateway.background_work import running_alongside
 from gateway.errors import EngineFault
 from speculation import upload_records, wire
 from speculation.messages import Draft, Message
-from tests.edge_agent.virtual import RTT_S, run
+from tests.edge_agent.virtual import RTT_S
+from tests.virtual_time import run
 
 RUN = "12345678"
 SESSION = f"{RUN}-abc"

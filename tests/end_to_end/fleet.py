@@ -115,12 +115,6 @@ def gauge(url: str, name: str) -> dict[str, float]:
     return {label.removeprefix(name): float(value) for label, value in found}
 
 
-def verifier_of(edge: str) -> str:
-    """Return the verifier that has the edge's session."""
-    verifiers = httpx.get(f"{edge}/status").json()["verifiers"]
-    return next(str(each["url"]) for each in verifiers if each["sessions"])
-
-
 def ask(
     url: str,
     settings: dict[str, Any],

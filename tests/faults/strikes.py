@@ -12,7 +12,7 @@ from typing import Final
 import httpx
 
 from picospec.link import Conditions
-from tests.edge_agent.fake_verifier import FaultyLink
+from tests.fakes.faulty_link import FaultyLink
 from tests.faults.rig.asking import BRIEF, KINDS, Answer, Watch
 from tests.faults.rig.world import PASS_TIMEOUT_S, World
 from tests.local_models.chats import Json

@@ -83,7 +83,7 @@ async def test_two_names_at_a_silent_resolver_with_one_look_up_each(
     monkeypatch.setattr(socket, "getaddrinfo", blocked)
     for name in ("LOOK_S", "LOOK_AGAIN_S"):
         monkeypatch.setattr(f"edge_agent.link.names.{name}", 0.01)
-    fake: Any = FakeVerifier(0)
+    fake: Any = FakeVerifier()
     metrics = EdgeMetrics(CollectorRegistry())
     names = [Name(f"http://n{n}", lambda *_: Verifier(fake, metrics)) for n in range(2)]
     follow = [name.follow(lambda: None) for name in names]

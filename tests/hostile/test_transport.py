@@ -19,8 +19,8 @@ import pytest
 from edge_agent.link import connection
 from edge_agent.metrics import EdgeMetrics
 from tests.edge_agent.conftest import metrics as metrics
-from tests.edge_agent.fake_verifier import FaultyLink
 from tests.edge_agent.processes import ROOT, TEXT, Answer, is_here, proxying, running, using
+from tests.fakes.faulty_link import FaultyLink
 from tests.guards import GUARD_S
 
 RENEW_WITHOUT_DESCRIPTORS = """

@@ -7,7 +7,6 @@ import json
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -31,7 +30,8 @@ from speculation.untrusted import Malformed, decode_json, decode_msgpack, encode
 from tests.edge_agent.proxying import OwnApi, saying
 from tests.edge_agent.test_names import Fleet
 from tests.edge_agent.test_own_api import before
-from tests.edge_agent.virtual import FACTS, FakeVerifier, run
+from tests.edge_agent.virtual import FACTS, FakeVerifier
+from tests.virtual_time import run
 
 JSON = {"content-type": "application/json"}
 DEEP = 3000
@@ -147,22 +147,11 @@ async def test_a_body_that_nests_deeply_is_the_clients_error() -> None:
         assert answer.status_code == 400
 
 
-@dataclass(eq=False)
-class Speaking(FakeVerifier):
-    """facts: what it says they are."""
-
-    facts: bytes = b""
-
-    async def ask(self, method: str, path: str, **more: object) -> VerifierResponse:
-        answer = await super().ask(method, path, **more)
-        return replace(answer, content=self.facts) if path == "/v1/model-facts" else answer
-
-
 MALICIOUS = facts_with(nested(DEEP))
 
 
 def speaking(number: int, facts: bytes, fleet: Fleet) -> Verifier:
-    fake: Any = Speaking(number, url=f"http://v{number}", facts=facts)
+    fake: Any = FakeVerifier(url=f"http://v{number}", facts=facts)
     return Verifier(fake, fleet.metrics)
 
 

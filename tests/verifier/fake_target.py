@@ -13,7 +13,7 @@ import itertools
 import os
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import msgspec
@@ -114,6 +114,14 @@ class _Running:
         self.news = asyncio.Event()
 
 
+Hook = Callable[[Open, int], Awaitable[object]]
+"""Gets what opened a session, and the number of its passes."""
+
+
+async def _nothing(request: Open, passes: int) -> None:
+    """Let all go on."""
+
+
 class FakeTarget(Target):
     alive = True
 
@@ -129,6 +137,9 @@ class FakeTarget(Target):
         self.stopped = False
         self.hangs = False
         self.forgotten: list[Owner] = []
+        self.on_check: Hook = _nothing
+        self.on_pass: Hook = _nothing
+        """Awaited before a session is taken, and before each of its passes."""
 
     async def start(self) -> None:
         if not self._starts:
@@ -139,6 +150,9 @@ class FakeTarget(Target):
 
     async def forget(self, owner: Owner) -> None:
         self.forgotten.append(owner)
+
+    async def check(self, request: Open, tenant: str | None = None) -> None:
+        await self.on_check(request, 0)
 
     async def _pass(self) -> None:
         if self.hangs:
@@ -192,6 +206,7 @@ class FakeTarget(Target):
             running.news.clear()
             await running.news.wait()
             return
+        await self.on_pass(request, machine.totals.passes)
         await asyncio.sleep(0.1 if kind == SLOW else self._pass_s)
         judged = machine.begin(len(machine.plan(4)))
         prompt = request.prompt

@@ -23,8 +23,8 @@ from speculation.messages import Commit, Draft, Finish, Limits, TokenLogprob
 from speculation.verify_machine import Verdict, VerifyMachine
 from speculation.verify_session import VerifyingSession
 from speculation.wire import Framed
-from tests.edge_agent.virtual_time import Gate, compute
 from tests.verifier.fake_target import opening
+from tests.virtual_time import Gate, compute
 from verifier.llama_target.kv_slots import KvSlots
 from verifier.llama_target.pass_part import PassPart
 from verifier.llama_target.pieces import PASSES, Pieces

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -15,8 +14,7 @@ import pytest
 from pyqwest import Client, HTTPTransport, HTTPVersion
 
 from bench.run.services import free_port
-from speculation import wire
-from speculation.messages import Draft, Fault, Finish
+from speculation.messages import Fault
 from tests.guards import GUARD_S
 from tests.verifier.conftest import (
     ROOT,
@@ -26,8 +24,8 @@ from tests.verifier.conftest import (
     running,
     until,
 )
-from tests.verifier.down import opened, push, text_of
-from tests.verifier.fake_target import HANGS, SLOW, STALLS, opening, said
+from tests.verifier.down import opened
+from tests.verifier.fake_target import HANGS, STALLS, opening
 
 
 def worker_of(parent: int) -> int:
@@ -86,34 +84,6 @@ async def drains(client: httpx.AsyncClient) -> bool:
         return True  # the process has ended
 
 
-async def test_while_it_drains_nothing_new_is_taken_and_a_session_goes_on() -> None:
-    request = opening(prompt=(SLOW,), max_tokens=15)
-    with fake_verifier(drain_timeout_s=3600.0) as (process, url):
-        async with http2_client(url) as client, opened(client, request) as stream:
-            session = await stream.opened()
-            messages = [await stream.next()]
-            os.killpg(process.pid, signal.SIGTERM)  # as systemd does: to all processes
-            await until(partial(drains, client))
-            refused = [
-                await client.get("/ready"),
-                await client.post("/v1/speculate", content=wire.encode(request)),
-                await client.post("/v1/completions", json={"prompt": "a", "stream": True}),
-            ]
-            health = await client.get("/health")
-            pushed = await push(client, session, Draft(0, 0, 0, (1,)))
-            messages += await stream.rest()
-        await gone(process.pid)
-
-    for answer in refused:
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        assert answer.json()["error"]["code"] == "draining"
-    assert health.json() == {"status": "ok", "state": "draining"}
-    assert pushed.status_code == 204
-    assert text_of(messages) == [said((SLOW,), position) for position in range(15)]
-    assert isinstance(messages[-1], Finish)
-    assert process.returncode == 0
-
-
 async def test_a_target_that_hangs_ends_its_sessions_and_the_process() -> None:
     hangs = opening(prompt=(HANGS,))
     with fake_verifier(pass_timeout_s=0.5, stop_timeout_s=2) as (process, url):
@@ -129,23 +99,6 @@ async def test_a_target_that_hangs_ends_its_sessions_and_the_process() -> None:
     assert (health.status_code, health.json()["error"]["code"]) == (503, "failed")
     assert process.returncode == 1
     assert not is_running(worker)
-
-
-async def test_a_plain_answer_that_is_cut_off_ends_with_an_error_that_says_so() -> None:
-    body = {"prompt": [SLOW], "max_tokens": 200, "stream": True}
-    with fake_verifier(drain_timeout_s=0.1) as (process, url):
-        async with (
-            http2_client(url) as client,
-            client.stream("POST", "/v1/completions", json=body) as answer,
-        ):
-            lines = answer.aiter_lines()
-            await anext(lines)
-            process.send_signal(signal.SIGTERM)
-            events = [line async for line in lines if line]
-        await gone(process.pid)
-
-    assert '"code":"shutting_down"' in events[-1]
-    assert process.returncode == 0
 
 
 async def test_the_worker_does_not_outlive_a_killed_parent() -> None:

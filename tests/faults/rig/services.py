@@ -19,8 +19,8 @@ import httpx
 
 from bench.run.services import free_port
 from gateway.hosting.parent_death import bound_to_parent
-from tests.edge_agent.fake_verifier import FaultyLink
 from tests.edge_agent.processes import ROOT
+from tests.fakes.faulty_link import FaultyLink
 
 READY_WITHIN_S: Final = 300.0
 ENDS_WITHIN_S: Final = 60.0
