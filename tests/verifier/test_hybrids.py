@@ -21,7 +21,7 @@ from local_models.file_hashes import FileHashes
 from speculation.messages import Draft, Limits, TokenId
 from speculation.wire import Framed
 from tests.local_models.llama_cpp.hybrids import ARCHITECTURES, ROLLBACK, write
-from tests.verifier.down import replies_of
+from tests.verifier.down import begun, replies_of
 from tests.verifier.served_llama import (
     LONG,
     PROMPTS,
@@ -93,13 +93,13 @@ async def test_a_session_that_ends_during_a_pass_can_be_resumed(
     def slow_run(parts: Sequence[PassPart]) -> object:
         outcome = run(parts)
         loop.call_soon_threadsafe(has_read.set)
-        is_closed.wait()
+        is_closed.wait(60.0)
         return outcome
 
     monkeypatch.setattr(engine, "run", slow_run)
     session = replies_of(target, "begun", replace(request, fill="never"))
     reply = asyncio.create_task(anext(session))
-    await asyncio.sleep(0)
+    await begun()
     await target.push("begun", Framed(Draft(7, 7, 0, (text[7], 9, 9))))
     await has_read.wait()
     reply.cancel()
