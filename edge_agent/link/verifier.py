@@ -205,7 +205,13 @@ class Verifier(KnownVerifier):
             return self._facts
         if self._fetching is None or self._fetching.done():
             self._fetching = start(self._facts_or_error())
-        return await asyncio.shield(self._fetching)
+        fetching, waiter = self._fetching, asyncio.current_task()
+        try:
+            return await asyncio.shield(fetching)
+        except asyncio.CancelledError:
+            if not fetching.cancelled() or (waiter and waiter.cancelling()):
+                raise
+            raise Unavailable(f"{self.url} is used no more") from None  # see `close`
 
     async def _facts_or_error(self) -> ModelFacts:
         """Return the facts, fetched anew. Whatever the verifier has sent, its failure is an
@@ -230,12 +236,9 @@ class Verifier(KnownVerifier):
             raise EngineFault(f"{self.url} cannot be used as a verifier") from error
 
     async def _fetch(self) -> ModelFacts:
-        try:
-            facts = self._read(await self._first_answer())
-            for _ in range(_FIRST_SAMPLES):  # it lives, though its host may be busy
-                await self.check(REQUEST_TIMEOUT_S)
-        except asyncio.CancelledError:  # by `close`; those who wait are not cancelled
-            raise Unavailable(f"{self.url} is used no more") from None
+        facts = self._read(await self._first_answer())
+        for _ in range(_FIRST_SAMPLES):  # it lives, though its host may be busy
+            await self.check(REQUEST_TIMEOUT_S)
         self._facts = facts
         self.learn(facts)
         self._learned()

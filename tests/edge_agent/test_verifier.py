@@ -314,6 +314,19 @@ async def test_drafts_of_an_older_epoch_that_still_wait_are_dropped(verifier: Ve
     assert [m.epoch for m in session._posts._waiting] == [1]
 
 
+async def test_a_verifier_that_is_closed_before_it_is_asked_is_unavailable(
+    metrics: EdgeMetrics,
+) -> None:
+    verifier = verifier_at("http://127.0.0.1:9", metrics)
+    waiting = asyncio.create_task(verifier.facts())
+    await asyncio.sleep(0)  # the fetch has its task, which has not begun
+
+    await verifier.close()
+
+    with pytest.raises(Unavailable, match="used no more"):
+        await waiting
+
+
 @pytest.mark.system
 async def test_no_verifier_is_unavailable_at_once(metrics: EdgeMetrics) -> None:
     verifier = verifier_at("http://127.0.0.1:9", metrics)
