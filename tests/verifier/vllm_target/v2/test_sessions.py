@@ -172,7 +172,8 @@ async def test_the_host_knows_each_length_beside_draft_tokens_that_are_rejected(
     sessions = (run(target, texts, "T=1", i, script) for i, script in enumerate(scripts))
     await asyncio.gather(*sessions, own(target, "T=1", 2))
     planned_ahead = await asynchronous_steps(target) - ahead
-    waiting = await run(target, texts, "T=1", 1, Script(wrong=1.0), fill="never")
+    wrong = Script(wrong=1.0, late_s=0.05, at_once=True)
+    waiting = await run(target, texts, "T=1", 1, wrong, fill="never")
 
     for steps, differing in await workers.collective_rpc("lengths"):
         assert (steps > MAX_TOKENS, differing) == (True, 0)
