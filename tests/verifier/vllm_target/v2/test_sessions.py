@@ -163,19 +163,23 @@ async def test_steps_are_planned_ahead_beside_sessions_that_draft_and_rest(
 async def test_the_host_knows_each_length_beside_draft_tokens_that_are_rejected(
     target: VllmTarget, texts: Texts
 ) -> None:
-    """Also when steps are planned ahead: FlashInfer need not ask the device."""
+    """FlashInfer need not ask the device. Steps are planned ahead until one session waits for
+    its draft tokens, so that some are rejected for certain."""
     workers, ahead = target._engine._llm, await asynchronous_steps(target)
     await workers.collective_rpc("compare_lengths")
 
     scripts = [Script(wrong=0.5, window=i + 2, seed=i) for i in range(3)]
     sessions = (run(target, texts, "T=1", i, script) for i, script in enumerate(scripts))
-    answers, _ = await asyncio.gather(asyncio.gather(*sessions), own(target, "T=1", 2))
+    await asyncio.gather(*sessions, own(target, "T=1", 2))
+    planned_ahead = await asynchronous_steps(target) - ahead
+    wrong = Script(wrong=1.0, late_s=0.05, at_once=True)
+    waiting = await run(target, texts, "T=1", 1, wrong, fill="never")
 
     for steps, differing in await workers.collective_rpc("lengths"):
         assert (steps > MAX_TOKENS, differing) == (True, 0)
-    assert await asynchronous_steps(target) > ahead + MAX_TOKENS // 2
-    totals = [answer.finish.totals for answer in answers if answer.finish]
-    assert sum(each.judged - each.accepted for each in totals) > 0
+    assert planned_ahead > MAX_TOKENS // 2
+    assert waiting.finish
+    assert waiting.finish.totals.judged > waiting.finish.totals.accepted
 
 
 async def test_beside_a_session_that_needs_each_result_steps_wait_for_it(
