@@ -25,6 +25,7 @@ from speculation.judge import Judgement
 from speculation.messages import (
     PROTOCOL_VERSION,
     Down,
+    Fault,
     Limits,
     Multiplexed,
     Open,
@@ -229,6 +230,9 @@ async def _messages(session: Session, name: str) -> AsyncIterator[Down]:
         matches = [a == b for a, b in zip(judged.draft, truth, strict=False)]
         accepted = matches.index(False) if False in matches else len(matches)
         down = machine.resolve(Judgement(tuple(truth[: accepted + 1]), accepted), pass_s=PASS_S)
+        if session.model == "fault" and judged.start > 5:
+            yield Fault("shutting_down", "going home", retryable=True)
+            return
         for message in down:
             yield message
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from gateway.endpoints.endpoint import JOINED
-from gateway.endpoints.recording import LARGE_BYTES, Recording
+from gateway.endpoints.recording import LARGE_BYTES, MARK, Recording
 from gateway.output.output_format import FormatName
 from tests.gateway.output.test_formats import NAMES, written
 from tests.gateway.scripted import MODEL, Body, ByteTokenizer, ScriptedEngine, ask
@@ -183,7 +183,7 @@ async def test_only_little_is_compressed_in_the_loop(monkeypatch: pytest.MonkeyP
 async def test_what_events_repeat_of_a_request_is_kept_once() -> None:
     recording = Recording(block_bytes=100, repeated=b"b" * 10_000)
     for _ in range(100):
-        recording.add(b"data: {%b}\n\n" % recording.MARK)
+        recording.add(b"data: {%b}\n\n" % MARK)
 
     assert recording.size_bytes < 12_000
     assert b"".join(recording.shown(recording.since(0))).startswith(b"data: {bbb")
