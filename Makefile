@@ -78,7 +78,8 @@ ROOMS := $(addprefix -p ,edge_agent gateway local_models picospec speculation ve
 	--exclude '^verifier/vllm_target/'
 
 # The documents that keep to the rule of CONTRIBUTING.md; the others will follow.
-PLAIN := README.md CHANGELOG.md $(addprefix docs/,decisions.md metrics.md settings.md)
+PLAIN := README.md CHANGELOG.md SECURITY.md CONTRIBUTING.md $(addprefix docs/,$(addsuffix .md,api architecture deadlines \
+    decisions exactness gain kubernetes metrics models pairs release settings start troubleshooting upgrade))
 
 check: .venv/.ready-dev
 	@$(STEP) "lint" $(BIN)/ruff check .
