@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from structlog.testing import capture_logs
 from edge_agent.forwarding import MEDIA_BYTES, listed
 from gateway.background_work import running_alongside
 from gateway.drain import Drain
+from gateway.keys import KeyLimits, add_key
 from tests.edge_agent.proxying import (
     EMBEDDED,
     EMBEDDINGS,
@@ -198,6 +200,37 @@ async def test_keys_limits_and_a_drain_hold() -> None:
     assert (first.status_code, second.status_code, drained.status_code) == (200, 429, 503)
     assert 'picospec:tenant_tokens_total{tenant="anonymous"} 7.0' in tokens
     assert drained.json()["error"]["code"] == "draining"
+
+
+async def test_a_key_of_single_models_reaches_no_path_that_may_name_any(tmp_path: Path) -> None:
+    file, upstream = tmp_path / "keys.toml", Upstream()
+    key = add_key(file, "ann", KeyLimits(), models=(MODEL,))
+
+    async with proxying(upstream, keys_file=str(file)) as client:
+        given = {"authorization": f"Bearer {key}"}
+        answer = await client.post(EMBEDDINGS, json={"input": "Hi"}, headers=given)
+
+    assert (answer.status_code, upstream.asked) == (404, [])
+
+
+async def test_a_drain_waits_for_an_answer_of_the_upstream() -> None:
+    ends, drain = asyncio.Event(), Drain()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"on"
+        await ends.wait()
+        yield b" and on"
+
+    async with proxying(Upstream(streaming("text/plain", pieces())), drain=drain) as client:
+        async with client.stream("POST", EMBEDDINGS, json={"input": "Hi"}) as answer:
+            coming = answer.aiter_bytes()
+            begun = await anext(coming)
+            drain.begin(GUARD_S)
+            is_over = drain.over.is_set()
+            ends.set()
+            rest = b"".join([piece async for piece in coming])
+
+    assert (begun, is_over, rest) == (b"on", False, b" and on")
 
 
 async def test_its_body_has_a_limit_of_its_own() -> None:
