@@ -221,14 +221,17 @@ async def test_a_drain_waits_for_an_answer_of_the_upstream() -> None:
         await ends.wait()
         yield b" and on"
 
-    async with proxying(Upstream(streaming("text/plain", pieces())), drain=drain) as client:
-        async with client.stream("POST", EMBEDDINGS, json={"input": "Hi"}) as answer:
-            coming = answer.aiter_bytes()
-            begun = await anext(coming)
-            drain.begin(GUARD_S)
-            is_over = drain.over.is_set()
-            ends.set()
-            rest = b"".join([piece async for piece in coming])
+    upstream = Upstream(streaming("text/plain", pieces()))
+    async with (
+        proxying(upstream, drain=drain) as client,
+        client.stream("POST", EMBEDDINGS, json={"input": "Hi"}) as answer,
+    ):
+        coming = answer.aiter_bytes()
+        begun = await anext(coming)
+        drain.begin(GUARD_S)
+        is_over = drain.over.is_set()
+        ends.set()
+        rest = b"".join([piece async for piece in coming])
 
     assert (begun, is_over, rest) == (b"on", False, b" and on")
 
