@@ -51,6 +51,12 @@ MAX_INTRODUCED: Final = 8
 by whoever may use them."""
 
 
+def _by_itself(fallback: DraftFallback) -> Backend:
+    """Return who answers for clients that ask for the draft model."""
+    engine = fallback.alone
+    return Backend(engine, fallback.tokenizer, engine.model, is_local=True)
+
+
 class ServedModel:
     """A model under its name, which is empty until the first verifier was reached."""
 
@@ -71,6 +77,10 @@ class ServedModel:
         self.engine = engine
         self.fallbacks = fallbacks
         self.aliases = aliases
+        drafts = (each for each in fallbacks if isinstance(each, DraftFallback))
+        self.alone = next(map(_by_itself, drafts), None)
+        """This answers for the draft model by itself, if that is one of the fallbacks."""
+
         self._introducing: asyncio.Task[None] | None = None
         tokenizer.forgotten = self._rest
 
@@ -78,15 +88,6 @@ class ServedModel:
     def adapters(self) -> set[str]:
         """The names of its adapters, which its verifiers choose."""
         return {name for verifier in self.verifiers.all for name in verifier.names}
-
-    @property
-    def alone(self) -> Backend | None:
-        """The draft model by itself, if it is one of the fallbacks."""
-        for each in self.fallbacks:
-            if isinstance(each, DraftFallback):
-                name = f"draft:{each.engine.model}"
-                return Backend(each.alone, each.tokenizer, name, is_local=True)
-        return None
 
     @property
     def may_answer(self) -> bool:
@@ -229,8 +230,7 @@ class ServedModels:
     @property
     def _alone(self) -> dict[str, Backend]:
         """Maps the names of draft models by themselves to who answers for them."""
-        backends = filter(None, (model.alone for model in self.all))
-        return {backend.name: backend for backend in backends}
+        return {model.alone.name: model.alone for model in self.all if model.alone}
 
     async def find(self, name: str | None) -> Backend:
         if name is not None and (alone := self._alone.get(name)) is not None:

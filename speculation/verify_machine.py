@@ -82,7 +82,7 @@ class PassPlan:
 
 @dataclass(frozen=True, slots=True)
 class PassRecord:
-    """What a pass was, so that its duration says something."""
+    """Describes a pass, so that its duration can be learned."""
 
     rows: int
     """Those of the whole pass, without the tokens of a prompt."""
@@ -96,7 +96,7 @@ class PassRecord:
     It is not learned as latency, or every session would get fewer rows."""
 
     after_s: float | None = None
-    """How long after the last pass it ended; None if nothing was to be done between."""
+    """It ended so long after the last pass; None if nothing was to be done between."""
 
     ahead: bool = False  # it was planned before the last one had ended
 

@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def is_long(pytestconfig: pytest.Config) -> bool:
-    """Whether times are judged, too: on a quiet host, by hand."""
+    """Return True if times are judged, too: by hand, on a quiet host."""
     return bool(pytestconfig.getoption("--long"))
 
 

@@ -1,4 +1,4 @@
-"""What is known of the verifiers, and which is the best."""
+"""Keeps what is known of the verifiers, and chooses the best of them."""
 
 from __future__ import annotations
 

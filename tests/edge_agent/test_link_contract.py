@@ -28,7 +28,7 @@ PATIENCE_S: Final = 3.0
 @dataclass(frozen=True)
 class Outcome:
     losses: tuple[str, ...] = ()
-    """How the sessions before the last one were lost, as the edge sees it."""
+    """These are the losses of the sessions before the last one, as the edge sees them."""
 
     connections: int = 1
     """So many connections the edge has made."""

@@ -305,9 +305,6 @@ async def test_whatever_befalls_processes_costs_time_or_one_error(
         assert not any(process.target.running for process in world.processes)
 
 
-# Before the first token, and refusals.
-
-
 async def test_an_answer_over_a_connection_that_died_while_it_was_idle_begins_on_another(
     multiplexes: bool,
 ) -> None:
@@ -449,7 +446,7 @@ async def test_behind_an_address_that_leads_elsewhere_now_a_draining_verifier_is
 
         async def drain(_: VerifierProcess) -> None:
             old.signal(signal.SIGTERM)
-            address.app = new.link.app  # as a Service of Kubernetes has it
+            address.app = new.link.app  # as behind a Service of Kubernetes
             with pytest.raises(Draining):
                 await edge.answer([])
             text: list[int] = []
@@ -459,9 +456,6 @@ async def test_behind_an_address_that_leads_elsewhere_now_a_draining_verifier_is
         assert await answered(world, drain) == TEXT
         assert new.opened == 1
         await edge.verifiers.close()
-
-
-# An event loop that stands still for longer than a stream may be silent.
 
 
 async def test_what_came_while_the_loop_stood_still_is_read(multiplexes: bool) -> None:
@@ -480,9 +474,6 @@ async def test_a_stream_that_stays_silent_after_it_is_lost(multiplexes: bool) ->
 
         assert await answered(world, fall_silent) == TEXT
         assert world.gap_s < STALL_S + 2 * NOTICED_S
-
-
-# Drains.
 
 
 async def test_a_verifier_that_drains_finishes_its_session_and_takes_no_other(
@@ -574,9 +565,6 @@ async def test_an_answer_that_is_cut_off_ends_its_session(multiplexes: bool) -> 
             await asking
         await asyncio.sleep(2 * RTT_S)
         assert not world.processes[0].target.running
-
-
-# Whole edges.
 
 
 async def streamed(client: httpx.AsyncClient) -> str:

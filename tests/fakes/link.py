@@ -259,13 +259,13 @@ class Link:
         """So many connections were opened."""
 
         self.requests = Counter[str]()
-        """By method and path, without the names of sessions."""
+        """Counts requests by method and path, without the names of sessions."""
 
         self.sessions = list[str]()
         """The header of each Open, by which a proxy finds the session's verifier."""
 
         self.errors = list[Exception]()
-        """What the app has raised."""
+        """The app has raised these errors."""
 
     async def connect(self, version: HTTPVersion) -> Connection:
         """Raises OSError."""

@@ -251,7 +251,7 @@ class Answers:
         """The longest time between two tokens."""
 
         self.losses: list[ApiError] = []
-        """What has ended sessions before their Finish."""
+        """These errors have ended sessions before their Finish."""
 
         self._last_s = 0.0
 

@@ -108,9 +108,6 @@ async def test_all_that_waits_is_taken_at_once_and_the_bound_counts_weights() ->
     assert taken == [[b"ab", b"cde"], [b"fghij"], []]
 
 
-# A coroutine that writes, read as a generator.
-
-
 async def test_closing_a_generator_early_cancels_the_work_and_waits_for_its_end() -> None:
     channel, ended = Channel[int](BOUND), list[str]()
 
