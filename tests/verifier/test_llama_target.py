@@ -264,6 +264,7 @@ async def test_the_next_turn_reads_only_what_is_new_and_generates_the_same(
     said, _ = await with_drafts(host, first, await plain(host, first), patchy, "turn 1")
     more = host.ready().tokenizer.encode(" And then?")
     second = replace(first, prompt=(*first.prompt, *said, *more))
+    await host.ready().heartbeat()  # a recurrent model's sequence is freed in the thread
 
     read.clear()
     text = await plain(host, second)
