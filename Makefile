@@ -6,7 +6,7 @@
 #                     ARGS=--long adds to each suite what takes minutes
 # make mutants [ARGS="--count 60 --seed 1"]   breaks the product on purpose: what do quick tests notice?
 # make check   formatting, lint, types, import rules
-# make bench-smoke                      every arm on a tiny model: shows that the bench works
+# make bench-smoke                      eight arms on a tiny model: shows that the bench works
 # make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
 # make test-image [IMAGE=cloud]         builds an image without a daemon, starts it, gets an answer (root)
 # make test-vulkan                      llama.cpp's target on a device: Mesa's software Vulkan driver, built

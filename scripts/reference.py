@@ -46,8 +46,9 @@ each value in force with its source.
 
 The variable of a setting is `PICOSPEC_EDGE__NAME` or `PICOSPEC_VERIFIER__NAME`, in capitals. Of
 `TABLE.NAME` it is `PICOSPEC_EDGE__TABLE__NAME`. Lists and tables are JSON there, as in
-`PICOSPEC_EDGE__VERIFIER_URLS='["https://gpu:9000"]'`. A name that sets nothing is an error. The
-verifier takes each setting as an option, too: `--llama.slots 4`.
+`PICOSPEC_EDGE__VERIFIER_URLS='["https://gpu:9000"]'`. A variable
+with one of these beginnings that sets nothing is an error, and so is one whose name is nearly
+right. The verifier takes each setting as an option, too: `--llama.slots 4`.
 """
 
 METRICS: Final = """# Metrics
