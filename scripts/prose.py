@@ -47,7 +47,7 @@ def messages(source: str) -> Iterator[tuple[int, str]]:
         match node:
             case ast.Expr(ast.Constant() as docstring):
                 hidden.add(docstring)
-            case ast.JoinedStr(values) if node not in hidden:
+            case ast.JoinedStr(values) if node not in hidden:  # a format is one, too
                 hidden |= {part for value in values for part in ast.walk(value)}
                 texts = [
                     each.value if isinstance(each, ast.Constant) else "x" for each in values

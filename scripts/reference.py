@@ -228,9 +228,10 @@ def commands(group: TyperGroup, path: str = "picospec") -> Iterator[tuple[str, T
         if isinstance(command, TyperGroup):
             yield from commands(command, f"{path} {name}")
         elif isinstance(command, Forwarded):
-            yield f"{path} {name}", get_command(import_module(f"{command.module}.__main__").app)
+            own = get_command(import_module(f"{command.module}.__main__").app)
+            yield f"{path} {name}", cast("TyperCommand", own)
         else:
-            yield f"{path} {name}", command
+            yield f"{path} {name}", cast("TyperCommand", command)
 
 
 def help_of(command: TyperCommand) -> str:

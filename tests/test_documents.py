@@ -36,6 +36,19 @@ def code(page: Path) -> list[str]:
     return [*lines, *(" ".join(span.split()) for span in spans)]
 
 
+def test_prose_reads_the_texts_of_code_and_no_docstring() -> None:
+    prose, long = runpy.run_path(str(ROOT / "scripts/prose.py")), "word " * 23
+    sources = {
+        f'fail("{long}")': 1,
+        f'fail(f"{long}{{n:.2f}}")': 1,
+        f'"""{long}"""': 0,
+        'fail(f"it took {s:.2f} s")': 0,
+    }
+
+    for source, count in sources.items():
+        assert len(list(prose["faults"](prose["messages"](source)))) == count
+
+
 def test_there_are_commands_to_check() -> None:
     assert sum("picospec " in each for page in PAGES for each in code(page)) > 100
 
