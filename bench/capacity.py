@@ -19,7 +19,7 @@ from bench.run.services import port
 from bench.simulator.hosts import DEVICE_TWICE_AT, Curve
 from bench.simulator.source import Source
 from picospec.link import HOST, Conditions, Link
-from speculation.messages import ModelFacts
+from speculation.model_facts import ModelFacts
 
 ANSWERS: Final = 3
 """Each client asks for at least this many answers: one of every family."""

@@ -40,7 +40,8 @@ from gateway.system import pin
 from gateway.turns import in_own_thread
 from local_models.errors import ModelError
 from local_models.store import open_store
-from speculation.messages import Fill, Judge
+from speculation.messages import Fill
+from speculation.model_facts import Judge
 
 # Answers for an edge whose app is not there yet: it is alive, and not ready.
 #

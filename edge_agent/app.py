@@ -43,7 +43,8 @@ from gateway.hosting.strangers import hosts_of
 from gateway.request_context import context_of
 from gateway.tracing import open_tracing
 from local_models.store import Store
-from speculation.messages import ANSWER_CACHE, PROTOCOL_VERSION
+from speculation.model_facts import PROTOCOL_VERSION
+from speculation.request_names import ANSWER_CACHE
 
 NOT_READY: Final = "no verifier can be used; /status says why"
 """Clients get this message instead of errors that name a verifier's address."""

@@ -38,20 +38,13 @@ from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import tokenizer_file
 from speculation.distributions import Logits, distribution, logprob_of
 from speculation.draft_token import DraftSampler, DraftToken
+from speculation.errors import InvalidSetting
 from speculation.logit_settings import LOGIT_SETTINGS
 from speculation.logits import Adjust, adjustment, in_turn
-from speculation.messages import (
-    STOPPING,
-    FinishReason,
-    InvalidSetting,
-    Limits,
-    ModelFacts,
-    Open,
-    TokenId,
-    TokenLogprob,
-    Totals,
-)
+from speculation.messages import FinishReason, Open, TokenLogprob, Totals
+from speculation.model_facts import Limits, ModelFacts, TokenId
 from speculation.noise import noise_index
+from speculation.request_names import STOPPING
 from speculation.thinking_budget import BUDGET
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, BUDGET)

@@ -16,7 +16,8 @@ from gateway.watching import TARGET, ChainEvent, Event, LinkUse, Origin, PassEve
 from speculation.draft_machine import DraftMachine, Observer, Outcome
 from speculation.draft_token import STEPS, DraftToken
 from speculation.learning import running_mean
-from speculation.messages import Commit, Down, Draft, TokenId
+from speculation.messages import Commit, Down, Draft
+from speculation.model_facts import TokenId
 from speculation.wire import encode
 
 REPORT_INTERVAL_S: Final = 0.05

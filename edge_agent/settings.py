@@ -30,7 +30,8 @@ from pydantic_settings import SettingsConfigDict
 from gateway.hosting.settings import Port, ServiceSettings, Table
 from gateway.hosting.strangers import is_loopback
 from speculation.draft_policy import DraftSettings
-from speculation.messages import Fill, Judge
+from speculation.messages import Fill
+from speculation.model_facts import Judge
 
 _LOCAL: Final = AnyUrl("http://127.0.0.1:9000")
 

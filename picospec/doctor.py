@@ -41,7 +41,7 @@ from local_models.vocabulary import Relation, Vocabulary, relate
 from picospec.configuration import HOST, visible
 from picospec.expecting import MeasuredPace, pace
 from picospec.preparing import DEFAULT_PAIR
-from speculation.messages import PROTOCOL_VERSION, Judge, ModelFacts
+from speculation.model_facts import PROTOCOL_VERSION, Judge, ModelFacts
 
 # The result of a check, and the table of all results.
 

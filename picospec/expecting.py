@@ -26,7 +26,7 @@ from edge_agent.link.verifier import Verifier
 from edge_agent.settings import EdgeSettings
 from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.segments import Segment
-from speculation.messages import ModelFacts
+from speculation.model_facts import ModelFacts
 from speculation.untrusted import decode_json
 
 T = TypeVar("T")

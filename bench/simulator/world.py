@@ -29,7 +29,8 @@ from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import DraftPolicy, StreamPolicy
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
-from speculation.messages import Fill, Limits, Open, Sampling
+from speculation.messages import Fill, Open, Sampling
+from speculation.model_facts import Limits
 from speculation.speedup import SpeedupEstimates
 
 

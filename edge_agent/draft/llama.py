@@ -29,7 +29,7 @@ from edge_agent.draft.drafter import CannotDraft, drafts_while_matching
 from edge_agent.draft.slot import KvSlot, LlamaSlot, ReadingOn, ReadingPolicy, StepRequest
 from local_models.llama_cpp.model import Context
 from local_models.llama_cpp.segments import Segment
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 CHUNK_TOKENS: Final = 64
 """A pass has at most this many tokens of one prompt, so that other sessions' steps are fast."""

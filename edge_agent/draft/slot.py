@@ -25,7 +25,7 @@ from local_models.llama_cpp.model import Context
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.llama_cpp.segments import Segment
 from speculation.draft_token import DraftSampler, DraftToken
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 READ_S: Final = 1.0
 """Reading the last tokens of a prompt takes about this many seconds."""

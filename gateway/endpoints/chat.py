@@ -20,7 +20,7 @@ from gateway.output.output_format import OutputFormat
 from gateway.output.stream import Reader
 from gateway.ports import Facts, GatewayTokenizer
 from gateway.schema import FIRST_ERROR, Flag, Integer, unsupported
-from speculation.messages import MAX_TOP_LOGPROBS
+from speculation.model_facts import MAX_TOP_LOGPROBS
 
 BUDGET: Final = "thinking_budget"
 """The budget of reasoning has this name in Job.extras and in Facts.features."""

@@ -15,7 +15,7 @@ from bench.simulator.source import Source
 from bench.simulator.world import Arm, World, simulate
 from bench.traces import Trace
 from picospec.link import Conditions
-from speculation.messages import Limits, TokenId
+from speculation.model_facts import Limits, TokenId
 
 ANSWER = Answer(
     "cloud", "code", "p", 0, 10.0, None, 0.0, "same", tokens=10, first_share=0.0, seconds=1.0,

@@ -36,7 +36,7 @@ from bench.simulator.world import (
 from bench.traces import Trace
 from picospec.link import Conditions
 from speculation.distributions import distribution
-from speculation.messages import Limits
+from speculation.model_facts import Limits
 from speculation.noise import noise_index
 from tests.bench.answers import (
     DRAFT_S,

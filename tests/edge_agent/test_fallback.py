@@ -19,7 +19,8 @@ from gateway.ports import Delta, Job, opening
 from speculation.distributions import Logits
 from speculation.judges import seeded
 from speculation.logits import adjustment
-from speculation.messages import Limits, ModelFacts, Sampling
+from speculation.messages import Sampling
+from speculation.model_facts import Limits, ModelFacts
 from speculation.noise import noise_index
 from speculation.verify_session import Pass
 from tests.edge_agent.fake_cache import FakeCache, V, truth

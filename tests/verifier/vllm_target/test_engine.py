@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from speculation import wire
-from speculation.messages import CachedPromptTokens, RemoteProtocolError
+from speculation.errors import RemoteProtocolError
+from speculation.messages import CachedPromptTokens
 from tests.guards import GUARD_S
 from verifier.target import TargetFailed
 from verifier.vllm_target.core.slot import OutgoingFrame

@@ -31,7 +31,8 @@ from local_models.template import ChatTemplate
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.logit_settings import LogitSettings
-from speculation.messages import Limits, ModelFacts, Open, Sampling
+from speculation.messages import Open, Sampling
+from speculation.model_facts import Limits, ModelFacts
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 from tests.guards import GUARD_S
 from tests.local_models.chats import TEMPLATES
