@@ -22,12 +22,11 @@ from edge_agent.draft.loading import (
     AUTO,
     NONE,
     FirstDraft,
-    OpenTokenizers,
-    TargetTokenizer,
     chosen_draft,
     pull_if_missing,
     wanted_draft,
 )
+from edge_agent.draft.target_tokenizer import OpenTokenizers, TargetTokenizer
 from edge_agent.engine import EdgeEngine
 from edge_agent.fallback import DraftFallback, ServerFallback, open_engine
 from edge_agent.link.connection import Connection

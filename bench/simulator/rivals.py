@@ -28,7 +28,7 @@ from bench.simulator.clock import Clock, Line
 from bench.simulator.edge import Answer
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import Source
-from picospec.link import Path
+from picospec.link_path import Path
 from speculation.messages import Commit, Down
 from speculation.model_facts import TokenId
 

@@ -22,8 +22,8 @@ from bench.simulator.hosts import Curve, Hosts
 from bench.simulator.rivals import Engine, Speculation, ask
 from bench.simulator.source import Source
 from bench.simulator.verifier import Served, Verifier
-from picospec.link import Conditions
-from picospec.link import Path as LinkPath
+from picospec.link_path import Conditions
+from picospec.link_path import Path as LinkPath
 from speculation.answer_cache import AnswerCache, Owner
 from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import DraftPolicy, StreamPolicy

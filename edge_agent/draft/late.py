@@ -20,7 +20,7 @@ import structlog
 
 from edge_agent.draft import loading
 from edge_agent.draft.drafter import CannotDraft, DraftSlot, LoadedDrafter
-from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.settings import EdgeSettings
 from gateway.background_work import kept_going, start
 from gateway.turns import in_own_thread

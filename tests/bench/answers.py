@@ -14,7 +14,7 @@ from bench.simulator.hosts import Hosts, gpu
 from bench.simulator.source import Source
 from bench.simulator.world import Arm, World, simulate
 from bench.traces import Trace
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from speculation.model_facts import Limits, TokenId
 
 ANSWER = Answer(

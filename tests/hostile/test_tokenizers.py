@@ -18,7 +18,7 @@ import tokenizers
 from msgspec.structs import replace
 from tokenizers import Regex, models, pre_tokenizers
 
-from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
 from gateway.endpoints.services import one_model
 from gateway.errors import Unavailable
