@@ -7,8 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from edge_agent.driver import DraftModel, Driver, LateModel
-from edge_agent.link.verifiers import AnswerSessions
+from edge_agent.driver import Driver
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.observer import REPORT_INTERVAL_S, AnswerObserver
 from edge_agent.pace import Pace
@@ -23,32 +22,27 @@ Emit = Callable[[Delta], Awaitable[None]]
 
 
 class EdgeAnswer:
-    """model: None if no slot of the draft model was free. late: see Driver."""
+    """driver: of the machine. observer: of the same; None if no client watches the answer."""
 
     def __init__(
         self,
         job: Job,
         proposals: DraftSources,
         machine: DraftMachine,
-        sessions: AnswerSessions,
-        model: DraftModel | None,
+        driver: Driver,
+        observer: AnswerObserver | None,
         metrics: EdgeMetrics,
-        late: LateModel | None = None,
     ) -> None:
-        self.session = machine.session
         self._machine = machine
         self._job = job
         self._proposals = proposals
-        self._driver = Driver(machine, sessions, model, metrics, late)
-        self._counts = machine.counts
+        self._driver = driver
+        self._observer = observer
         self._metrics = metrics
         self._accepted_per_position: list[int] = []
         self._pace = Pace(time.monotonic)
         predicted = proposals.predicted
         self._prediction = Prediction(predicted) if predicted else None
-        self._observer = (
-            AnswerObserver(machine, sessions, time.monotonic) if job.watched else None
-        )
 
     async def run(self, emit: Emit) -> None:
         """Run the answer to its end; `emit` gets its Deltas in order. Raises ApiError."""
@@ -60,7 +54,7 @@ class EdgeAnswer:
             finish = await self._watched(emit, self._driver.run(committed))
         finally:
             self._machine.close()
-            self._proposals.keep(self.session.committed)
+            self._proposals.keep(self._machine.session.committed)
         self._count(finish)
         logprobs = None if self._job.top_logprobs is None else ()
         await emit(Delta((), logprobs, finish.reason, self._statistics(finish.totals)))
@@ -73,7 +67,7 @@ class EdgeAnswer:
         for position in range(accepted):
             counts[position] += 1
         if self._prediction is not None:
-            self._prediction.follow(self.session.committed)
+            self._prediction.follow(self._machine.session.committed)
         statistics = self._statistics(self._machine.tally.totals)
         delta = Delta(commit.tokens, commit.logprobs, statistics=statistics)
         if (observer := self._observer) is None:
@@ -87,7 +81,7 @@ class EdgeAnswer:
             tuple(self._accepted_per_position),
             prediction.accepted_tokens if prediction else 0,
             prediction.rejected_tokens if prediction else 0,
-            self._counts.cached_tokens,
+            self._machine.counts.cached_tokens,
         )
 
     async def _watched(self, emit: Emit, answer: Awaitable[Finish]) -> Finish:
@@ -105,7 +99,7 @@ class EdgeAnswer:
                 await emit(Delta((), events=events, statistics=statistics))
 
     def _count(self, finish: Finish) -> None:
-        counts, totals, metrics = self._counts, finish.totals, self._metrics
+        counts, totals, metrics = self._machine.counts, finish.totals, self._metrics
         accepted = totals.accepted - totals.verifier_accepted
         metrics.drafted.inc(counts.drafted)
         metrics.looked_up.inc(counts.looked_up)
@@ -113,7 +107,7 @@ class EdgeAnswer:
         metrics.accepted.inc(accepted)
         metrics.verifier_accepted.inc(totals.verifier_accepted)
         metrics.passes.inc(totals.passes)
-        metrics.committed.inc(len(self.session.committed))
+        metrics.committed.inc(len(self._machine.session.committed))
         metrics.answering_s.inc(self._pace.taken_s)
         metrics.alone_s.inc(self._pace.alone_s)
         metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))

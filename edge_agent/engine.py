@@ -5,6 +5,7 @@ Clients see the verifier's model; the draft model only decides how fast it answe
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Final, Protocol
@@ -16,9 +17,10 @@ from edge_agent.draft import cross_vocabulary
 from edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot, step_sampler
 from edge_agent.draft.token_mapping import Translation
 from edge_agent.draft_grammars import DraftGrammar
-from edge_agent.driver import DraftModel
+from edge_agent.driver import DraftModel, Driver
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.observer import AnswerObserver
 from edge_agent.proposals import OncePerPrompt, ProposalFinder
 from edge_agent.settings import EdgeSettings
 from gateway.channel import Channel, as_generator
@@ -161,7 +163,9 @@ class EdgeEngine:
             vocabulary_size=facts.vocabulary_size,
         )
         joining = late if is_late else None
-        return EdgeAnswer(job, proposals, machine, sessions, model, self._metrics, joining)
+        driver = Driver(machine, sessions, model, self._metrics, joining)
+        observer = AnswerObserver(machine, sessions, time.monotonic) if job.watched else None
+        return EdgeAnswer(job, proposals, machine, driver, observer, self._metrics)
 
     async def forget(self, owner: TenantOwner) -> None:
         """Forget the answers that an owner got, here and at the verifiers. Raises ApiError if a

@@ -345,9 +345,6 @@ class Fallback(Protocol):
     def engine(self) -> Engine: ...
     @property
     def tokenizer(self) -> TokenizerSource: ...
-    async def is_needed(self) -> bool:
-        """Return True if the service's engine cannot answer a request that comes now."""
-
     async def can_answer(self, path: str) -> bool:
         """Return True if this fallback can answer a request to this path now."""
 
