@@ -20,11 +20,11 @@ from local_models.llama_cpp.model import Model
 from local_models.store import Store
 from local_models.tokenizer_cache import TokenizerCache
 from local_models.vocabulary import Relation, Vocabulary, relate
+from picospec.answer_progress import NOTEWORTHY
 from picospec.expecting import MeasuredPace, pace
 from picospec.findings import Finding, milliseconds
 from speculation.model_facts import Judge, ModelFacts
 
-NOTEWORTHY_GAIN: Final = 1.05
 NO_ROOM: Final = "free some memory, or choose a smaller draft model"
 
 
@@ -128,4 +128,4 @@ def check_gain(pace: MeasuredPace) -> Finding:
         f" tokens{slowed}"
     )
     remedy = "a larger target, a verifier further away, or a draft model nearer to the target"
-    return Finding("gain", True, text, remedy, warns=max(gains.values()) < NOTEWORTHY_GAIN)
+    return Finding("gain", True, text, remedy, warns=max(gains.values()) < NOTEWORTHY)

@@ -31,8 +31,6 @@ MAX_IN_FLIGHT_BYTES = 4 << 20
 """A direction of a connection holds at most this many bytes; the relay does not read its sender
 beyond that. 100 Mbit/s over an RTT of 300 ms fill less."""
 
-READ_BYTES = 1 << 16
-
 TICK_S = 0.001
 """The event loop's timers have this resolution. Data is sent up to half of it early, so that
 the error is symmetric."""
@@ -64,7 +62,7 @@ class Lane:
         loop = asyncio.get_running_loop()
         ending: bytes | None = b""
         try:
-            while data := await source.read(READ_BYTES):
+            while data := await source.read(1 << 16):
                 now_s, due = loop.time(), list[tuple[float, bytes]]()
                 for start in range(0, len(data), SEGMENT_BYTES):
                     segment = data[start : start + SEGMENT_BYTES]

@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import httpx
 
@@ -19,8 +18,6 @@ from local_models.llama_cpp.library import INSTALL, check_llama
 from local_models.store import Store
 from picospec.command_parts import HOST
 from picospec.findings import Finding
-
-TIMEOUT_S: Final = 3.0
 
 
 def check_engine(check: Callable[[], None] = check_llama, *, needed: bool = True) -> Finding:
@@ -101,7 +98,7 @@ def bind_error(port: int) -> str | None:
 
 def _is_healthy(url: str) -> bool:
     try:
-        response = httpx.get(f"{url.rstrip('/')}/health", timeout=TIMEOUT_S, trust_env=False)
+        response = httpx.get(f"{url.rstrip('/')}/health", timeout=3.0, trust_env=False)
     except httpx.TransportError:
         return False
     return response.status_code == 200

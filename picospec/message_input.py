@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 QUOTES: Final = '"""'
-HISTORY_LINES: Final = 1000
 _BOLD_CYAN: Final = "\001\x1b[1;36m\002{}\001\x1b[0m\002"
 """The first and last byte of each mark tell readline which characters take no room."""
 
@@ -27,7 +26,7 @@ def message_reader(history: Path) -> Callable[[], str]:
         return lambda: read_message(input)
     with suppress(OSError):
         readline.read_history_file(history)
-    readline.set_history_length(HISTORY_LINES)
+    readline.set_history_length(1000)
 
     def read() -> str:
         message = read_message(lambda prompt: input(_BOLD_CYAN.format(prompt)))

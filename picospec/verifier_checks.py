@@ -21,8 +21,6 @@ from speculation.model_facts import PROTOCOL_VERSION, ModelFacts
 
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 ONE_VERSION: Final = "install one version of PicoSpec at both ends"
-ROUND_TRIPS: Final = 5
-AGENT_TOKENS: Final = 32_768
 
 
 async def check_edge(settings: EdgeSettings, *, named: bool = True) -> list[Finding]:
@@ -64,7 +62,7 @@ async def _reach(verifier: Verifier, *, named: bool) -> tuple[ModelFacts | None,
     """Return the target's facts, if the verifier can be reached, and the findings so far."""
     try:
         facts = await verifier.facts()
-        for _ in range(ROUND_TRIPS):
+        for _ in range(5):
             await verifier.check()
     except ApiError as error:
         return None, not_reached(error, verifier.url, named=named)
@@ -103,7 +101,7 @@ def check_context(facts: ModelFacts) -> Finding:
         "agents need 32,768: llama.context_tokens with fewer llama.slots at the verifier, or"
         " max_model_len of vLLM, if the model takes them"
     )
-    short = facts.context_tokens < AGENT_TOKENS
+    short = facts.context_tokens < 32_768
     return Finding("context", True, f"{facts.context_tokens} tokens", remedy, warns=short)
 
 
