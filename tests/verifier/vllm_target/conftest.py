@@ -1,5 +1,5 @@
-"""One real engine for all tests marked `vllm`: the first layers of SmolLM2-135M, and with --long
-the whole model, in float32 on this CPU.
+"""One real engine for all tests marked `vllm`: the first layers of SmolLM2-135M, or the whole of
+it with --long, in float32 on this CPU.
 
 float32, because bf16 is not bit-identical across batch shapes: argmaxes flip between tokens
 whose logits lie one bf16 step apart.
@@ -102,8 +102,8 @@ def make(engine: VllmEngine, limits: Limits = LIMITS, **settings: Any) -> VllmTa
 
 @pytest.fixture(scope="session")
 def directory(tmp_path_factory: pytest.TempPathFactory, is_long: bool) -> Path:
-    """SmolLM2 as safetensors: PICOSPEC_TEST_SAFETENSORS, or converted now from the store. A pass
-    of its first layers takes a fifth of the time, and its texts depend on drafts as little."""
+    """SmolLM2 as safetensors: PICOSPEC_TEST_SAFETENSORS, or converted now from the store.
+    Drafts may change the texts of its first layers as little, and their passes are short."""
     pytest.importorskip("vllm")
     given = os.environ.get("PICOSPEC_TEST_SAFETENSORS")
     whole = Path(given) if given else tmp_path_factory.mktemp("safetensors")
