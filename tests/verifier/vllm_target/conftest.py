@@ -1,5 +1,5 @@
-"""One real engine for all tests marked `vllm`: the first layers of SmolLM2-135M, or the whole of
-it with --long, in float32 on this CPU.
+"""One real engine for all tests marked `vllm`: the first layers of SmolLM2-135M, or all of them
+with --long, in float32 on this CPU.
 
 float32, because bf16 is not bit-identical across batch shapes: argmaxes flip between tokens
 whose logits lie one bf16 step apart.

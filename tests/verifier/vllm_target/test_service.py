@@ -131,8 +131,8 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 async def check_equal(urls: Sequence[str], is_long: bool) -> None:
-    """Ask an edge and its vLLM with each field of vLLM's classes, two fields at a time: of one API
-    that has it, and with --long of each."""
+    """Ask an edge and its vLLM with each field of vLLM's classes, two fields at a time: by one
+    API that has it, and with --long by each."""
     from verifier.vllm_target.serving.endpoints import REQUESTS
 
     limits = asyncio.Semaphore(2)
