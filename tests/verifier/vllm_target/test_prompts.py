@@ -150,7 +150,7 @@ def test_chats_have_the_prompts_that_vllm_gives_them(
             compared += 1
     assert compared > chats // 3
     assert forged > chats // 6
-    assert refused < chats // 3
+    assert refused < chats // 2
 
 
 SETTINGS: Final[list[Json]] = [
