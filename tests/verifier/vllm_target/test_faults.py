@@ -261,6 +261,6 @@ async def lie(target: VllmTarget, sessions: int) -> None:
                 message = Draft(random.randint(0, 9), random.randint(0, 30), 0, tokens)
             with suppress(RemoteProtocolError, UnknownSession):
                 await target.push(session, Framed(message))
-            await target.figures()  # the engine has read it
+        await target.figures()  # the engine has read them
         serving.cancel()
         await asyncio.wait([serving])

@@ -41,7 +41,7 @@ from tests.verifier.vllm_target.scripted import (
     uniforms,
     with_extras,
 )
-from verifier.vllm_target import conflicts
+from verifier.vllm_target import installation
 from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = ON_ENGINE
@@ -80,7 +80,7 @@ async def test_drafts_do_not_change_the_text(
 async def test_a_version_that_is_not_tested_runs_its_self_test_though_it_is_switched_off(
     target: VllmTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conflicts, "TESTED", ((0, 1), (0, 2)))
+    monkeypatch.setattr(installation, "TESTED", ((0, 1), (0, 2)))
     before = (await target.figures())["steps"]
 
     again = make(target._engine, self_test=False)
@@ -337,7 +337,8 @@ async def test_sessions_that_await_recovered_tokens_outlive_preemption(
     target: VllmTarget,
 ) -> None:
     """With settings that depend on the text, recovered tokens included."""
-    no_choice = with_extras(Sampling(temperature=1.0, top_k=1), **SHAPED)  # the text is known
+    shape = SHAPED | {"min_tokens": 10}
+    no_choice = with_extras(Sampling(temperature=1.0, top_k=1), **shape)  # the text is known
     prompt = tuple(target.tokenizer.encode(PROMPTS[5] * 20))[:120]
     request = replace(
         opening(target, PROMPTS[5], no_choice, judge="separate", fill="never", max_tokens=16),
