@@ -49,13 +49,14 @@ ENVIRONMENT = {
     "PICOSPEC_VERIFIER__SPECULATION__MAX_VERIFY": "8",
 } | ({"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if WORKERS > 1 else {})
 
-# 104 MiB are 17 blocks of 128 tokens: one a session, so those that grow longer get preempted.
 OPTIONS = {
     "dtype": "float32",
     "max_model_len": 256,
     "max_num_seqs": 16,
-    "kv_cache_memory_bytes": 104 << 20,
 }
+LAYER_KV_BYTES = 3632 << 10
+"""17 blocks of 128 tokens: one a session, so those that grow longer get preempted."""
+
 LAYERS = 4
 LIMITS = Limits(max_verify=8, max_ahead=64)
 SMALL = (
@@ -85,7 +86,9 @@ async def engine(directory: Path, **options: Any) -> AsyncIterator[VllmEngine]:
 
     os.environ |= {**ENVIRONMENT, **os.environ}
     register()  # vLLM may have loaded its plugins before, without ours
-    given = OPTIONS | {"enforce_eager": True} | options
+    layers = json.loads((directory / "config.json").read_text())["num_hidden_layers"]
+    room = {"enforce_eager": True, "kv_cache_memory_bytes": LAYER_KV_BYTES * layers}
+    given = OPTIONS | room | options
     arguments = AsyncEngineArgs(model=str(directory), **given)
     llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
     try:

@@ -130,16 +130,10 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-<<<<<<< HEAD
 async def check_equal(urls: Sequence[str], is_long: bool) -> None:
     """Ask an edge and its vLLM with each field of vLLM's classes, two fields at a time: by one
     API that has it, and with --long by each."""
-    from verifier.vllm_target.serving.endpoints import REQUESTS
-=======
-async def check_equal(urls: Sequence[str]) -> None:
-    """Ask an edge and its vLLM with each field of vLLM's classes, two fields at a time."""
     from verifier.vllm_target.serving.request_fields import REQUESTS
->>>>>>> main
 
     limits = asyncio.Semaphore(2)
     async with httpx.AsyncClient(timeout=300) as client:
