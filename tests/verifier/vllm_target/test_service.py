@@ -158,7 +158,7 @@ async def check_equal(urls: Sequence[str], is_long: bool) -> None:
         more = [(path, field, {**USUAL[path], **given}, True) for path, field, given in MORE]
         fields = requests(REQUESTS)
         if not is_long:
-            fields = list({each[1]: each for each in fields}.values())
+            fields = list({each[1]: each for each in reversed(fields)}.values())
         async with asyncio.TaskGroup() as group:
             for request in [*fields, *more]:
                 group.create_task(ask(*request))
