@@ -353,6 +353,9 @@ class Silent(Quick):
     async def _asked(self, url: str, at_once: int = 1, **named: str) -> quick.Texts:
         return texts()
 
+    async def _missing(self, works: object, folder: Path) -> str:
+        return ""
+
 
 @pytest.mark.parametrize(("others", "verdict"), [((), "PASS"), (range(9), "FAIL")])
 async def test_whatever_fails_the_other_parts_of_the_quick_check_are_run(
