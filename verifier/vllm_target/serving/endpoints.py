@@ -56,6 +56,7 @@ from gateway.app import HANDLERS, with_request_contexts
 from gateway.documents import VERSION
 from gateway.drain import Drain
 from gateway.endpoints.bodies import body_limit_bytes
+from gateway.endpoints.rendering import PATH
 from gateway.errors import ApiError, NotFound
 from gateway.hosting import logs
 from gateway.hosting.server import check_free, served_alongside
@@ -78,6 +79,7 @@ from verifier.settings import VerifierSettings
 from verifier.vllm_target.ipc_messages import RunnerChoice
 from verifier.vllm_target.patches import PATCHES
 from verifier.vllm_target.plugin import settings as read_settings
+from verifier.vllm_target.serving import rendering
 from verifier.vllm_target.serving.engine import VllmEngine
 from verifier.vllm_target.serving.plain import PlainRequests, charge
 from verifier.vllm_target.serving.target import VllmTarget
@@ -140,11 +142,6 @@ def _checked(body: bytes) -> bytes:
 # Finds how vLLM's own server renders a chat, and its default settings. They are packed with the
 # tokenizer, so that an edge makes the same prompt.
 
-_NO_TEMPLATE: Final = """{% if messages or tools %}{{ raise_exception(
-'vLLM makes the prompts of this model without a chat template, which an edge cannot: ask vLLM'
-) }}{% endif %}"""
-"""A model has this template if vLLM has code instead of a template for it, as for gpt-oss."""
-
 _A_TOOL: Final[list[dict[str, Any]]] = [{}]
 _ALWAYS_GIVEN: Final = frozenset({"add_generation_prompt", "continue_final_message"})
 """Each request to vLLM sets these variables of a template itself."""
@@ -170,7 +167,7 @@ def _template(renderer: Any, model: Any, args: Namespace) -> dict[str, Any]:
     """Return the template and whether it takes message parts. If vLLM uses another template for
     tools, the two are joined into one."""
     if type(renderer) is not HfRenderer or "GptOssForCausalLM" in model.architectures:
-        return {"template": _NO_TEMPLATE}
+        return {"template": rendering.template_of(renderer, args)}
     named, tokenizer = load_chat_template(args.chat_template), renderer.get_tokenizer()
     default, with_tools = (
         resolve_chat_template(tokenizer, named, tools, model_config=model) or ""
@@ -224,11 +221,12 @@ def fields_of(
     vLLM's server uses it. A field that vLLM would ignore is left out. renders: True if paths
     exist that only render a prompt (--enable-scale-out); they have no lists of their own.
     scores_ids: see Charging."""
-    shows_documents = file.template == _NO_TEMPLATE or "documents" in file.template
+    shows_documents = rendering.is_by_code(file) or "documents" in file.template
     unseen = _NO_CLIENTS if shows_documents else {*_NO_CLIENTS, "documents"}
     unseen = unseen if scores_ids else {*unseen, "logprob_token_ids"}
     listed = {path: sorted({*of.model_fields} - unseen) for path, of in REQUESTS.items()}
-    return listed | ({f"{path}/render": [] for path in REQUESTS} if renders else {})
+    more = {f"{path}/render": [] for path in REQUESTS} if renders else {}
+    return listed | more | rendering.listed(file)
 
 
 _IN_RESPONSES: Final = {"input_text", "input_image", "output_text", "refusal"}
@@ -289,7 +287,12 @@ class VllmService(VerifierService):
         make = partial(_target, settings, llm, args, vllm_app.state)
         on_cpu = current_platform.is_cpu()
         super().__init__(settings, make, drain, device="cpu" if on_cpu else "gpu")
-        routes = [*self.routes, Route("/status", self._status)]
+        make_prompt = rendering.Rendering(vllm_app.state.online_renderer)
+        routes = [
+            *self.routes,
+            Route("/status", self._status),
+            Route(PATH, make_prompt.prompt, methods=["POST"]),
+        ]
         of_tenants = TenantMetrics(self.registry)
         limits = settings.key_limits
         tenants = Tenants(settings.key_digests, settings.keys_file, limits, of_tenants)
@@ -417,6 +420,7 @@ def _for_vllms_port(routes: list[Route], api_servers: int, port: int) -> list[Ro
 
 PATHS: Final = (
     f"{OPEN}/{{path:path}}", OPEN, "/ready", "/status", "/v1/model-facts", "/v1/tokenizer",
+    PATH,
 )  # fmt: skip
 """These paths are ours on vLLM's port; /health and /metrics there are vLLM's own."""
 

@@ -1,0 +1,75 @@
+"""A chat whose prompt the verifier's server makes by code: what is asked there, and the answer.
+
+No template has these prompts, so a verifier lists `PATH` in its facts. It gets what shapes the
+prompt, and answers with the prompt's tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+
+from gateway.endpoints.chat import ChatRequest
+from gateway.endpoints.request import TokenIds
+from gateway.endpoints.services import Json
+from gateway.errors import EngineFault, InvalidRequest, Unsupported
+from gateway.ports import Facts
+from speculation.untrusted import Malformed, decode_json
+
+PATH: Final = "/v1/prompt"
+"""A POST of a chat's fields is answered with a RenderedPrompt."""
+
+BAD_PROMPT: Final = "bad_prompt"
+_TOKEN_BYTES: Final = 9
+"""A token id below 2^20 takes at most this much of an answer: its digits, a comma, a space."""
+
+_MIN_BYTES: Final = 1 << 10
+
+_SHAPING: Final = ("messages", "reasoning_effort")
+"""The prompt gets these fields as the client has sent them."""
+
+
+class RenderedPrompt(msgspec.Struct, frozen=True):
+    token_ids: list[Annotated[int, msgspec.Meta(ge=0)]]
+
+
+def fields_of(body: ChatRequest, fields: Json) -> Json:
+    """Return the part of a request that shapes its prompt. fields: the request, as it came.
+
+    Raises Unsupported for tools and constraints, whose answers are not parsed here as there.
+    """
+    if body.tools or next(body.constraints(), None):
+        raise not_rendered("tools and constraints are shown by the verifier's own API alone")
+    shaping: Json = {name: fields[name] for name in _SHAPING if fields.get(name) is not None}
+    return shaping | {
+        "chat_template_kwargs": body.template_variables,
+        "continue_final_message": body.continue_final_message,
+        "add_generation_prompt": not body.continue_final_message,
+    }
+
+
+def not_rendered(reason: object) -> Unsupported:
+    """Return the error for a chat that the verifier's own API must answer as a whole."""
+    return Unsupported.of("messages", reason, InvalidRequest.code)
+
+
+def most_bytes(facts: Facts) -> int:
+    """Return how long an answer may be: the ids of a full context."""
+    return _MIN_BYTES + facts.context_tokens * _TOKEN_BYTES
+
+
+def prompt_of(content: bytes, facts: Facts) -> TokenIds:
+    """Return the prompt of an untrusted answer. Raises EngineFault for what is none."""
+    try:
+        tokens = decode_json(content, RenderedPrompt).token_ids
+    except Malformed as error:
+        raise bad_prompt(error) from error
+    if not tokens or max(tokens) >= facts.vocabulary_size:
+        raise bad_prompt("it is empty, or has ids that are no tokens")
+    return tuple(tokens)
+
+
+def bad_prompt(reason: object) -> EngineFault:
+    """Return the error for an answer that is no prompt of the verifier's model."""
+    return EngineFault(f"the verifier's prompt cannot be used: {reason}", code=BAD_PROMPT)

@@ -1,0 +1,134 @@
+"""Chats whose prompts vLLM makes by code are drafted, and equal to vLLM's own answers.
+
+The model is tiny and random; its made vocabulary has DeepSeek V4's markers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from tokenizers import Tokenizer
+
+from bench.pace.tiny_model import TOKENS
+from bench.run.services import free_port
+from tests.edge_agent.proxying import Upstream, proxying
+from tests.guards import GUARD_S
+from tests.verifier.conftest import KEY, http2_client
+from tests.verifier.vllm_target.conftest import MODEL, VLLMS_KEY, ready, vllm_serve
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+CHATS = "/v1/chat/completions"
+BAR, SPACE = "\uff5c", "\u2581"
+MARKERS = (
+    f"<{BAR}begin{SPACE}of{SPACE}sentence{BAR}>",
+    f"<{BAR}end{SPACE}of{SPACE}sentence{BAR}>",
+    f"<{BAR}User{BAR}>",
+    f"<{BAR}Assistant{BAR}>",
+    "<think>",
+    "</think>",
+    f"{BAR}DSML{BAR}",
+)
+CHAT: dict[str, Any] = {
+    "model": MODEL,
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "ba de ki lo mu"},
+    ],
+    "max_tokens": 120,
+    "temperature": 0,
+    "reasoning_effort": "low",
+    "logit_bias": {str(TOKENS + number): -100 for number in range(len(MARKERS))},
+}
+"""No marker is drawn: the parser that vLLM has for this family shows even special tokens."""
+
+
+def model_with_markers(folder: Path) -> Path:
+    from tests.verifier.vllm_target.v2 import tiny
+
+    tiny.make(folder, padding=len(MARKERS))
+    file = str(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(file)
+    tokenizer.add_special_tokens(list(MARKERS))
+    tokenizer.save(file)
+    return folder
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ends(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
+    """Give clients of an edge without a draft model, and of its vLLM."""
+    model = model_with_markers(tmp_path_factory.mktemp("model"))
+    port, own_port = free_port(), free_port()
+    flags = "--tokenizer-mode", "deepseek_v4", "--reasoning-parser", "deepseek_v4"
+    process = vllm_serve(model, tmp_path_factory.mktemp("packages"), port, own_port, *flags)
+    url, own = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{own_port}"
+    headers, keys = {"authorization": f"Bearer {VLLMS_KEY}"}, {"PICOSPEC_VERIFIER_KEY": KEY}
+    try:
+        async with (
+            http2_client(own) as ours,
+            httpx.AsyncClient(base_url=url, headers=headers, timeout=GUARD_S) as vllms,
+        ):
+            await ready(process, ours)
+            async with proxying(Upstream(), verifier=own, environ=keys) as edge:
+                yield edge, vllms
+    finally:
+        process.kill()
+        process.wait(timeout=GUARD_S)
+
+
+def said(answer: httpx.Response) -> tuple[str, str, str]:
+    """Return reasoning, content and the finish reason of an answer, streamed or not."""
+    assert answer.status_code == 200, answer.text
+    lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
+    choices = [each for line in lines or [answer.text] for each in json.loads(line)["choices"]]
+    parts = [each.get("delta") or each["message"] for each in choices if each]
+    reasoning = "".join(p.get("reasoning_content") or p.get("reasoning") or "" for p in parts)
+    content = "".join(p.get("content") or "" for p in parts)
+    return reasoning, content, str(choices[-1]["finish_reason"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("thinking", [False, True])
+async def test_a_chat_that_vllm_renders_by_code_is_drafted_and_equal_to_vllms(
+    ends: tuple[httpx.AsyncClient, httpx.AsyncClient], stream: bool, thinking: bool
+) -> None:
+    edge, vllms = ends
+    asked = {**CHAT, "stream": stream, "chat_template_kwargs": {"thinking": thinking}}
+    if not thinking:
+        del asked["reasoning_effort"]
+    counting = {"stream_options": {"include_usage": True}} if stream else {}
+
+    expected = await vllms.post(CHATS, json=asked)
+    answer = await edge.post(CHATS, json={**asked, **counting})
+
+    assert said(answer) == said(expected)
+    assert said(answer)[0 if thinking else 1]
+    assert "x-picospec-relayed" not in answer.headers
+    if not stream:
+        counts, theirs = answer.json(), expected.json()["usage"]
+        assert counts["usage"]["prompt_tokens"] == theirs["prompt_tokens"]
+        assert counts["metrics"]["num_accepted_draft_tokens"] > 0, counts["metrics"]
+
+
+async def test_a_chat_with_tools_is_answered_by_vllms_own_api(
+    ends: tuple[httpx.AsyncClient, httpx.AsyncClient],
+) -> None:
+    edge, _ = ends
+    tool = {"type": "function", "function": {"name": "a", "parameters": {"type": "object"}}}
+
+    answer = await edge.post(CHATS, json={**CHAT, "tools": [tool], "tool_choice": "none"})
+
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-picospec-relayed"] == "verifier"
