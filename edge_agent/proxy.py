@@ -27,14 +27,14 @@ from starlette.types import Message, Receive, Scope, Send
 from edge_agent import forwarding
 from edge_agent.link.connection import Connection
 from edge_agent.link.connection import Response as Answering
-from edge_agent.link.errors import VERIFIER, AnswerTooLong, Peer, from_answer
+from edge_agent.link.errors import VERIFIER, Peer
 from edge_agent.link.verifier import ANSWER_TIMEOUT_S
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metering import EVENTS, Meter, WithoutUsageEvent
+from edge_agent.rendering import rendered
 from edge_agent.settings import EdgeSettings, ProxySettings
 from gateway.documents import Route
 from gateway.drain import Drain
-from gateway.endpoints import rendering
 from gateway.endpoints.answerer import CHATS, model_of
 from gateway.endpoints.bodies import checked, parse, read
 from gateway.endpoints.chat import ChatRequest
@@ -337,10 +337,6 @@ def _piece(body: bytes, *, more: bool) -> Message:
     return {"type": "http.response.body", "body": body, "more_body": more}
 
 
-PROMPT_S: Final = 10.0
-"""A prompt that the verifier's server has not made within this time is not waited for: its own
-API answers the chat. Megabytes take it seconds."""
-
 HELD_BYTES: Final = 16 << 20
 """A request with images may have this many bytes: it is held to see who answers it. So is any
 other until its endpoint has parsed it, which stops others for less than 0.1 s
@@ -469,18 +465,8 @@ class Proxy:
     async def prompt(self, fields: Json, facts: Facts) -> TokenIds:
         """Return the prompt of a chat, as the server of the verifier in use makes it. Raises
         EngineFault for an answer that is none, Unavailable, or the verifier's own ApiError."""
-        way = await self._way(facts.model)
         body = forwarding.addressed(fields, facts.model)
-        headers, most = {"content-type": "application/json"}, rendering.most_bytes(facts)
-        try:
-            answer = await way.ask(
-                "POST", rendering.PATH, body, headers, within_s=PROMPT_S, max_bytes=most
-            )
-        except AnswerTooLong as error:
-            raise rendering.bad_prompt(error.message) from error
-        if answer.status != HTTPStatus.OK:
-            raise from_answer(answer)
-        return rendering.prompt_of(answer.content, facts)
+        return await rendered(await self._way(facts.model), body, facts)
 
     async def render(self, services: Services, request: Request) -> Response:
         """Let the verifier in use render a prompt, if it does so. Raises ApiError."""

@@ -11,20 +11,11 @@ from typing import Annotated, Final
 import msgspec
 
 from gateway.endpoints.chat import ChatRequest
-from gateway.endpoints.request import TokenIds
 from gateway.endpoints.services import Json
-from gateway.errors import EngineFault, InvalidRequest, Unsupported
-from gateway.ports import Facts
-from speculation.untrusted import Malformed, decode_json
+from gateway.errors import InvalidRequest, Unsupported
 
 PATH: Final = "/v1/prompt"
 """A POST of a chat's fields is answered with a RenderedPrompt."""
-
-BAD_PROMPT: Final = "bad_prompt"
-_TOKEN_BYTES: Final = 9
-"""A token id below 2^20 takes at most this much of an answer: its digits, a comma, a space."""
-
-_MIN_BYTES: Final = 1 << 10
 
 _SHAPING: Final = ("messages", "reasoning_effort")
 """The prompt gets these fields as the client has sent them."""
@@ -52,24 +43,3 @@ def fields_of(body: ChatRequest, fields: Json) -> Json:
 def not_rendered(reason: object) -> Unsupported:
     """Return the error for a chat that the verifier's own API must answer as a whole."""
     return Unsupported.of("messages", reason, InvalidRequest.code)
-
-
-def most_bytes(facts: Facts) -> int:
-    """Return how long an answer may be: the ids of a full context."""
-    return _MIN_BYTES + facts.context_tokens * _TOKEN_BYTES
-
-
-def prompt_of(content: bytes, facts: Facts) -> TokenIds:
-    """Return the prompt of an untrusted answer. Raises EngineFault for what is none."""
-    try:
-        tokens = decode_json(content, RenderedPrompt).token_ids
-    except Malformed as error:
-        raise bad_prompt(error) from error
-    if not tokens or max(tokens) >= facts.vocabulary_size:
-        raise bad_prompt("it is empty, or has ids that are no tokens")
-    return tuple(tokens)
-
-
-def bad_prompt(reason: object) -> EngineFault:
-    """Return the error for an answer that is no prompt of the verifier's model."""
-    return EngineFault(f"the verifier's prompt cannot be used: {reason}", code=BAD_PROMPT)
