@@ -16,6 +16,7 @@ from gateway.endpoints.rendering import PATH
 from tests.edge_agent.proxying import OwnApi, saying
 from tests.edge_agent.test_own_api import API, ASK, CHATS, SAID, before
 from tests.gateway.scripted import ByteTokenizer
+from tests.guards import GUARD_S
 from tests.verifier.fake_target import STREAMS, V
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
@@ -107,7 +108,10 @@ async def test_a_prompt_that_does_not_come_is_not_waited_for(
     assert (answer.status_code, answer.content) == (200, SAID), answer.text
 
 
-async def test_a_client_that_leaves_ends_the_making_of_its_prompt() -> None:
+async def test_a_client_that_leaves_ends_the_making_of_its_prompt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rendering, "WITHIN_S", 2 * GUARD_S)
     reached, left = asyncio.Event(), asyncio.Event()
 
     async def answer(request: Request) -> Response:
