@@ -6,7 +6,9 @@ The model is tiny and random; its made vocabulary has DeepSeek V4's markers.
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from tokenizers import Tokenizer
 
 from bench.pace.tiny_model import TOKENS
 from bench.run.services import free_port
+from gateway.output.detokenise import Detokeniser
+from gateway.output.output_format import OutputFormats
+from gateway.ports import Delta, Statistics
+from local_models.tokenizer_file import tokenizer_file
 from tests.edge_agent.proxying import Upstream, proxying
 from tests.guards import GUARD_S
 from tests.verifier.conftest import KEY, http2_client
@@ -62,6 +68,48 @@ def model_with_markers(folder: Path) -> Path:
     tokenizer.add_special_tokens(list(MARKERS))
     tokenizer.save(file)
     return folder
+
+
+@pytest.mark.parametrize("thinks", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ba de",
+        " \n ba\n de \n</think>\n\n ki lo \n",
+        "</think>ki",
+        "ba de \n",
+        "ba <b </thin </think> <ki> < lo",
+    ],
+)
+async def test_an_edge_reads_reasoning_as_vllms_parser_does(
+    text: str, thinks: bool, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.parser.deepseek_v4 import DeepSeekV4Parser
+
+    from verifier.vllm_target.serving.rendering import template_of
+
+    model = model_with_markers(tmp_path / "model")
+    args = Namespace(structured_outputs_config=Namespace(reasoning_parser="deepseek_v4"))
+    template = template_of(type("DeepseekV4Renderer", (), {})(), args)
+    tokenizer = tokenizer_file(model, template).open()
+    if not thinks:
+        text = text.replace("</think>", "")
+    ids = tokenizer.encode(text, begin=False)
+    kwargs = {"thinking": thinks}
+    parser = DeepSeekV4Parser(AutoTokenizer.from_pretrained(model), chat_template_kwargs=kwargs)
+    request = ChatCompletionRequest(messages=CHAT["messages"], model="m")
+
+    opened = tokenizer.encode("<think>" if thinks else "</think>", begin=False)
+    make = partial(Detokeniser, stop_tokens=frozenset[int](), stops=())
+    reader = OutputFormats().find(tokenizer).reader(make, opened, {})
+    deltas = [reader.read(Delta((token,))) for token in ids]
+    deltas.append(reader.read(Delta((), finish="length", statistics=Statistics())))
+
+    reasoning, content, _ = parser.parse(text, request, model_output_token_ids=ids)
+    read = "".join(each.parsed.reasoning for each in deltas if each.parsed)
+    assert (read, "".join(each.text for each in deltas)) == (reasoning or "", content or "")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
