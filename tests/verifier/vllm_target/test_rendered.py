@@ -6,6 +6,7 @@ The model is tiny and random; its made vocabulary has DeepSeek V4's markers.
 from __future__ import annotations
 
 import json
+import re
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from functools import partial
@@ -156,18 +157,21 @@ async def test_a_chat_that_vllm_renders_by_code_is_drafted_and_equal_to_vllms(
     asked = {**CHAT, "stream": stream, "chat_template_kwargs": {"thinking": thinking}}
     if not thinking:
         del asked["reasoning_effort"]
-    counting = {"stream_options": {"include_usage": True}} if stream else {}
+    watching = {"stream_options": {"include_speculation": True}} if stream else {}
 
     expected = await vllms.post(CHATS, json=asked)
-    answer = await edge.post(CHATS, json={**asked, **counting})
+    answer = await edge.post(CHATS, json={**asked, **watching})
 
     assert said(answer) == said(expected)
     assert said(answer)[0 if thinking else 1]
     assert "x-picospec-relayed" not in answer.headers
-    if not stream:
+    if stream:
+        passes = int(re.findall(r'"passes": ?(\d+)', answer.text)[-1])
+        assert passes < CHAT["max_tokens"]
+    else:
         counts, theirs = answer.json(), expected.json()["usage"]
         assert counts["usage"]["prompt_tokens"] == theirs["prompt_tokens"]
-        assert counts["metrics"]["num_accepted_draft_tokens"] > 0, counts["metrics"]
+        assert counts["metrics"]["speculative_decoding"]["num_accepted_draft_tokens"] > 0
 
 
 async def test_a_chat_with_tools_is_answered_by_vllms_own_api(
