@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from bench.pace.tiny_model import TOKENS
 from bench.run.services import free_port
+from gateway.endpoints.rendering import PATH
 from gateway.output.detokenise import Detokeniser
 from gateway.output.output_format import OutputFormats
 from gateway.ports import Delta, Statistics
@@ -184,3 +185,26 @@ async def test_a_chat_with_tools_is_answered_by_vllms_own_api(
 
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-picospec-relayed"] == "verifier"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b"[]",
+        b"{}",
+        b'{"messages":[]}',
+        b'{"messages":[{"role":"user","content":5}]}',
+        b'{"messages":[{"role":"tool"}],"chat_template_kwargs":{"drop_thinking":[1e999]}}',
+    ],
+)
+async def test_what_vllm_renders_no_prompt_of_is_refused(
+    ends: tuple[httpx.AsyncClient, httpx.AsyncClient], body: bytes
+) -> None:
+    _, vllms = ends
+
+    answer = await vllms.post(PATH, content=body)
+    stranger = await vllms.post(PATH, content=body, headers={"authorization": "Bearer none"})
+
+    assert answer.status_code == 400, answer.text
+    assert stranger.status_code == 401
