@@ -30,7 +30,7 @@ from gateway.turns import ThreadTurns
 from local_models.tokenizer_file import TokenizerFile
 from speculation.untrusted import decode_json
 
-_NO_TEMPLATE: Final = """{% if messages or tools %}{{ raise_exception(
+NO_TEMPLATE: Final = """{% if messages or tools %}{{ raise_exception(
 'vLLM makes the prompts of this model without a chat template, which an edge cannot: ask vLLM'
 ) }}{% endif %}"""
 """A model has this template if vLLM has code instead of a template for it, as for gpt-oss."""
@@ -54,17 +54,17 @@ def template_of(renderer: object, args: Namespace) -> str:
     """Return what stands for the template of a model without one. args: vLLM's command line."""
     parser = args.structured_outputs_config.reasoning_parser or ""
     marks = _PARSERS.get((type(renderer).__name__, parser))
-    return _NO_TEMPLATE if marks is None else _RENDERED % marks + _NO_TEMPLATE
+    return NO_TEMPLATE if marks is None else _RENDERED % marks + NO_TEMPLATE
 
 
 def is_by_code(file: TokenizerFile) -> bool:
     """Return True if vLLM makes the prompts of this tokenizer's model by code."""
-    return file.template.endswith(_NO_TEMPLATE)
+    return file.template.endswith(NO_TEMPLATE)
 
 
-def listed(file: TokenizerFile) -> dict[str, list[str]]:
+def listed_path(file: TokenizerFile) -> dict[str, list[str]]:
     """Return the path at which edges may ask for prompts, for `ModelFacts.served`."""
-    return {PATH: []} if is_by_code(file) and file.template != _NO_TEMPLATE else {}
+    return {PATH: []} if is_by_code(file) and file.template != NO_TEMPLATE else {}
 
 
 @dataclass(frozen=True, slots=True)
