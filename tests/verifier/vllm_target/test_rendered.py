@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from starlette.routing import Route
 from tokenizers import Tokenizer
 
 from bench.pace.tiny_model import TOKENS
@@ -26,9 +27,13 @@ from gateway.output.output_format import OutputFormats
 from gateway.ports import Delta, Statistics
 from local_models.tokenizer_file import tokenizer_file
 from tests.edge_agent.proxying import Upstream, proxying
+from tests.gateway.scripted import client_of
 from tests.guards import GUARD_S
 from tests.verifier.conftest import KEY, http2_client
+from tests.verifier.fake_target import FakeTarget
 from tests.verifier.vllm_target.conftest import MODEL, VLLMS_KEY, ready, vllm_serve
+from verifier.app import build
+from verifier.settings import load
 
 pytestmark = [
     pytest.mark.vllm,
@@ -115,6 +120,71 @@ async def test_an_edge_reads_reasoning_as_vllms_parser_does(
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def renderer(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
+    """Give a client of the route over vLLM's renderer, without an engine; and its tokenizer."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.renderers.online_renderer import OnlineRenderer
+    from vllm.renderers.registry import renderer_from_config
+
+    from verifier.vllm_target.serving.rendering import Rendering
+
+    model = str(model_with_markers(tmp_path_factory.mktemp("model")))
+    args = AsyncEngineArgs(model=model, tokenizer_mode="deepseek_v4", max_model_len=512)
+    config = args.create_engine_config()
+    online = OnlineRenderer(
+        config.model_config,
+        renderer_from_config(config),
+        request_logger=None,
+        chat_template=None,
+        chat_template_content_format="auto",
+    )
+    app = build(load(None, {"PICOSPEC_API_KEYS": KEY}, {}), lambda _: FakeTarget())
+    app.router.routes.insert(0, Route(PATH, Rendering(online).prompt, methods=["POST"]))
+    async with client_of(app) as client:
+        client.headers["authorization"] = f"Bearer {KEY}"
+        yield client, online.renderer.get_tokenizer()
+
+
+async def test_an_edge_gets_the_tokens_that_vllms_code_makes_of_a_chat(
+    renderer: tuple[httpx.AsyncClient, Any],
+) -> None:
+    client, tokenizer = renderer
+    shown = {"messages": CHAT["messages"], "chat_template_kwargs": {"thinking": False}}
+
+    answer = await client.post(PATH, json={**shown, "model": "fake"})
+
+    begin, _, user, assistant, _, closing, _ = MARKERS
+    text = f"{begin}Be brief.{user}ba de ki lo mu{assistant}{closing}"
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {"token_ids": tokenizer.encode(text, add_special_tokens=False)}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b"[]",
+        b"{}",
+        b'{"messages":[{"role":"user","content":5}]}',
+        b'{"messages":[{"role":"user"}],"max_tokens":1e999}',
+        b'{"messages":[{"role":"user","content":"%b"}]}' % (b"ba " * 2000),
+    ],
+)
+async def test_what_vllm_makes_no_prompt_of_is_refused(
+    renderer: tuple[httpx.AsyncClient, Any], body: bytes
+) -> None:
+    client, _ = renderer
+
+    answer = await client.post(PATH, content=body)
+    stranger = await client.post(PATH, content=body, headers={"authorization": "Bearer none"})
+
+    assert answer.status_code == 400, answer.text
+    assert stranger.status_code == 401
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def ends(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
@@ -185,26 +255,3 @@ async def test_a_chat_with_tools_is_answered_by_vllms_own_api(
 
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-picospec-relayed"] == "verifier"
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"[" * 100_000,
-        b"[]",
-        b"{}",
-        b'{"messages":[]}',
-        b'{"messages":[{"role":"user","content":5}]}',
-        b'{"messages":[{"role":"tool"}],"chat_template_kwargs":{"drop_thinking":[1e999]}}',
-    ],
-)
-async def test_what_vllm_renders_no_prompt_of_is_refused(
-    ends: tuple[httpx.AsyncClient, httpx.AsyncClient], body: bytes
-) -> None:
-    _, vllms = ends
-
-    answer = await vllms.post(PATH, content=body)
-    stranger = await vllms.post(PATH, content=body, headers={"authorization": "Bearer none"})
-
-    assert answer.status_code == 400, answer.text
-    assert stranger.status_code == 401
