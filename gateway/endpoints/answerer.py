@@ -137,6 +137,7 @@ async def _here(
     _check_choices(body, services.settings.max_choices)
     tokenizer = await question.backend.tokenizer(facts.vocabulary)
     output_format = await services.output_format_of(tokenizer, context)
+    prompts: tuple[TokenIds, ...]
     if proxy is not None and rendering.PATH in facts.served and isinstance(body, ChatRequest):
         prompts = (await _rendered(proxy, body, facts, services, request),)
     else:
