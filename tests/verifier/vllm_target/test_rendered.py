@@ -219,6 +219,7 @@ def said(answer: httpx.Response) -> tuple[str, str, str]:
     return reasoning, content, str(choices[-1]["finish_reason"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("thinking", [False, True])
 async def test_a_chat_that_vllm_renders_by_code_is_drafted_and_equal_to_vllms(
@@ -245,6 +246,7 @@ async def test_a_chat_that_vllm_renders_by_code_is_drafted_and_equal_to_vllms(
         assert counts["metrics"]["speculative_decoding"]["num_accepted_draft_tokens"] > 0
 
 
+@pytest.mark.long
 async def test_a_chat_with_tools_is_answered_by_vllms_own_api(
     ends: tuple[httpx.AsyncClient, httpx.AsyncClient],
 ) -> None:
