@@ -23,7 +23,7 @@ from bench.pace.tiny_model import TOKENS
 from bench.run.services import free_port
 from gateway.endpoints.rendering import PATH
 from gateway.output.detokenise import Detokeniser
-from gateway.output.output_format import OutputFormats
+from gateway.output.output_format import CallRules, OutputFormats
 from gateway.ports import Delta, Statistics
 from local_models.tokenizer_file import tokenizer_file
 from tests.edge_agent.proxying import Upstream, proxying
@@ -110,7 +110,7 @@ async def test_an_edge_reads_reasoning_as_vllms_parser_does(
 
     opened = tokenizer.encode("<think>" if thinks else "</think>", begin=False)
     make = partial(Detokeniser, stop_tokens=frozenset[int](), stops=())
-    reader = OutputFormats().find(tokenizer).reader(make, opened, {})
+    reader = OutputFormats().find(tokenizer).reader(make, opened, CallRules({}))
     deltas = [reader.read(Delta((token,))) for token in ids]
     deltas.append(reader.read(Delta((), finish="length", statistics=Statistics())))
 
