@@ -30,7 +30,7 @@ def fields_of(body: ChatRequest, fields: Json) -> Json:
 
     Raises Unsupported for tools and constraints, whose answers are not parsed here as there.
     """
-    if body.tools or next(body.constraints(), None):
+    if body.tools or any(body.constraints()):
         raise not_rendered("tools and constraints are shown by the verifier's own API alone")
     shaping: Json = {name: fields[name] for name in _SHAPING if fields.get(name) is not None}
     return shaping | {

@@ -126,7 +126,7 @@ class OutputFormat:
         tags = self.tags if splits_reasoning else None
         if not allowed.tools and (allowed.content is None or tags is None):
             return allowed.content
-        opened = tags is not None and is_opened(tags, prompt, self._spelling(tags))
+        opened = tags is not None and is_opened(tags, prompt, self._spelling(tags[:2]))
         return {"grammar": grammar(allowed, self.format, self.special, tags, opened=opened)}
 
     def budget(self, prompt: Sequence[int], tokens: int) -> dict[str, int]:
@@ -136,7 +136,7 @@ class OutputFormat:
         if self.tags is None or closing is None:
             raise ValueError("the model has no token that ends its reasoning")
         limits = {"tokens": tokens, "closing": closing}
-        if is_opened(self.tags, prompt, self._spelling(self.tags)):
+        if is_opened(self.tags, prompt, self._spelling(self.tags[:2])):
             return limits
         if opening is None:
             raise ValueError("the model has no token that begins its reasoning")
