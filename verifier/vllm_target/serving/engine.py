@@ -133,7 +133,8 @@ class VllmEngine:
         device = current_platform.get_device_name()
         if current_platform.is_cpu():
             device = torch.backends.cpu.get_cpu_capability()
-        version = f"vllm {vllm.__version__} torch {torch.__version__} {device}"
+        runner = "v2" if self.drawn_by_vllm else "v1"  # they cut and round in other ways
+        version = f"vllm {vllm.__version__} {runner} torch {torch.__version__} {device}"
         parts = {each.name: getattr(configured, each.name) for each in fields(configured)}
         digests = {
             name: part.compute_hash()
@@ -264,7 +265,6 @@ def _parameters(wanted: Mapping[str, Any]) -> SamplingParams:
     parameters = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
     if structured := wanted["structured_outputs"]:
         parameters.structured_outputs = StructuredOutputsParams(**structured)
-    parameters.seed = wanted.get("seed")  # the constructor takes -1 for none
     return parameters
 
 
