@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from speculation import wire
 from speculation.logit_settings import LogitSettings
 from speculation.messages import Draft, Fill, Limits, Open, Sampling
 from tests.verifier.vllm_target.test_plugin import GENERATES
 from verifier.vllm_target.ipc_messages import FIELD, Admission, RunnerChoice
+from verifier.vllm_target.packing import packed
 from verifier.vllm_target.patches import original
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -82,7 +82,7 @@ class Planner:
 
     def drafted(self, name: str, known: int, *tokens: int) -> None:
         """Send draft tokens after `known` ones, each of which ended a chain."""
-        self.scheduler.push(name, wire.encode(Draft(known, known, 0, tokens)), 0.0)
+        self.scheduler.push(name, packed(Draft(known, known, 0, tokens)), 0.0)
 
     def remove(self, *names: str) -> None:
         from vllm.v1.request import RequestStatus

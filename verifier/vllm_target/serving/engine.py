@@ -23,13 +23,13 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from speculation import wire
 from speculation.answer_cache import Owner
 from speculation.messages import CachedPromptTokens, RemoteProtocolError
 from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target import patches
 from verifier.vllm_target.core.slot import OutgoingFrame
 from verifier.vllm_target.ipc_messages import FIELD
+from verifier.vllm_target.packing import packed
 from verifier.vllm_target.patches import Original
 from verifier.vllm_target.serving.ranks import Ranks
 from verifier.vllm_target.serving.selftest import Precision
@@ -57,7 +57,7 @@ class _Reader:
         """Take the frames of an output, and before the first of all what the KV cache had."""
         try:
             if not self._has_begun and cached_tokens:
-                self.take(OutgoingFrame(wire.encode(CachedPromptTokens(cached_tokens))))
+                self.take(OutgoingFrame(packed(CachedPromptTokens(cached_tokens))))
             self._has_begun = True
             for frame in frames:
                 self.take(OutgoingFrame(*frame))
@@ -233,9 +233,9 @@ class VllmEngine:
         processor._update_stats_from_output(state, output, timestamp, stats)
         return True
 
-    async def push(self, session: str, frames: bytes) -> None:
-        """Send messages of a running session, see CoreChannel.push."""
-        await self._ranks.push(session, frames)
+    async def push(self, session: str, frame: bytes) -> None:
+        """Send a packed message of a running session, see CoreChannel.push."""
+        await self._ranks.push(session, frame)
 
     async def forget(self, owner: Owner) -> None:
         """Forget an owner's answers in all cores."""
