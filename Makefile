@@ -4,6 +4,7 @@
 # make test-clients   real OpenAI clients, each in an environment of its own (.clients/)
 # make test-faults    faults in the middle of answers
 #                     ARGS=--long adds to each suite what takes minutes
+# make test-long      the long tests that are due by the record tests/long.toml, which it writes
 # make mutants [ARGS="--count 60 --seed 1"]   breaks the product on purpose: what do quick tests notice?
 # make check   formatting, lint, types, import rules
 # make bench-smoke                      every arm on a tiny model: shows that the bench works
@@ -196,6 +197,10 @@ test-clients-ready: .venv/.ready-dev
 test-faults: .venv/.ready-dev
 	@$(STEP) "small model ready" $(BIN)/$(PULL) smollm2
 	@$(STEP) "fault campaign" $(BIN)/pytest tests/faults $(ARGS)
+
+.PHONY: test-long
+test-long: .venv/.ready-dev
+	@$(BIN)/python scripts/long_tests.py $(ARGS)
 
 .PHONY: test-image
 test-image: .venv/.ready-dev

@@ -8,6 +8,9 @@ if a test fails twice with it and passes without it. The diffs of those that sur
 without a test, and code that changes nothing.
 
 What runs in vLLM alone is not drawn: its suite takes half an hour.
+
+`--keep FILE` writes what was drawn to a file, as texts of lines, and `--kept FILE` tries those
+again. So the same breaks can be tried before and after tests are deleted.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ import argparse
 import ast
 import copy
 import difflib
+import json
 import os
 import random
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,7 +34,7 @@ from coverage import CoverageData
 
 ROOT: Final = Path(__file__).parents[1]
 ROOMS: Final = ("speculation", "local_models", "verifier", "edge_agent", "gateway", "picospec")
-MIN_EXPECTED_ACCEPTED: Final = "vllm_target"
+LEFT_OUT: Final = "vllm_target"
 LIMIT_S: Final = 400
 """A loop without an end counts as killed when the tests have run for so long."""
 
@@ -92,7 +97,7 @@ def drawn(count: int, seed: int) -> list[Mutant]:
         path.relative_to(ROOT)
         for room in ROOMS
         for path in sorted((ROOT / room).rglob("*.py"))
-        if MIN_EXPECTED_ACCEPTED not in path.parts
+        if LEFT_OUT not in path.parts
     ]
     places = [mutant for path in files for mutant in mutants(path)]
     return random.Random(seed).sample(places, count)
@@ -213,6 +218,36 @@ class Checkout:
         )
 
 
+def keep(file: Path, found: Sequence[Mutant]) -> None:
+    """Write mutants as the lines that they change, without those whose lines stand twice."""
+    entries = []
+    for mutant in found:
+        source, broken = (ROOT / mutant.path).read_text(), mutant.broken()
+        first, last = mutant.lines[0] - 1, mutant.lines[-1]
+        old = "".join(source.splitlines(keepends=True)[first:last])
+        after = len(source.splitlines()) - last
+        new = "".join(
+            broken.splitlines(keepends=True)[first : len(broken.splitlines()) - after]
+        )
+        if source.count(old) == 1:
+            fields = {"file": str(mutant.path), "old": old, "new": new}
+            lines = [f"{name} = {json.dumps(text)}" for name, text in fields.items()]
+            entries.append("\n".join(["[[mutant]]", *lines]))
+    file.write_text("\n\n".join(entries) + "\n")
+
+
+def kept(file: Path) -> list[Mutant]:
+    """Return the mutants of a file that `keep` wrote. Exits if a line is no longer there."""
+    found = []
+    for each in tomllib.loads(file.read_text())["mutant"]:
+        source = (ROOT / each["file"]).read_bytes()
+        if source.count(old := each["old"].encode()) != 1:
+            sys.exit(f"{each['file']} has these lines not once:\n{each['old']}")
+        start = source.index(old)
+        found.append(Mutant(Path(each["file"]), start, start + len(old), each["new"]))
+    return found
+
+
 def commit() -> str:
     """Return the commit of this checkout."""
     command = ["git", "rev-parse", "HEAD"]
@@ -227,18 +262,23 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "mutants")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="write what is drawn, only")
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="try what was written")
     options = parser.parse_args()
+    found = kept(options.kept) if options.kept else drawn(options.count, options.seed)
+    if options.keep:
+        return keep(options.keep, found)
     if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *ROOMS], cwd=ROOT).returncode:
         sys.exit("The product has changes that are not committed; mutants are of a commit.")
     checkout = Checkout(options.folder)
     killed = 0
-    for number, mutant in enumerate(drawn(options.count, options.seed), 1):
+    for number, mutant in enumerate(found, 1):
         killer = checkout.killer(mutant)
         killed += killer is not None
         outcome = f"killed by {killer}" if killer else "SURVIVES"
         sys.stdout.write(f"{number}: {outcome}\n{mutant.diff()}\n\n")
         sys.stdout.flush()
-    sys.stdout.write(f"{killed} of {options.count} killed at {commit()}\n")
+    sys.stdout.write(f"{killed} of {len(found)} killed at {commit()}\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""The scripts that make environments take the parts that belong to this checkout."""
+"""Scripts of this checkout: environments, and the record of the long tests."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,34 @@ def test_vllm_gets_the_llama_cpp_that_the_project_names_and_no_other_version(
 
     assert f"{named}/llama_cpp_python-" in log.read_text()
     assert "9.9.9" not in log.read_text()
+
+
+def test_a_part_of_the_long_tests_is_due_until_it_passes_on_its_files(tmp_path: Path) -> None:
+    long_tests = runpy.run_path(str(ROOT / "scripts/long_tests.py"))
+    room, record = tmp_path / "room", tmp_path / "long.toml"
+    room.mkdir()
+    (room / "file.py").write_text("1")
+    parts = {"quick": long_tests["Part"](["quick"], ["room"])}
+    fails, ran = [True], []
+
+    def due(within_s: float = 60.0) -> int:
+        def run(command: Sequence[str]) -> int:
+            ran.append(command[0])
+            return fails[0]
+
+        kept = long_tests["Record"](record)
+        return int(long_tests["run_due"](parts, kept, within_s, run, tmp_path))
+
+    assert due() == 1
+    fails[0] = False
+    assert [due(), due()] == [0, 0]
+    assert ran == ["quick"] * 2  # it failed, and it passed; then it was not due
+
+    record.write_text(record.read_text().replace("seconds = 0", "seconds = 90"))
+    (room / "file.py").write_text("2")
+    assert [due(), due(within_s=100.0)] == [0, 0]
+    assert ran == ["quick"] * 3  # within a minute there was no time for it
+    (room / "__pycache__").mkdir()
+    (room / "__pycache__" / "file.pyc").write_text("3")
+    due()
+    assert len(ran) == 3
