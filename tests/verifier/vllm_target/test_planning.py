@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from speculation.logit_settings import LogitSettings
-from speculation.messages import Draft, Fill, Limits, Open, Sampling
+from speculation.messages import Draft, Fill, Open, Sampling
+from speculation.model_facts import Limits
 from tests.verifier.vllm_target.test_plugin import GENERATES
 from verifier.vllm_target.ipc_messages import FIELD, Admission
 from verifier.vllm_target.packing import packed

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from speculation.logits import Adjustment
-from speculation.messages import Down, TokenId
+from speculation.messages import Down
+from speculation.model_facts import TokenId
 from speculation.verify_session import Pass, VerifyingSession
 from verifier.vllm_target.ipc_messages import Admission
 from verifier.vllm_target.packing import packed

@@ -16,15 +16,10 @@ from local_models.hugging_face import commit_of, directory_of
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.answer_cache import Owner
 from speculation.judges import JUDGES
-from speculation.messages import (
-    Commit,
-    Finish,
-    Judge,
-    Limits,
-    Open,
-    Pushed,
-)
+from speculation.messages import Commit, Finish, Open, Pushed
+from speculation.model_facts import Judge, Limits
 from speculation.wire import Framed
+from verifier.identity import weights_of
 from verifier.metrics import VerifierMetrics
 from verifier.target import (
     Deliver,
@@ -34,7 +29,6 @@ from verifier.target import (
     TargetFull,
     UnknownSession,
     Unservable,
-    weights_of,
 )
 from verifier.vllm_target import installation
 from verifier.vllm_target.packing import packed, unpacked
