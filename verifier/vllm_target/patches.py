@@ -121,7 +121,7 @@ PATCHES: Final = (
     Patch(
         "plugin", "vllm.sampling_params:SamplingParams._validate_spec_decode",
         "plugin:check_request",
-        "vLLM refuses min_p and logit_bias beside speculation, which its samplers serve, and "
+        "vLLM refuses min_p and logit_bias beside speculation, which its samplers serve. It "
         "takes more tokens in some settings than V2's worker has room for.",
         "vLLM refuses what its samplers cannot serve, and only that",
     ),
@@ -204,7 +204,7 @@ PATCHES: Final = (
     ),
     Patch(
         "v1", f"{_V1}._sample", "worker.v1:SamplerHooks._sample",
-        "A step without draft tokens does not need the rejection sampler, which fails on top-k "
+        "A step without draft tokens does not need the rejection sampler. That fails on top-k "
         "if there are no rows, and copies all logits.", _V1_GOES, on="runner",
     ),
     Patch(
