@@ -332,6 +332,13 @@ PATCHES: Final = (
         "vLLM never draws the padding of a vocabulary", on="runner.sampler",
     ),
     Patch(
+        "v2 sampler", f"{_V2}.sample.sampler:Sampler.add_request",
+        "worker.v2:RunnerHooks._add_request",
+        "A session's seed may be -1, which vLLM takes for none.",
+        "a seed of -1 is one, or seeds are unsigned", on="runner.sampler",
+        needs=("sampling_states",),
+    ),
+    Patch(
         "v2 sampler", f"{_REJECTION}:gather_draft_sampled", "worker.v2:RunnerHooks._gather",
         "Draft tokens count also in a step that begins inside the prompt.", _DRAFTS,
     ),
