@@ -108,14 +108,10 @@ class ChatRequest(ThinkingFields, GenerationRequest):
     def reader(
         self, output_format: OutputFormat, prompt: TokenIds, stop_tokens: frozenset[int]
     ) -> Reader:
-        use = self.tool_use
         return output_format.reader(
             self._detokeniser(stop_tokens),
             prompt,
-            use.schemas,
-            parallel=use.parallel,
-            custom=use.custom,
-            only=None if use.only_text is None else use.name,
+            self.tool_use.callable_tools,
             splits_reasoning=self.splits_reasoning,
         )
 

@@ -57,6 +57,21 @@ _SIGNS: Final[Sequence[tuple[re.Pattern[str], FormatName]]] = (
 
 
 @dataclass(frozen=True, slots=True)
+class CallableTools:
+    """Define which tools an answer may call, and how."""
+
+    schemas: Schemas
+    parallel: bool = True
+    """True if several calls may be made."""
+
+    custom: frozenset[str] = frozenset()
+    """These tools take a text."""
+
+    only: str | None = None
+    """The answer is the text for this tool, if any, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
 class OutputFormat:
     """Defines how the model of a tokenizer writes."""
 
@@ -76,31 +91,27 @@ class OutputFormat:
         self,
         detokeniser: Callable[[Piece], Detokeniser],
         prompt: Sequence[int],
-        tools: Schemas,
+        tools: CallableTools,
         *,
-        parallel: bool = True,
-        custom: frozenset[str] = frozenset(),
-        only: str | None = None,
         splits_reasoning: bool = True,
     ) -> Detokeniser | OutputParser:
         """Return the reader of the Deltas of a choice that continues `prompt`.
 
         If there can be neither calls nor reasoning, all text is content and nothing is parsed.
-        tools: functions that may be called. parallel: True if several calls may be made.
-        custom: names of the tools that take a text. only: the tool whose text is the answer.
         """
         tags = self.tags if splits_reasoning else None
-        if not tools and tags is None:
+        schemas = tools.schemas
+        if not schemas and tags is None:
             return detokeniser(self.tokenizer.piece)
-        spell = self._spelling((*(tags or ()), *(self.format.markers if tools else ())))
+        spell = self._spelling((*(tags or ()), *(self.format.markers if schemas else ())))
         opened = tags is not None and is_opened(tags, prompt, spell)
         new_id = partial(_new_id, self.format.id_length)
-        read = partial(self.format.read, tools=tools) if tools else pass_content
-        if only is not None:
-            read = partial(pass_input, name=only)
+        read = partial(self.format.read, tools=schemas) if schemas else pass_content
+        if tools.only is not None:
+            read = partial(pass_input, name=tools.only)
         return OutputParser(
             detokeniser(spell),
-            ParsedMessage(new_id, parallel=parallel, custom=custom),
+            ParsedMessage(new_id, parallel=tools.parallel, custom=tools.custom),
             partial(_parse, tags=tags, opened=opened, read=read),
         )
 

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.grammars import Tags
-from gateway.output.detokenise import Detokeniser, Piece, TextDelta
+from gateway.output.detokenise import Detokeniser, Piece, StopConditions, TextDelta
 from gateway.output.formats.base import AllowedOutput, pass_content
 from gateway.output.formats.hermes import Hermes
 from gateway.output.formats.mistral import Mistral
 from gateway.output.message import ParsedMessage
 from gateway.output.output_format import (
     FORMATS,
+    CallableTools,
     FormatName,
     OutputFormat,
     OutputFormats,
@@ -57,7 +58,7 @@ class MarkedTokenizer(ByteTokenizer):
 
 
 def detokeniser(piece: Piece) -> Detokeniser:
-    return Detokeniser(piece, stop_tokens=frozenset({END}), stops=())
+    return Detokeniser(piece, StopConditions(frozenset({END})))
 
 
 def output_format(template: str, *markers: str) -> OutputFormat:
@@ -68,7 +69,9 @@ def read(output_format: OutputFormat, text: str, prompt: str = "", **wanted: boo
     """Return the message for a text, whose markers are special tokens."""
     tokenizer = output_format.tokenizer
     assert isinstance(tokenizer, MarkedTokenizer)
-    reader = output_format.reader(detokeniser, tokenizer.tokens(prompt), TOOLS, **wanted)
+    reader = output_format.reader(
+        detokeniser, tokenizer.tokens(prompt), CallableTools(TOOLS), **wanted
+    )
     message = Read()
     for token in tokenizer.tokens(text):
         delta = reader.read(Delta((token,)))
@@ -89,7 +92,9 @@ def read(output_format: OutputFormat, text: str, prompt: str = "", **wanted: boo
 def test_an_answer_is_parsed_for_calls_and_for_reasoning_that_the_request_wants(
     template: str, tools: Tools, splits: bool, reader: type
 ) -> None:
-    found = output_format(template).reader(detokeniser, (), tools, splits_reasoning=splits)
+    found = output_format(template).reader(
+        detokeniser, (), CallableTools(tools), splits_reasoning=splits
+    )
 
     assert isinstance(found, reader)
 
@@ -189,9 +194,9 @@ def parse(
     output_format = OutputFormats().find(ByteTokenizer(template=TEMPLATE))
 
     def detokeniser(piece: Piece) -> Detokeniser:
-        return Detokeniser(piece, stop_tokens=frozenset({END}), stops=stops)
+        return Detokeniser(piece, StopConditions(frozenset({END}), stops))
 
-    reader = output_format.reader(detokeniser, (), TOOLS, parallel=parallel)
+    reader = output_format.reader(detokeniser, (), CallableTools(TOOLS, parallel))
     shown = []
     for delta in deltas:
         shown.append(reader.read(delta))
