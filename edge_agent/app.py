@@ -130,7 +130,7 @@ def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
         places.append((model.verifier_urls, key, model.name))
     for urls, key, of in places:
         connect = Connector(settings, key)
-        make = partial(_verifier, connect, metrics, lambda: verifiers.changed(), of)
+        make = _VerifierMaker(connect, metrics, lambda: verifiers.changed(), of)
         for url in (str(each).rstrip("/") for each in urls):
             if url.startswith(DNS):
                 plain = url.removeprefix(DNS)
@@ -141,18 +141,23 @@ def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
     return verifiers
 
 
-def _verifier(
-    connect: Connector,
-    metrics: EdgeMetrics,
-    learned: Callable[[], None],
-    model: str,
-    url: str,
-    name: Name | None = None,
-    address: str = "",
-) -> Verifier:
-    proxy_connection = connect(url, address, prior_knowledge=False)
-    lost = name.look if name else lambda: None
-    return Verifier(connect(url, address), metrics, proxy_connection, lost, learned, model)
+@dataclass(frozen=True, slots=True)
+class _VerifierMaker:
+    """Makes the verifiers of one model, which share its key. learned: they call this when they
+    have learned facts."""
+
+    connect: Connector
+    metrics: EdgeMetrics
+    learned: Callable[[], None]
+    model: str
+
+    def __call__(self, url: str, name: Name | None = None, address: str = "") -> Verifier:
+        proxy_connection = self.connect(url, address, prior_knowledge=False)
+        lost = name.look if name else lambda: None
+        connection = self.connect(url, address)
+        return Verifier(
+            connection, self.metrics, proxy_connection, lost, self.learned, self.model
+        )
 
 
 @dataclass(frozen=True, slots=True)
