@@ -274,7 +274,7 @@ class Kernels:
         from speculation.distributions import Q_SCALE
         from speculation.messages import Sampling
         from speculation.separate import Separate
-        from verifier.vllm_target.ipc_messages import VerifyRequest
+        from verifier.vllm_target.verify_request import VerifyRequest
         from verifier.vllm_target.worker.by_p import judge_by_p
 
         passes, logits, chance = Passes.of(rows), self._logits(rows), np.random.default_rng(3)

@@ -19,9 +19,9 @@ from bench import options
 from gateway.hosting.parent_death import program
 from verifier.__main__ import nested
 from verifier.settings import VerifierSettings
-from verifier.vllm_target.ipc_messages import NAME
 from verifier.vllm_target.launching import defaults, flags, module
 from verifier.vllm_target.launching import options as options_of
+from verifier.vllm_target.runner_choice import NAME
 
 
 def main(

@@ -19,7 +19,7 @@ from verifier.__main__ import main, nested
 from verifier.app import VerifierService
 from verifier.settings import VerifierSettings, load
 from verifier.vllm_target import launching
-from verifier.vllm_target.ipc_messages import CONFIG, SOCKET
+from verifier.vllm_target.launch_variables import CONFIG, SOCKET
 
 
 @pytest.fixture

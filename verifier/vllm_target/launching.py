@@ -18,7 +18,8 @@ from typing import Any, Final, NoReturn
 
 from gateway.hosting.parent_death import program
 from verifier.settings import VerifierSettings
-from verifier.vllm_target.ipc_messages import CONFIG, FOLDER_PREFIX, NAME, SOCKET
+from verifier.vllm_target.launch_variables import CONFIG, FOLDER_PREFIX, SOCKET
+from verifier.vllm_target.runner_choice import NAME
 
 PLUGINS: Final = ("vllm.general_plugins", "vllm.endpoint_plugins")
 """Our plugins are in these groups. Without them vLLM would serve none of our routes."""

@@ -16,7 +16,7 @@ import threading
 import time
 from typing import Any, Final
 
-from verifier.vllm_target.patches import original
+from verifier.vllm_target.patcher import original
 
 POLL_S: Final = 0.5
 """A process looks for its parent at this interval in seconds, and outlives it no longer."""

@@ -2,28 +2,23 @@
 
 PicoSpec changes no file of vLLM. Where vLLM has no plugin, option or base class for what
 sessions need, its processes get a function or value of ours in the place of one of vLLM's.
-`apply` puts all rows of one place in, and returns a function that takes them out again. Nothing
-else of PicoSpec assigns to modules and classes of vLLM, or to methods of its objects: a test
-looks. Only the bench has a worker that stands in for a GPU, with two patches of its own.
+`patcher.apply` puts all rows of one place in, and returns a function that takes them out again.
+Nothing else of PicoSpec assigns to modules and classes of vLLM, or to methods of its objects: a
+test looks. Only the bench has a worker that stands in for a GPU, with two patches of its own.
 
 Three things are no patches, and stand elsewhere: classes that vLLM takes by their names, such
 as `PicoScheduler`, which extends its scheduler; options that the plugin sets as an operator
 could (docs/vllm.md, "What is set"); and the state of vLLM's requests, plans and outputs, which
 our scheduler and hooks write to.
 
-All rows are for all tested versions of vLLM (`conflicts.TESTED`), and for the model runner that
-their place names, or for both.
+All rows are for all tested versions of vLLM (`installation.TESTED`), and for the model runner
+that their place names, or for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, wraps
-from importlib import import_module
-from inspect import getattr_static, isclass
-from operator import attrgetter
 from typing import Any, Final, Literal
 
 Original = Callable[..., Any]
@@ -140,7 +135,7 @@ PATCHES: Final = (
     # in the core, when it makes its scheduler
     *(
         Patch(
-            "calls", f"{_CORE}:EngineCore.picospec_{name}", f"core.sessions:{name}",
+            "calls", f"{_CORE}:EngineCore.picospec_{name}", f"core.rpc:{name}",
             f"vLLM's RPC finds methods of the core by name: {why}.", _MESSAGES, form="added",
         )
         for name, why in {
@@ -383,88 +378,3 @@ def names(runner: Literal["v1", "v2"]) -> dict[str, list[str]]:
             other, _, name = need.rpartition(":")
             names_by_target.setdefault(other or module, []).append(name)
     return {module: list(dict.fromkeys(each)) for module, each in names_by_target.items()}
-
-
-# Puts the rows of one place into vLLM's objects, and takes them out.
-
-_ABSENT: Final = object()
-_ORIGINALS: Final = "picospec_stocks"
-"""A module or class of vLLM's that has patches keeps its own attributes under this name."""
-
-
-def apply(place: Place, **given: Any) -> Callable[[], None]:
-    """Apply the patches of a place; return a function that undoes them. If vLLM lacks a target,
-    this raises AttributeError, and applies none.
-
-    given: the objects in which the paths `on` begin, and as `ours` the instance whose methods
-    they get. Without any a second call does nothing.
-    """
-    with ExitStack() as undo:
-        for patch in PATCHES:
-            if patch.place == place:
-                undo.callback(_put(patch, given))
-        return undo.pop_all().close
-
-
-def original(holder: Any, name: str) -> Any:
-    """Return vLLM's own attribute of a module or class, whether it has a patch or not."""
-    return vars(holder).get(_ORIGINALS, {}).get(name) or getattr(holder, name)
-
-
-def _put(patch: Patch, objects: Mapping[str, Any]) -> Callable[[], None]:
-    ours, holder, name = _ours(patch, objects), _object(patch, objects), patch.name
-    own, known = getattr(holder, name, None), vars(holder).get(_ORIGINALS, {})
-    if not objects and known.get(name, own) is not own:
-        return lambda: None
-    raw = getattr_static(holder, name, _ABSENT)
-    if (raw is _ABSENT) != (patch.form == "added"):
-        raise AttributeError(f"vLLM has {'no' if raw is _ABSENT else 'its own'} {patch.target}")
-    before = {key: vars(holder).get(key, _ABSENT) for key in (name, _ORIGINALS)}
-    setattr(holder, name, _made(patch, holder, raw, own, ours))
-    if not objects:
-        setattr(holder, _ORIGINALS, {**known, name: own})
-    return partial(_restore, holder, before)
-
-
-def _made(patch: Patch, holder: Any, raw: Any, own: Any, ours: Any) -> Any:
-    """Return what takes an attribute's place. raw: the attribute as the holder keeps it."""
-    if patch.form == "around":
-        if isinstance(raw, property):
-            return property(partial(ours, raw.fget))
-        ours = _method(ours, own) if isclass(holder) else partial(ours, own)
-    return staticmethod(ours) if isinstance(raw, staticmethod) else ours
-
-
-def _method(ours: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(own)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        return ours(own, *args, **kwargs)
-
-    return method
-
-
-def _restore(holder: Any, before: Mapping[str, Any]) -> None:
-    for name, value in before.items():
-        if value is not _ABSENT:
-            setattr(holder, name, value)
-        elif name in vars(holder):
-            delattr(holder, name)
-
-
-def _object(patch: Patch, objects: Mapping[str, Any]) -> Any:
-    """Return the object that gets a patch."""
-    if patch.on:
-        name, _, path = patch.on.partition(".")
-        value = objects[name]
-    else:
-        module, _, path = patch.holder.partition(":")
-        value = import_module(module)
-    return attrgetter(path)(value) if path else value
-
-
-def _ours(patch: Patch, objects: Mapping[str, Any]) -> Any:
-    """Return what takes the target's place."""
-    module, _, name = patch.by.partition(":")
-    if "." in name:
-        return getattr(objects["ours"], name.rpartition(".")[2])
-    return getattr(import_module(f"{__package__}.{module}"), name)

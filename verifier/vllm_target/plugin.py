@@ -21,10 +21,11 @@ import vllm.envs as envs
 from vllm.exceptions import VLLMValidationError
 from vllm.platforms import current_platform
 
-from verifier.vllm_target import conflicts, patches
-from verifier.vllm_target.ipc_messages import CONFIG, FOLDER_PREFIX, NAME, SOCKET, RunnerChoice
+from verifier.vllm_target import conflicts, installation, patcher
+from verifier.vllm_target.launch_variables import CONFIG, FOLDER_PREFIX, SOCKET
 from verifier.vllm_target.parent_watchdog import die_with_parent
 from verifier.vllm_target.patches import Original
+from verifier.vllm_target.runner_choice import NAME, RunnerChoice
 
 if TYPE_CHECKING:
     from verifier.settings import VerifierSettings
@@ -64,7 +65,7 @@ def register() -> None:
     """Prepare this process of vLLM. A second call does nothing."""
     if NAME in (envs.VLLM_PLUGINS or ()):
         die_with_parent()
-        patches.apply("plugin")
+        patcher.apply("plugin")
 
 
 def check_request(_: Original, params: Any, speculative_config: Any) -> None:
@@ -169,7 +170,7 @@ def _choice(args: Any, model: Any, parallel: Any, speculation: Any) -> RunnerCho
             "VLLM_USE_V2_MODEL_RUNNER: vLLM would use Model Runner V1, with which every row of "
             "a session is copied to the host and judged there: that is for CPUs only"
         )
-    conflicts.check_installation(runner)
+    installation.check_installation(runner)
     import_module(conflicts.SCHEDULER.rpartition(".")[0])  # fail before the model loads
     ours, head = settings(), 0 if speculation is None else speculation.num_speculative_tokens
     wanted, own = ours.limits.max_verify, ours.speculation
@@ -197,7 +198,7 @@ def _apply(choice: RunnerChoice, args: Any, model: Any, parallel: Any) -> None:
     """Set the engine options that are read later, and those of the workers. Raises Conflict."""
     from vllm.config import StructuredOutputsConfig
 
-    patches.apply("cores")
+    patcher.apply("cores")
     args.scheduler_cls = conflicts.SCHEDULER
     args.async_scheduling = conflicts.async_scheduling(
         args.async_scheduling,

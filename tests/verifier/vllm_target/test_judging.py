@@ -24,7 +24,7 @@ from speculation.logit_settings import LogitSettings
 from speculation.logits import Adjustment
 from speculation.messages import Sampling
 from speculation.separate import Separate
-from verifier.vllm_target.ipc_messages import VerifyRequest
+from verifier.vllm_target.verify_request import VerifyRequest
 
 V = 50
 judge = VerifyRequest.judge_logits

@@ -20,7 +20,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from verifier.vllm_target import conflicts as conflicts
-from verifier.vllm_target import patches
+from verifier.vllm_target import installation, patcher, patches
 from verifier.vllm_target.conflicts import Conflict
 from verifier.vllm_target.patches import PATCHES, Patch
 
@@ -91,7 +91,8 @@ UNDONE = """
 import sys
 from importlib import import_module
 from operator import attrgetter
-from verifier.vllm_target.patches import PATCHES, apply
+from verifier.vllm_target.patcher import apply
+from verifier.vllm_target.patches import PATCHES
 
 def state():
     return [{name: id(value) for name, value in vars(holder).items()} for holder in holders]
@@ -165,7 +166,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> list[Patch]:
         Patch("plugin", "fake:Vllm.picospec_width", "ours:width", "", "", form="added"),
         Patch("core", "fake:Part.method", "ours:Owner.method", "", "", on="llm.part"),
     ]
-    monkeypatch.setattr(patches, "PATCHES", rows)
+    monkeypatch.setattr(patcher, "PATCHES", rows)
     return rows
 
 
@@ -180,13 +181,13 @@ def test_ours_takes_the_place_of_every_kind_of_attribute_until_it_is_undone(
     before, fake = state(llm), sys.modules["fake"]
     ours = SimpleNamespace(method=around)
 
-    undo = [patches.apply("plugin"), patches.apply("core", ours=ours, llm=llm)]
+    undo = [patcher.apply("plugin"), patcher.apply("core", ours=ours, llm=llm)]
 
     assert fake.function(1) == ("ours", ("stock", 1))
     assert llm.method(2) == ("ours", ("stock", 2))
     assert llm.figure == ("ours", 1)
     assert (llm.run(3), Vllm.run(4)) == (("ours", 3), ("ours", 4))
-    assert patches.original(Vllm, "run")(5) == ("stock", 5)
+    assert patcher.original(Vllm, "run")(5) == ("stock", 5)
     assert llm.picospec_width == 7
     assert llm.part.method(6) == ("ours", ("stock", 6))
     for each in undo:
@@ -209,7 +210,7 @@ def test_a_target_that_vllm_lacks_is_an_error_and_nothing_is_patched(
     table.append(wrong)
 
     with pytest.raises(AttributeError, match=wrong.target):
-        patches.apply("plugin")
+        patcher.apply("plugin")
 
     assert state(llm) == before
 
@@ -233,7 +234,7 @@ def test_no_other_file_assigns_to_attributes_of_vllms() -> None:
     files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
     found: dict[str, set[str]] = {}
     for path in files:
-        if "vllm" in (text := path.read_text()) and path.name != "patches.py":
+        if "vllm" in (text := path.read_text()) and path.name != "patcher.py":
             imports = re.search(r"^\s*(from|import) vllm\b", text, re.MULTILINE)
             if imports or "vllm_target" in path.parts:
                 found[path.relative_to(ROOT).as_posix()] = set(assigned(ast.parse(text)))
@@ -252,7 +253,7 @@ def test_no_other_file_assigns_to_attributes_of_vllms() -> None:
 def test_the_installed_vllm_has_all_that_is_listed(runner: Literal["v1", "v2"]) -> None:
     pytest.importorskip("vllm")
 
-    conflicts.check_installation(runner)
+    installation.check_installation(runner)
 
 
 @pytest.mark.parametrize(
@@ -274,13 +275,13 @@ def test_the_installed_vllm_has_all_that_is_listed(runner: Literal["v1", "v2"]) 
 def test_releases_of_the_range_are_tested_and_builds_between_them_are_not(
     of: str, tested: bool
 ) -> None:
-    assert conflicts.is_tested(of) is tested
+    assert installation.is_tested(of) is tested
 
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_a_tested_version_is_self_tested_if_that_is_wanted(wanted: bool) -> None:
     with capture_logs() as logs:
-        assert conflicts.must_self_test("0.33.0", wanted) is wanted
+        assert installation.must_self_test("0.33.0", wanted) is wanted
 
     assert logs == []
 
@@ -288,7 +289,7 @@ def test_a_tested_version_is_self_tested_if_that_is_wanted(wanted: bool) -> None
 @pytest.mark.parametrize("wanted", [True, False])
 def test_any_other_version_is_always_self_tested_and_that_is_logged(wanted: bool) -> None:
     with capture_logs() as logs:
-        assert conflicts.must_self_test("0.34.0", wanted) is True
+        assert installation.must_self_test("0.34.0", wanted) is True
 
     assert [(log["event"], log["log_level"]) for log in logs] == [("vllm_untested", "warning")]
     assert "0.34.0 (outside of 0.32 to 0.33" in logs[0]["vllm"]
@@ -301,11 +302,11 @@ def test_what_is_missing_is_named(
     module: str, lacking: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(conflicts, "version", lambda: "0.34.0")
-    monkeypatch.setattr(conflicts, "USED", {})
+    monkeypatch.setattr(installation, "version", lambda: "0.34.0")
+    monkeypatch.setattr(installation, "USED", {})
     patch = Patch("core", f"{module}:here", "x:y", "", "", needs=("gone",))
     monkeypatch.setattr(patches, "PATCHES", [patch])
     (tmp_path / "fake.py").write_text("here = 'ago', 'gone_by'\n")
 
     with pytest.raises(Conflict, match=rf"vLLM 0\.34\.0 .*lacks {re.escape(lacking)}$"):
-        conflicts.check_installation("v1")
+        installation.check_installation("v1")

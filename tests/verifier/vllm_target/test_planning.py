@@ -14,8 +14,9 @@ from speculation import wire
 from speculation.logit_settings import LogitSettings
 from speculation.messages import Draft, Fill, Limits, Open, Sampling
 from tests.verifier.vllm_target.test_plugin import GENERATES
-from verifier.vllm_target.ipc_messages import FIELD, Admission, RunnerChoice
-from verifier.vllm_target.patches import original
+from verifier.vllm_target.ipc_messages import FIELD, Admission
+from verifier.vllm_target.patcher import original
+from verifier.vllm_target.runner_choice import RunnerChoice
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

@@ -30,7 +30,8 @@ from vllm.v1.engine.core import EngineCoreProc
 
 from verifier.target import identity_of
 from verifier.vllm_target import conflicts, parent_watchdog, plugin
-from verifier.vllm_target.ipc_messages import CONFIG, NAME, SOCKET, RunnerChoice
+from verifier.vllm_target.launch_variables import CONFIG, SOCKET
+from verifier.vllm_target.runner_choice import NAME, RunnerChoice
 from verifier.vllm_target.serving.engine import VllmEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]

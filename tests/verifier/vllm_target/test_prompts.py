@@ -38,7 +38,7 @@ from tests.local_models.chats import TEMPLATES
 from tests.verifier.vllm_target.conftest import call_it_vllm, wait_for
 from verifier.target import FEATURES, Unservable
 from verifier.vllm_target.ipc_messages import FIELD, Admission
-from verifier.vllm_target.serving.target import engine_request
+from verifier.vllm_target.serving.engine_request import engine_request
 
 OVERRIDDEN: Final = {"temperature": 0.6, "presence_penalty": 0.1, "max_new_tokens": 9}
 DUMP: Final = "{{ messages | tojson }}|{{ tools | tojson }}|{{ [x, enable_thinking] }}"
@@ -58,7 +58,7 @@ def packed(directory: Path) -> Packed:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.renderers.registry import renderer_from_config
 
-    from verifier.vllm_target.serving.endpoints import as_served
+    from verifier.vllm_target.serving.served_tokenizer import as_served
 
     given = AsyncEngineArgs(model=str(directory), override_generation_config=OVERRIDDEN)
     config = given.create_engine_config()
@@ -192,10 +192,10 @@ async def test_a_request_has_the_settings_that_vllm_gives_it(
 @pytest.mark.filterwarnings("default")
 def test_a_model_that_vllm_renders_by_code_has_a_template_that_says_so() -> None:
     pytest.importorskip("vllm")
-    from verifier.vllm_target.serving.endpoints import _NO_TEMPLATE
+    from verifier.vllm_target.serving.served_tokenizer import NO_TEMPLATE
 
     with pytest.raises(ValueError, match="ask vLLM"):
-        ChatTemplate(_NO_TEMPLATE, {}).render([{"role": "user", "content": "Hi"}], (), {})
+        ChatTemplate(NO_TEMPLATE, {}).render([{"role": "user", "content": "Hi"}], (), {})
 
 
 @pytest.mark.vllm

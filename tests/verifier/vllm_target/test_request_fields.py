@@ -25,7 +25,7 @@ from tests.verifier.vllm_target.request_values import (
 )
 
 pytest.importorskip("vllm")
-endpoints = pytest.importorskip("verifier.vllm_target.serving.endpoints")
+request_fields = pytest.importorskip("verifier.vllm_target.serving.request_fields")
 
 NOT_LISTED = {
     "ec_transfer_params",
@@ -66,8 +66,8 @@ FILE = TokenizerFile("huggingface", b"", template="{{ documents }}")
     ],
 )
 def test_every_field_of_vllm_has_its_place(path: str, ours: type[RequestModel]) -> None:
-    theirs = set(endpoints.REQUESTS[path].model_fields)
-    listed = set(endpoints.fields_of(FILE)[path])
+    theirs = set(request_fields.REQUESTS[path].model_fields)
+    listed = set(request_fields.fields_of(FILE)[path])
     of_a_chat = set() if "completions" in path else {*ChatRequest.model_fields}
     drafted = {*ours.model_fields} | of_a_chat
     proxied = listed & NEUTRAL.keys()
@@ -78,7 +78,7 @@ def test_every_field_of_vllm_has_its_place(path: str, ours: type[RequestModel]) 
 
 def test_documents_that_no_template_shows_are_not_listed() -> None:
     for file, expected in ((FILE, True), (TokenizerFile("huggingface", b""), False)):
-        listed = endpoints.fields_of(file)[CHATS]
+        listed = request_fields.fields_of(file)[CHATS]
         assert ("documents" in listed) is expected
 
 
@@ -117,9 +117,9 @@ def test_vllm_refuses_a_part_whose_type_is_not_listed_and_takes_any_other(
         with suppress(Exception):
             parse_chat_messages([said], model, "string")  # type: ignore[list-item]
             taken[CHATS].add(kind)
-            endpoints.REQUESTS[RESPONSES].model_validate({"input": [said]})
+            request_fields.REQUESTS[RESPONSES].model_validate({"input": [said]})
             taken[RESPONSES].add(kind)
-    listed = endpoints.parts_of(FILE, serving({}))
+    listed = request_fields.parts_of(FILE, serving({}))
 
     assert {*listed[CHATS]} == taken[CHATS]
     assert {*listed[RESPONSES]} - {"output_text", "refusal"} == taken[RESPONSES]
@@ -136,7 +136,10 @@ def test_vllm_refuses_a_part_whose_type_is_not_listed_and_takes_any_other(
     ],
 )
 def test_media_are_listed_if_the_model_takes_them(llm: Any, media: set[str]) -> None:
-    texts, listed = endpoints.parts_of(FILE, serving({})), endpoints.parts_of(FILE, llm)
+    texts, listed = (
+        request_fields.parts_of(FILE, serving({})),
+        request_fields.parts_of(FILE, llm),
+    )
 
     assert {*listed[CHATS]} - {*texts[CHATS]} == media
     assert {*listed[RESPONSES]} - {*texts[RESPONSES]} == media & {"input_image"}
@@ -145,5 +148,5 @@ def test_media_are_listed_if_the_model_takes_them(llm: Any, media: set[str]) -> 
 
 
 def test_each_field_of_vllm_has_a_value_to_ask_both_ends_with() -> None:
-    for path, field, body in requests(endpoints.REQUESTS):
+    for path, field, body in requests(request_fields.REQUESTS):
         assert field in body or field == "model", (path, field)

@@ -132,7 +132,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 async def check_equal(urls: Sequence[str]) -> None:
     """Ask an edge and its vLLM with each field of vLLM's classes, two fields at a time."""
-    from verifier.vllm_target.serving.endpoints import REQUESTS
+    from verifier.vllm_target.serving.request_fields import REQUESTS
 
     limits = asyncio.Semaphore(2)
     async with httpx.AsyncClient(timeout=300) as client:

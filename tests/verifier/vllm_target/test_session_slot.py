@@ -29,7 +29,8 @@ from speculation.noise import noise_index
 from speculation.separate import Separate
 from speculation.verify_machine import PassPlan, Verdict, VerifyMachine
 from verifier.vllm_target.core.slot import SessionSlot
-from verifier.vllm_target.ipc_messages import Admission, VerifyRequest
+from verifier.vllm_target.ipc_messages import Admission
+from verifier.vllm_target.verify_request import VerifyRequest
 
 PROMPT_TOKENS = 10
 PROMPT = [7, 8] * 5

@@ -34,10 +34,11 @@ from speculation import wire
 from speculation.answer_cache import Owner
 from speculation.messages import Pushed, RemoteProtocolError
 from speculation.verify_machine import VerifyMachine
-from verifier.vllm_target import patches
+from verifier.vllm_target import patcher
 from verifier.vllm_target.core.slot import SessionSlot
-from verifier.vllm_target.ipc_messages import FIELD, PUSH, Admission, Batch, RunnerChoice
+from verifier.vllm_target.ipc_messages import FIELD, PUSH, Admission, Batch
 from verifier.vllm_target.patches import Original
+from verifier.vllm_target.runner_choice import RunnerChoice
 
 _QUEUES: Final = ("waiting", "kv_holding_waiting")
 
@@ -81,7 +82,7 @@ class SessionScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        patches.apply("calls")
+        patcher.apply("calls")
         self.engine: EngineCore | None = None
         self._slots: dict[str, SessionSlot] = {}  # by request id
         self._request_of: dict[str, str] = {}  # by session name
@@ -166,11 +167,11 @@ class SessionScheduler(Scheduler):
         if not (hasattr(engine, "input_queue") and hasattr(engine, "output_queue")):
             return False
         if first:
-            patches.apply("core", ours=self, engine=engine)
+            patcher.apply("core", ours=self, engine=engine)
             if not self._head:
-                patches.apply("core without a head", ours=self, engine=engine)
+                patcher.apply("core without a head", ours=self, engine=engine)
             if engine.batch_queue is not None:
-                patches.apply("core with batches", ours=self, engine=engine)
+                patcher.apply("core with batches", ours=self, engine=engine)
         return True
 
     def _step(self, original: Original) -> tuple[dict[int, EngineCoreOutputs] | None, bool]:
@@ -382,33 +383,6 @@ def put_frames(output: EngineCoreOutput, slot: SessionSlot) -> None:
     parameters: dict[str, Any] = output.kv_transfer_params or {}
     output.kv_transfer_params = {**parameters, FIELD: [slot.name, frames, slot.error]}
     output.new_logprobs = None
-
-
-# The core gets these methods, which vLLM's own RPC finds by name.
-
-
-def attach(core: EngineCore) -> bool:
-    """Let the core's scheduler wake the core, see SessionScheduler.attach."""
-    return core.scheduler.attach(core)
-
-
-def read(core: EngineCore) -> None:
-    """Do nothing; the answer shows that the core has read all messages before."""
-
-
-def forget(core: EngineCore, tenant: str, user: str) -> None:
-    """Forget the answers that are kept for an owner."""
-    core.scheduler.forget(tenant, user)
-
-
-def figures(core: EngineCore) -> dict[str, int]:
-    """Return the scheduler's counts."""
-    return core.scheduler.figures()
-
-
-def learned_statistics(core: EngineCore) -> dict[str, object]:
-    """Return what the scheduler's machine has learned."""
-    return core.scheduler.learned_statistics()
 
 
 def must_step(scheduler: Scheduler) -> bool:

@@ -16,7 +16,8 @@ from speculation import wire
 from speculation.logits import Adjustment
 from speculation.messages import Down, TokenId
 from speculation.verify_session import Pass, VerifyingSession
-from verifier.vllm_target.ipc_messages import Admission, VerifyRequest
+from verifier.vllm_target.ipc_messages import Admission
+from verifier.vllm_target.verify_request import VerifyRequest
 
 
 class OutgoingFrame(NamedTuple):

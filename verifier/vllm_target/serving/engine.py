@@ -27,7 +27,7 @@ from speculation import wire
 from speculation.answer_cache import Owner
 from speculation.messages import CachedPromptTokens, RemoteProtocolError
 from verifier.target import TargetFailed, Unservable
-from verifier.vllm_target import patches
+from verifier.vllm_target import patcher
 from verifier.vllm_target.core.slot import OutgoingFrame
 from verifier.vllm_target.ipc_messages import FIELD
 from verifier.vllm_target.patches import Original
@@ -78,7 +78,7 @@ class VllmEngine:
         self._ranks = Ranks(llm.engine_core)
         self._steps: list[int] = []  # steps of each core at the last heartbeat
         self._readers: dict[str, _Reader] = {}
-        patches.apply("answers", ours=self, outputs=llm.output_processor)
+        patcher.apply("answers", ours=self, outputs=llm.output_processor)
 
     async def install(self, tokens: int) -> None:
         """Install the judge in the workers, and the methods for sessions in the cores.

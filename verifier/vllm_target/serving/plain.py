@@ -30,7 +30,7 @@ from local_models.constraints import NAME, Constraint
 from speculation.messages import FinishReason
 from verifier.routes import OPEN
 from verifier.target import Target, Unservable, identity_of, unservable
-from verifier.vllm_target import patches
+from verifier.vllm_target import patcher
 from verifier.vllm_target.patches import Original
 
 
@@ -82,7 +82,7 @@ def charge(
     requests. target: tries their grammars. model: its name in metrics."""
     is_v2 = llm.vllm_config.use_v2_model_runner
     charging = Charging(target, model, max_choices, share_prefixes, scores_ids=is_v2)
-    patches.apply("accounts", ours=charging, llm=llm)
+    patcher.apply("accounts", ours=charging, llm=llm)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
 
-from local_models.constraints import Constraint
-from local_models.errors import WrongHash
 from local_models.file_hashes import FileHashes
 from local_models.hugging_face import commit_of, directory_of
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation import wire
 from speculation.answer_cache import Owner
 from speculation.judges import JUDGES
-from speculation.logit_settings import LogitSettings
 from speculation.messages import (
-    MAX_ADAPTERS,
     Commit,
     Finish,
     Judge,
     Limits,
-    ModelFacts,
     Open,
     Pushed,
-    Sampling,
 )
 from speculation.wire import Framed
 from verifier.metrics import VerifierMetrics
@@ -43,13 +35,11 @@ from verifier.target import (
     TargetFull,
     UnknownSession,
     Unservable,
-    asked_grammar,
-    identity_of,
-    unservable,
     weights_of,
 )
-from verifier.vllm_target import conflicts
-from verifier.vllm_target.ipc_messages import FIELD, Admission
+from verifier.vllm_target import installation
+from verifier.vllm_target.serving.adapters import Adapters
+from verifier.vllm_target.serving.engine_request import engine_request
 from verifier.vllm_target.serving.selftest import self_test
 
 if TYPE_CHECKING:
@@ -57,109 +47,6 @@ if TYPE_CHECKING:
 
     from verifier.vllm_target.core.slot import OutgoingFrame
     from verifier.vllm_target.serving.engine import VllmEngine
-
-# Serves LoRA adapters, which requests name as their `model`, as in vLLM.
-#
-# The texts of an adapter have their own identity: a digest of the model's identity, the
-# adapter's name, and its files. vLLM keeps the adapters' KV apart by name and path.
-
-
-@dataclass(slots=True)
-class Adapters:
-    """Finds the identities of adapters. loaded: vLLM's own mapping, by name; it changes."""
-
-    loaded: Mapping[str, LoRARequest]
-    hashes: FileHashes
-    _known: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def have_changed(self) -> bool:
-        """True if other adapters are loaded than at the last call of `identities`."""
-        return self._paths() != self._known
-
-    def identities(self, model: str, download_dir: str | None) -> dict[str, str]:
-        """Return the identity of each adapter's texts, by name. This reads the adapters' files.
-
-        model: the model's identity. download_dir: the folder where vLLM keeps downloads.
-        """
-        self._known = self._paths()
-        by_adapter = {}
-        for name, path in islice(self._known.items(), MAX_ADAPTERS):
-            try:
-                files: object = path, commit_of(path, None, download_dir)
-                if Path(path).is_dir():
-                    files = weights_of(Path(path), self.hashes)
-                by_adapter[name] = identity_of(model, name, files)
-            except (OSError, WrongHash) as error:
-                log = structlog.get_logger("verifier")
-                log.warning("no sessions for an adapter", adapter=name, error=str(error))
-        return by_adapter
-
-    def _paths(self) -> dict[str, str]:
-        return {name: request.lora_path for name, request in self.loaded.items()}
-
-
-# Translates an Open into a request to vLLM, without I/O. An error names the field.
-#
-# vLLM always applies structured output and computes log-probabilities. On Model Runner V2 its
-# sampler draws a session's tokens, and applies all settings that change a distribution. On V1
-# our judge applies them, and vLLM's own settings are neutral.
-
-
-def engine_request(
-    session: str,
-    request: Open,
-    facts: ModelFacts,
-    *,
-    drawn_by_vllm: bool = False,
-    owner: Owner | None = None,
-) -> dict[str, Any]:
-    """Return vLLM's request for a session as keywords of SamplingParams, of which one is a dict
-    of keywords of StructuredOutputsParams or None. Raises Unservable.
-
-    owner: whose earlier answers the session may draft from. The request was checked against
-    `facts`, except for the values of its extras.
-    """
-    with unservable():
-        settings = LogitSettings.of(request, vocabulary_size=facts.vocabulary_size)
-    known = 0 if drawn_by_vllm else len(request.committed)
-    sampling: dict[str, Any] = {
-        "temperature": 1.0,
-        "max_tokens": request.max_tokens - known,
-        "stop_token_ids": list(request.stop_tokens),
-        "ignore_eos": True,
-        "logprobs": request.top_logprobs,
-        "detokenize": False,
-    }
-    left = msgspec.structs.replace(request.sampling, extras={})
-    if drawn_by_vllm:
-        sampling |= _settings(request, settings)
-        left, settings = Sampling(float(left.temperature > 0.0)), LogitSettings()
-    admission = Admission(
-        session,
-        replace(request, sampling=left),
-        len(request.prompt),
-        Limits(facts.limits.max_verify, facts.limits.max_ahead),
-        settings,
-        facts.vocabulary_size,
-        drawn_by_vllm,
-        owner,
-    )
-    sampling |= {"extra_args": {FIELD: admission.pack()}, "structured_outputs": None}
-    if (grammar := asked_grammar(request)) is not None:
-        with unservable():
-            constraint = Constraint.of(grammar)
-        sampling["structured_outputs"] = {constraint.kind: constraint.value}
-    return sampling
-
-
-def _settings(request: Open, settings: LogitSettings) -> dict[str, Any]:
-    """Return the keywords of SamplingParams that shape the distributions."""
-    shape = msgspec.structs.asdict(request.sampling) | msgspec.structs.asdict(settings)
-    del shape["extras"]
-    seed = request.seed - (request.seed >> 63 << 64)  # vLLM takes the same 64 bits signed
-    return shape | {"seed": seed}
-
 
 SEE: Final = "docs/vllm.md#models-with-recurrent-layers"
 
@@ -228,7 +115,7 @@ class VllmTarget(Target):
         if self._self_test is None:
             return
         wanted = self._self_test or engine.reads_kv
-        if conflicts.must_self_test(conflicts.version(), wanted):
+        if installation.must_self_test(installation.version(), wanted):
             await self_test(self, engine.precision)
 
     async def check(self, request: Open, tenant: str | None = None) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor
 from speculation.distributions import GREEDY_BELOW, Distribution
 from speculation.judge import Judgement
 from speculation.messages import TokenId
-from verifier.vllm_target.ipc_messages import VerifyRequest
-from verifier.vllm_target.worker.extension import upload
+from verifier.vllm_target.verify_request import VerifyRequest
+from verifier.vllm_target.worker.upload import upload
 
 ROWS: Final = 128
 """This many rows are read at once: 0.5 GB for 152,000 tokens, in float64 and four times in

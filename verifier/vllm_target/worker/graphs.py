@@ -16,7 +16,7 @@ from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.attn_utils import get_varlen_cudagraph_unsupported_backend
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
-from verifier.vllm_target.ipc_messages import RunnerChoice
+from verifier.vllm_target.runner_choice import RunnerChoice
 
 _log = init_logger(__name__)
 

@@ -20,9 +20,10 @@ from vllm.v1.worker.gpu import model_runner
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
-from verifier.vllm_target import patches
-from verifier.vllm_target.ipc_messages import MASK_ROWS, MOST_ROWS, RunnerChoice
+from verifier.vllm_target import patcher
 from verifier.vllm_target.patches import Original
+from verifier.vllm_target.runner_choice import RunnerChoice
+from verifier.vllm_target.verify_request import MASK_ROWS, MOST_ROWS
 from verifier.vllm_target.worker.extension import (
     PicoWorkerExtension as PicoWorkerExtension,
 )
@@ -45,10 +46,10 @@ class HeadProposals:
     def __init__(self, speculator: Any, width: int, device: torch.device) -> None:
         self._speculator = speculator
         self._width = width
-        patches.apply("v2 speculator", ours=self, speculator=speculator)
+        patcher.apply("v2 speculator", ours=self, speculator=speculator)
         if isinstance(speculator, DraftModelSpeculator):
             self.ours = torch.zeros(speculator.max_num_reqs, dtype=torch.bool, device=device)
-            patches.apply("v2 draft model", ours=self, speculator=speculator)
+            patcher.apply("v2 draft model", ours=self, speculator=speculator)
 
     def widened(self, original: Original, *args: Any, **kwargs: Any) -> Tensor:
         """Return a speculator's proposal, padded to int[R, width]."""
@@ -185,4 +186,4 @@ class GrammarMasks(model_runner.StructuredOutputsWorker):
         return [int(counts[place[name]]) for name in names]
 
 
-patches.apply("v2 modules")
+patcher.apply("v2 modules")

@@ -25,10 +25,10 @@ from vllm.v1.sample.logits_processor import LogitBiasLogitsProcessor, MinPLogits
 from speculation.judge import Judgement
 from speculation.judges import seeded
 from speculation.messages import Sampling
-from verifier.vllm_target import patches
-from verifier.vllm_target.ipc_messages import VerifyRequest
+from verifier.vllm_target import patcher
 from verifier.vllm_target.patches import Original
-from verifier.vllm_target.worker.extension import upload
+from verifier.vllm_target.verify_request import VerifyRequest
+from verifier.vllm_target.worker.upload import upload
 
 PLACEHOLDER = -1
 """vLLM marks with this a place where a sampler returned no token."""
@@ -70,9 +70,9 @@ class SamplerHooks:
         self._tokens = tokens
         self._step = Step()
         self._names = signature(rejection_sampler.rejection_sample)
-        patches.apply("v1", ours=self, runner=runner)
+        patcher.apply("v1", ours=self, runner=runner)
         if runner.device.type == "cpu":
-            patches.apply("v1 on CPUs")
+            patcher.apply("v1 on CPUs")
         _serve_all_parameters(runner)
 
     def warm_up(self) -> None:

@@ -7,10 +7,9 @@ and judge the sessions whose rule needs more than one token of each row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -21,76 +20,14 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from speculation.judge import Judgement
 from speculation.messages import TokenId
-from verifier.vllm_target import patches
-from verifier.vllm_target.ipc_messages import RunnerChoice, VerifyRequest
+from verifier.vllm_target import patcher
 from verifier.vllm_target.patches import Original, Place
+from verifier.vllm_target.runner_choice import RunnerChoice
+from verifier.vllm_target.verify_request import VerifyRequest
 from verifier.vllm_target.worker.by_noise import judge_by_noise
 from verifier.vllm_target.worker.by_p import judge_by_p
-from verifier.vllm_target.worker.extension import upload
-
-# Divides a step's rows between our judge and vLLM's, which judges its own draft tokens.
-#
-# vLLM judges only requests without a session. Their rows are taken out of the step, because
-# vLLM's kernels have no room for the many draft tokens of an edge.
-
-
-class Judged(NamedTuple):
-    """vLLM's `rejection_sample` takes these after the logits, for R requests with n rows."""
-
-    drafted: Tensor
-    """Each row has this draft token in its input: int[n]."""
-
-    bounds: Tensor
-    """The rows of each request begin here, and the last ones end here: int[R + 1]."""
-
-    at: Tensor
-    """The noise has this place: int[n]."""
-
-    slots: Tensor
-    """The request has this place in temperatures and seeds: int[R]."""
-
-    rows: Tensor
-    """The row's request has this place there: int[n]."""
-
-    columns: Tensor
-    """The row has this number in its request: int[n]."""
-
-    temperatures: Tensor
-    seeds: Tensor
-    most: int
-
-    def of(self, places: Tensor, rows: Tensor, bounds: Tensor) -> Judged:
-        """Return the part of some requests. places: int[r], their indices. rows: int[m], their
-        rows. bounds: int[r + 1], the bounds inside the part."""
-        return self._replace(
-            drafted=self.drafted[rows],
-            bounds=bounds.to(self.bounds.dtype),
-            at=self.at[rows],
-            slots=self.slots[places],
-            rows=self.rows[rows],
-            columns=self.columns[rows],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Others:
-    """Others are the requests of a step that have no session."""
-
-    places: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    bounds: NDArray[np.int64]
-    """Judged.of takes these arguments for the requests."""
-
-    @staticmethod
-    def of(requests: Sequence[tuple[int, bool]]) -> Others:
-        """Return the requests without a session. requests: the number of rows of each request,
-        and whether it has a session."""
-        counts = np.array([count for count, _ in requests], np.int64)
-        theirs = np.array([not ours for _, ours in requests], np.bool_)
-        bounds = np.concatenate([[0], np.cumsum(counts[theirs])])
-        rows = np.flatnonzero(np.repeat(theirs, counts))
-        return Others(np.flatnonzero(theirs), rows, bounds)
-
+from verifier.vllm_target.worker.row_shares import Judged, Others
+from verifier.vllm_target.worker.upload import upload
 
 WARM_ROWS: Final = (2, 16, 17, 512)
 """Kernels are compiled anew for numbers of rows that 16 divides, and others are chosen by size;
@@ -135,11 +72,11 @@ class RunnerHooks:
         self._drawing: Tensor | None = getattr(runner.speculator, "picospec_ours", None)
         if self._drawing is not None:
             self._drawing.fill_(choice.seed_exact)
-        patches.apply("v2", ours=self, runner=runner)
+        patcher.apply("v2", ours=self, runner=runner)
         if runner.sampler is not None:  # on the last pipeline rank
-            patches.apply("v2 sampler", ours=self, runner=runner)
+            patcher.apply("v2 sampler", ours=self, runner=runner)
             proposing: Place = "v2 with a head" if choice.head else "v2 without a head"
-            patches.apply(proposing, ours=self, runner=runner)
+            patcher.apply(proposing, ours=self, runner=runner)
 
     def warm_up(self) -> None:
         """Judge steps of no request, because vLLM has warmed up without these hooks: else the

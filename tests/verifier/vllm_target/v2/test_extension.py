@@ -22,8 +22,10 @@ from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.structured_outputs import StructuredOutputsWorker
 from vllm.v1.worker.utils import AttentionGroup
 
-from verifier.vllm_target.core.scheduler import PicoScheduler, narrowed
-from verifier.vllm_target.ipc_messages import MASK_ROWS, MOST_ROWS, RunnerChoice
+from verifier.vllm_target.core.scheduler import PicoScheduler
+from verifier.vllm_target.core.step_limits import narrowed
+from verifier.vllm_target.runner_choice import RunnerChoice
+from verifier.vllm_target.verify_request import MASK_ROWS, MOST_ROWS
 from verifier.vllm_target.worker import heads as extension
 from verifier.vllm_target.worker.v2 import WARM_ROWS, RunnerHooks
 

@@ -21,7 +21,8 @@ from speculation.coupled import Coupled
 from speculation.messages import Sampling
 from speculation.separate import Separate
 from tests.verifier.vllm_target.synchronisations import synchronisations
-from verifier.vllm_target.ipc_messages import RunnerChoice, VerifyRequest
+from verifier.vllm_target.runner_choice import RunnerChoice
+from verifier.vllm_target.verify_request import VerifyRequest
 from verifier.vllm_target.worker import by_p
 from verifier.vllm_target.worker.v2 import RunnerHooks
 
