@@ -40,6 +40,42 @@ class Sent:
     at_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _ChainBefore:
+    """Holds the chain as it was before the latest message."""
+
+    epoch: int = 0
+    start: int = 0
+    tokens: Sequence[DraftToken] = ()
+
+
+class _LinkReports:
+    """Reports the use of the link when it has changed, and regularly. rtt_s: returns the
+    current round-trip time in seconds."""
+
+    def __init__(self, rtt_s: Callable[[], float], sessions: AnswerSessions) -> None:
+        self._rtt_s = rtt_s
+        self._sessions = sessions
+        self.bytes_up = self.bytes_down = 0  # of frames
+        self._last: LinkUse | None = None
+        self._last_at_s = 0.0
+
+    def restart(self) -> None:
+        """Report the link at the next chance: a session is opened."""
+        self._last = None
+
+    def take(self, now: float) -> Iterator[LinkUse]:
+        """Yield the report that is due, if one is."""
+        last, quiet_s = self._last, now - self._last_at_s
+        if last is None or quiet_s >= 0.5:
+            rtt_ms, used = _ms(self._rtt_s()), (self.bytes_up, self.bytes_down)
+            verifier, reopened = self._sessions.verifier.label, self._sessions.reopened
+            link = LinkUse(rtt_ms, *used, verifier, reopened)
+            if link != last or quiet_s >= MAX_LINK_INTERVAL_S:
+                self._last, self._last_at_s = link, now
+                yield link
+
+
 class AnswerObserver(Observer):
     """Follows `machine`, which calls it, and returns what is new to a client. clock: monotonic,
     in seconds."""
@@ -53,40 +89,34 @@ class AnswerObserver(Observer):
         machine.observer = self
         self._machine = machine
         self._clock = clock
-        self._session = machine.session
-        self._sessions = sessions
-        self.bytes_up = self.bytes_down = 0  # of frames
-        self._chain: Sequence[DraftToken] = ()  # as it was before the message
-        self._epoch = 0
-        self._start = 0
+        self._link = _LinkReports(lambda: machine.latencies.rtt_s, sessions)
+        self._before = _ChainBefore()
         self._sent: list[Sent] = []
         self._row_s: dict[int, float] = {}  # mean time of a pass, by its rows
         self._reads_prompt = True  # True if the next pass reads the prompt
         self._passed_at_s: float | None = None
         self._events: list[Event] = []
         self._last_chain: tuple[int, int, int] | None = None  # the chain that was reported last
-        self._last_link: LinkUse | None = None
-        self._last_link_at_s = 0.0
 
     def opened(self) -> None:
         """Note that a session is opened; its first pass also reads the prompt."""
         self._reads_prompt = True
-        self._last_link = None
+        self._link.restart()
 
     def decided(self, outcome: Outcome, now: float) -> None:
         """Note the Drafts, to find out later which pass had them."""
         for message in outcome.send:
-            self.bytes_up += len(encode(message))
+            self._link.bytes_up += len(encode(message))
             if isinstance(message, Draft):
                 end = message.start + len(message.tokens)
                 self._sent.append(Sent(message.epoch, end, now))
 
     def before(self, message: Down) -> None:
         """Note the chain, which the machine is about to confirm or to break."""
-        self.bytes_down += len(encode(message))
-        session = self._session
-        self._chain, self._epoch = tuple(session.chain), session.epoch
-        self._start = len(session.committed)
+        self._link.bytes_down += len(encode(message))
+        session = self._machine.session
+        start = len(session.committed)
+        self._before = _ChainBefore(session.epoch, start, tuple(session.chain))
 
     def after(self, outcome: Outcome) -> None:
         """Note the effect of the message on the chain."""
@@ -95,17 +125,19 @@ class AnswerObserver(Observer):
         commit = outcome.commit
         if commit is not None:
             self._events.append(self._pass(commit, now))
-        if self._session.epoch != self._epoch:
+        if self._machine.session.epoch != self._before.epoch:
             self._break(commit.tokens if commit else ())
         if commit is not None:
-            known = len(self._session.committed)
-            self._sent = [s for s in self._sent if s.epoch >= self._epoch and s.end > known]
+            known = len(self._machine.session.committed)
+            self._sent = [
+                s for s in self._sent if s.epoch >= self._before.epoch and s.end > known
+            ]
 
     def origins(self, commit: Commit) -> tuple[Origin, ...]:
         """Return the origins of the tokens in the Commit that the machine took in last. The
         verifier accepts tokens of the chain from its beginning on, then its own draft tokens,
         and the target generates the others."""
-        drafted: list[Origin] = [each.origin for each in self._chain[: commit.accepted]]
+        drafted: list[Origin] = [each.origin for each in self._before.tokens[: commit.accepted]]
         drafted += ["verifier"] * commit.verifier_accepted
         return (*drafted, *(TARGET for _ in commit.tokens[len(drafted) :]))
 
@@ -116,22 +148,12 @@ class AnswerObserver(Observer):
 
     def take_all(self, now: float) -> tuple[Event, ...]:
         """Return the events and changes since the last call."""
-        session, events = self._session, list(self.take())
+        session, events = self._machine.session, list(self.take())
         here = (session.epoch, len(session.committed), len(session.chain))
         if here != self._last_chain:
             self._last_chain = here
             events.append(_chain(session.epoch, here[1], session.chain, broken=False))
-        return (*events, *self._link_events(now))
-
-    def _link_events(self, now: float) -> Iterator[LinkUse]:
-        last, quiet_s = self._last_link, now - self._last_link_at_s
-        if last is None or quiet_s >= 0.5:
-            rtt_ms, used = _ms(self._machine.latencies.rtt_s), (self.bytes_up, self.bytes_down)
-            verifier, reopened = self._sessions.verifier.label, self._sessions.reopened
-            link = LinkUse(rtt_ms, *used, verifier, reopened)
-            if link != last or quiet_s >= MAX_LINK_INTERVAL_S:
-                self._last_link, self._last_link_at_s = link, now
-                yield link
+        return (*events, *self._link.take(now))
 
     def _pass(self, commit: Commit, now: float) -> PassEvent:
         drafts = max(commit.drafts, self._judged(commit, now))
@@ -156,16 +178,19 @@ class AnswerObserver(Observer):
     def _judged(self, commit: Commit, now: float) -> int:
         """Return how many draft tokens had arrived when the pass began, and may be judged."""
         until_s = now - self._machine.latencies.rtt_s - commit.pass_s
-        ends = (s.end for s in self._sent if s.epoch == self._epoch and s.at_s <= until_s)
+        ends = (
+            s.end for s in self._sent if s.epoch == self._before.epoch and s.at_s <= until_s
+        )
         arrived = max(ends, default=commit.start) - commit.start
         return max(0, min(arrived, self._machine.limits.max_verify))
 
     def _break(self, tokens: Sequence[TokenId]) -> None:
-        pairs = zip(self._chain, tokens, strict=False)
+        before = self._before
+        pairs = zip(before.tokens, tokens, strict=False)
         right = sum(1 for _ in takewhile(lambda pair: pair[0].token == pair[1], pairs))
-        wrong, at = self._chain[right:], self._start + right
+        wrong, at = before.tokens[right:], before.start + right
         if wrong:
-            self._events.append(_chain(self._epoch, at, wrong, broken=True))
+            self._events.append(_chain(before.epoch, at, wrong, broken=True))
 
 
 def _chain(epoch: int, at: int, chain: Sequence[DraftToken], *, broken: bool) -> ChainEvent:

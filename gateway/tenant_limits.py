@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import ceil
 from typing import Final
 
@@ -48,6 +49,16 @@ class TenantMetrics:
         )
 
 
+class _OwnMetrics:
+    """Holds the metrics of one tenant, which are shown from the start on."""
+
+    def __init__(self, name: str, metrics: TenantMetrics) -> None:
+        self.requests = metrics.requests.labels(name)
+        self.tokens = metrics.tokens.labels(name)
+        self.answers = metrics.answers.labels(name)
+        self.limited = partial(metrics.limited.labels, name)
+
+
 class Tenant:
     def __init__(
         self, name: str, limits: KeyLimits, metrics: TenantMetrics, identity: str = ""
@@ -69,10 +80,7 @@ class Tenant:
         self.held_bytes = 0
         """The bodies of the tenant's requests have this many bytes."""
 
-        self._metrics = metrics
-        self._requests_metric = metrics.requests.labels(name)
-        self._tokens_metric = metrics.tokens.labels(name)
-        self._answers_metric = metrics.answers.labels(name)
+        self._metrics = _OwnMetrics(name, metrics)
         self.limit(limits)
 
     def limit(self, limits: KeyLimits) -> None:
@@ -94,7 +102,7 @@ class Tenant:
         if wait_s := self._requests.wait_s(now):
             raise self._limited("requests", self.limits.requests_a_minute, wait_s)
         self._requests.take(1, now)
-        self._requests_metric.inc()
+        self._metrics.requests.inc()
 
     @contextmanager
     def running(self, most: int | None) -> Iterator[None]:
@@ -120,19 +128,19 @@ class Tenant:
         """Begin answers; `end` must be called for each of them. Raises RateLimited."""
         self.check_room(now, answers)
         self._answers += answers
-        self._answers_metric.inc(answers)
+        self._metrics.answers.inc(answers)
 
     def end(self, answers: int = 1) -> None:
         self._answers -= answers
-        self._answers_metric.dec(answers)
+        self._metrics.answers.dec(answers)
 
     def spend(self, tokens: int, now: float) -> None:
         """Count tokens of a prompt or an answer."""
         self._tokens.take(tokens, now)
-        self._tokens_metric.inc(tokens)
+        self._metrics.tokens.inc(tokens)
 
     def _limited(self, limit: str, most: int | None, wait_s: float = 0.0) -> RateLimited:
-        self._metrics.limited.labels(self.name, limit).inc()
+        self._metrics.limited(limit).inc()
         at_once = {"sessions": "answers at once", "connections": "requests at once"}
         what = at_once.get(limit, f"{limit} a minute")
         return RateLimited(f"no more than {most} {what}", retry_after_s=ceil(wait_s) or 1)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from speculation.errors import RemoteProtocolError
-from speculation.learning import running_mean
+from speculation.learning import Precision
 from speculation.messages import Draft
 from speculation.model_facts import TokenId
 
@@ -36,17 +36,19 @@ class Chain:
         self.dropped: tuple[TokenId, ...] = ()
         """The tokens of the last broken chain, from the wrong token on."""
 
-        self.acceptance = ACCEPTANCE_PRIOR
-        """The estimated probability that a draft token equals the text if those before it do.
-        It is learned from every draft token that arrives, judged or overtaken."""
-
-        self._compared = 0
+        self._precision = Precision(ACCEPTANCE_PRIOR, 1, ACCEPTANCE_WEIGHT)
         self._void = -1  # epochs up to this one are known to be wrong
         self._agreed = start  # positions before this one are known to equal the text
         self._drafts: dict[int, tuple[TokenId, int]] = {}  # from _agreed on: token and weight
         self.reach = start
         """The position after the last draft token that follows without a gap; the text may have
         gone further."""
+
+    @property
+    def acceptance(self) -> float:
+        """The estimated probability that a draft token equals the text if those before it do.
+        It is learned from every draft token that arrives, judged or overtaken."""
+        return self._precision.right
 
     def is_void(self, epoch: int) -> bool:
         return epoch <= self._void
@@ -85,7 +87,7 @@ class Chain:
         """End the chain at a draft token that was rejected after this text; the token in its
         place is not known yet."""
         self.follow(text)
-        self._learn(False)
+        self._precision.observe(False)
         self._end(len(text))
 
     def _end(self, position: int) -> None:
@@ -103,7 +105,7 @@ class Chain:
         while self._agreed < len(text):
             if draft := self._drafts.pop(self._agreed, None):
                 right = draft[0] == text[self._agreed]
-                self._learn(right)
+                self._precision.observe(right)
                 if not right:
                     self.dropped = (draft[0], *self._after(self._agreed))
                     self._end(self._agreed)
@@ -118,11 +120,6 @@ class Chain:
         """Yield the draft tokens after a position, up to the first gap."""
         while draft := self._drafts.get(position := position + 1):
             yield draft[0]
-
-    def _learn(self, right: bool) -> None:
-        self._compared += 1
-        weight = max(ACCEPTANCE_WEIGHT, 1 / (1 + self._compared))
-        self.acceptance = running_mean(self.acceptance, right, weight)
 
 
 def check(draft: Draft, text_end: int, *, vocabulary_size: int, max_ahead: int) -> None:

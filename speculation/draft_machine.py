@@ -120,6 +120,34 @@ class Observer:
         """The machine has taken in the message."""
 
 
+class _StepTimes:
+    """Learns how long the draft model takes for a token, from steps in which it did not rewind
+    or read a prompt."""
+
+    def __init__(self) -> None:
+        self.draft_s = 0.0
+        self._unfinished_s = 0.0  # time of steps whose draft token a later step completes
+        self._read_epoch, self._read_end = -1, 0  # the chain that the draft model has read
+
+    def observe(self, step: DraftStep, took_s: float, tokens: int) -> int:
+        """Learn from a step that gave so many tokens. Return how many tokens it read beside the
+        last one; 0 if its time tells nothing of that."""
+        goes_on = step.epoch == self._read_epoch
+        more = len(step.ahead) + max(0, len(step.context) - self._read_end - 1)
+        self._read_epoch, self._read_end = step.epoch, len(step.context) + tokens - 1
+        if not goes_on:
+            self._unfinished_s = 0.0
+            return 0
+        if more:
+            self.draft_s = min(self.draft_s, took_s)  # one token takes no longer than several
+            return more
+        self._unfinished_s += took_s
+        if tokens:
+            self.draft_s = running_mean(self.draft_s or None, self._unfinished_s / tokens)
+            self._unfinished_s = 0.0
+        return 0
+
+
 class DraftMachine:
     """rtt_s: returns the link's current round-trip time in seconds. drafts: True if there is a
     draft model. speedups: returns what draft tokens earn at the session's verifier; None drafts
@@ -152,9 +180,7 @@ class DraftMachine:
         self._drafts = drafts
         self._lookup = lookup
         self._pass_s = 0.0
-        self._draft_s = 0.0
-        self._unfinished_s = 0.0  # time of steps whose draft token a later step completes
-        self._read_epoch, self._read_end = -1, 0  # the chain that the draft model has read
+        self._step_times = _StepTimes()
         self._opened_at = 0
         """The session began at this position; the pass there also read the prompt."""
 
@@ -167,7 +193,7 @@ class DraftMachine:
 
     @property
     def latencies(self) -> Latencies:
-        return Latencies(self._rtt_s(), self._pass_s, self._draft_s)
+        return Latencies(self._rtt_s(), self._pass_s, self._step_times.draft_s)
 
     def next(self, now: float, *, busy: bool) -> Outcome:
         """Return what to send, and the step to make. busy: True while a step is being made."""
@@ -243,8 +269,10 @@ class DraftMachine:
         The first extends the chain as the step's own; the others, while the policy allows
         lookups."""
         end = len(step.context)
-        self._observe_step(step, now - step.asked_at, len(tokens))
-        self._read_epoch, self._read_end = step.epoch, end + len(tokens) - 1
+        took_s, times = now - step.asked_at, self._step_times
+        more = times.observe(step, took_s, len(tokens))
+        if more and self._lookup is not None:
+            self._lookup.observe_reading(more, took_s, times.draft_s)
         if (step.epoch, end) != (self.session.epoch, self.session.end):
             self.counts.stale_steps += 1
             return
@@ -266,22 +294,6 @@ class DraftMachine:
         if self._draft_speedup is not None:
             self._draft_speedup.leave()
             self._draft_speedup = None
-
-    def _observe_step(self, step: DraftStep, took_s: float, tokens: int) -> None:
-        """Learn from a step's time, unless the draft model rewound or read a prompt in it."""
-        if step.epoch != self._read_epoch:
-            self._unfinished_s = 0.0
-            return
-        more = len(step.ahead) + max(0, len(step.context) - self._read_end - 1)
-        if more == 0:
-            self._unfinished_s += took_s
-            if tokens:
-                self._draft_s = running_mean(self._draft_s or None, self._unfinished_s / tokens)
-                self._unfinished_s = 0.0
-            return
-        self._draft_s = min(self._draft_s, took_s)  # one token takes no longer than several
-        if self._lookup is not None:
-            self._lookup.observe_reading(more, took_s, self._draft_s)
 
     def received(self, message: Down) -> Outcome:
         """Take in a message. Raise RemoteProtocolError for what no correct verifier sends."""

@@ -23,14 +23,16 @@ MIN_WEIGHT: Final = 1 / 32
 
 @dataclass(slots=True)
 class Precision:
-    """The share of right tokens of one kind is a running mean that starts at a prior."""
+    """The share of right tokens of one kind is a running mean that starts at a prior, which
+    counts as `seen` observations. The latest one has at least the weight `min_weight`."""
 
     right: float
     seen: int
+    min_weight: float = MIN_WEIGHT
 
     def observe(self, right: bool) -> None:
         self.seen += 1
-        self.right = running_mean(self.right, right, max(MIN_WEIGHT, 1 / self.seen))
+        self.right = running_mean(self.right, right, max(self.min_weight, 1 / self.seen))
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from gateway.endpoints.tools import ToolChoice, Tools, ToolUse, check_choice, to
 from gateway.errors import UNSUPPORTED, InvalidRequest, Unsupported
 from gateway.grammars import in_lark
 from gateway.output.formats.base import AllowedOutput, Constraint
-from gateway.output.output_format import CallRules, OutputFormat
+from gateway.output.output_format import OutputFormat
 from gateway.output.stream import Reader
 from gateway.ports import Facts, GatewayTokenizer
 from gateway.schema import FIRST_ERROR, Flag, Integer, unsupported
@@ -108,12 +108,10 @@ class ChatRequest(ThinkingFields, GenerationRequest):
     def reader(
         self, output_format: OutputFormat, prompt: TokenIds, stop_tokens: frozenset[int]
     ) -> Reader:
-        use = self.tool_use
-        only = None if use.only_text is None else use.name
         return output_format.reader(
             self._detokeniser(stop_tokens),
             prompt,
-            CallRules(use.schemas, use.parallel, use.custom, only),
+            self.tool_use.call_rules,
             splits_reasoning=self.splits_reasoning,
         )
 

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from gateway.endpoints.parameters import Servable
-from gateway.output.detokenise import Detokeniser, Piece
+from gateway.output.detokenise import Detokeniser, Piece, StopConditions
 from gateway.output.formats.base import Constraint
 from gateway.output.output_format import OutputFormat
 from gateway.output.stream import ChoiceStream, Reader
@@ -175,12 +175,15 @@ class GenerationRequest(Servable):
         return {}
 
     def _detokeniser(self, stop_tokens: frozenset[int]) -> Callable[[Piece], Detokeniser]:
+        stop = StopConditions(
+            tokens=stop_tokens.union(self.stop_token_ids),
+            strings=self.stop,
+            min_tokens=self.min_tokens,
+            is_shown=self.include_stop_str_in_output,
+        )
         return partial(
             Detokeniser,
-            stop_tokens=stop_tokens.union(self.stop_token_ids),
-            min_tokens=self.min_tokens,
-            stops=self.stop,
-            include_stop=self.include_stop_str_in_output,
+            stop=stop,
             watched=self.is_watched,
             lists_all=self.wanted_prompt_logprobs is not None,
         )

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 
 from gateway.json_schemas import LARK, MAX_BYTES, Schemas, schemas_of
 from gateway.output.message import FIELD
+from gateway.output.output_format import CallRules
 from gateway.schema import FIRST_ERROR, Flag, Name, RequestModel, Typed, missing
 from gateway.structured_outputs import SchemaField
 
@@ -211,6 +212,12 @@ class ToolUse:
     def only_text(self) -> str | None:
         """Return the grammar of an answer that is only the text for the custom tool `name`."""
         return None if self.name is None else self.lark_tools.get(self.name)
+
+    @property
+    def call_rules(self) -> CallRules:
+        """Return the tools that the answer may call, for its reader."""
+        only = None if self.only_text is None else self.name
+        return CallRules(self.schemas, self.parallel, self.custom, only)
 
     @property
     def needs_grammar(self) -> bool:

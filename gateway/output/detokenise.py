@@ -77,10 +77,22 @@ class TextDelta(msgspec.Struct, frozen=True):
     """An endpoint has written the entries so, for an answer that is not streamed."""
 
 
+@dataclass(frozen=True, slots=True)
+class StopConditions:
+    """Define what ends the text of one choice, beside its length."""
+
+    tokens: frozenset[int] = frozenset()
+    strings: Sequence[str] = ()
+    min_tokens: int = 0
+    """A stop string that is complete within as many tokens ends nothing."""
+
+    is_shown: bool = False
+    """True if the stop string or stop token that ends the text is part of the text."""
+
+
 class Detokeniser:
     """Converts the Deltas of one choice, in order.
 
-    include_stop: True if the stop string or stop token that ends the text is part of the text.
     watched: True if deltas report speculation. lists_all: True if a stop token that is not part
     of the text has an entry too.
     """
@@ -88,11 +100,8 @@ class Detokeniser:
     def __init__(
         self,
         piece: Piece,
+        stop: StopConditions,
         *,
-        stop_tokens: frozenset[int],
-        stops: Sequence[str],
-        min_tokens: int = 0,
-        include_stop: bool = False,
         watched: bool = False,
         lists_all: bool = False,
     ) -> None:
@@ -101,11 +110,11 @@ class Detokeniser:
 
         self._piece = piece
         self._lists_all = lists_all
-        self._hidden = frozenset[int]() if include_stop else stop_tokens
+        self._hidden = frozenset[int]() if stop.is_shown else stop.tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._stops = StopStrings(stops, include_stop=include_stop)
+        self._stops = StopStrings(stop.strings, include_stop=stop.is_shown)
         self._pending: deque[LogprobEntry] = deque()
-        self._min_tokens_left = min_tokens
+        self._min_tokens_left = stop.min_tokens
         self._decoded_chars = 0
         self._shown_chars = 0
 

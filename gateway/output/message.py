@@ -141,6 +141,25 @@ def _read(written: str, end: int) -> tuple[str, int]:
         end = match.end()
 
 
+class _Passage:
+    """Collects text, and its ranges in the model's text, until it is taken."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._spans: list[range] = []
+
+    def add(self, text: str, end: int) -> None:
+        """Add text, which ends before character `end` of the model's text."""
+        self._text += text
+        self._spans.append(range(end - len(text), end))
+
+    def take(self) -> tuple[str, list[range]]:
+        """Return what was added since the last call."""
+        text, self._text = self._text, ""
+        spans, self._spans = self._spans, []
+        return text, spans
+
+
 class ParsedMessage:
     """Collects what a parser finds until the client gets it."""
 
@@ -165,23 +184,19 @@ class ParsedMessage:
         self.complete = False
         """True once the only call that the client wants has ended; all after it is left out."""
 
-        self._content = ""
-        self._spans: list[range] = []
-        self._reasoning = ""
-        self._thoughts: list[range] = []
+        self._content = _Passage()
+        self._reasoning = _Passage()
         self._pieces: list[CallPiece] = []
 
     def content(self, text: str, end: int) -> None:
         """Add content, which ends before character `end` of the model's text."""
         if text and not self.complete:
-            self._content += text
-            self._spans.append(range(end - len(text), end))
+            self._content.add(text, end)
 
     def reasoning(self, text: str, end: int) -> None:
         """Add reasoning, which ends before character `end` of the model's text."""
         if text:
-            self._reasoning += text
-            self._thoughts.append(range(end - len(text), end))
+            self._reasoning.add(text, end)
 
     def begin_call(self, name: str) -> None:
         if self.complete:
@@ -210,16 +225,13 @@ class ParsedMessage:
 
     def take_content(self) -> tuple[str, list[range]]:
         """Return the content since the last call, and its ranges in the model's text."""
-        text, self._content = self._content, ""
-        spans, self._spans = self._spans, []
-        return text, spans
+        return self._content.take()
 
     def take_parsed(self, reasoning_tokens: int) -> Parsed:
         """Return the reasoning and the calls since the last call of this method."""
-        calls, sources = tuple(_merged(self._pieces)), tuple(self._thoughts)
-        parsed = Parsed(self._reasoning, calls, reasoning_tokens, sources)
-        self._reasoning, self._pieces, self._thoughts = "", [], []
-        return parsed
+        calls, self._pieces = tuple(_merged(self._pieces)), []
+        reasoning, spans = self._reasoning.take()
+        return Parsed(reasoning, calls, reasoning_tokens, tuple(spans))
 
 
 def _merged(pieces: list[CallPiece]) -> list[CallPiece]:

@@ -69,7 +69,7 @@ class Recorder(AnswerObserver):
         self.events += self.take_all(0.0)
 
     def _note(self) -> None:
-        session = self._session
+        session = self._machine.session
         for position, each in enumerate(session.chain, len(session.committed)):
             self.proposed[position, each.token].add(each.origin)
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.grammars import Tags
-from gateway.output.detokenise import Detokeniser, TextDelta
+from gateway.output.detokenise import Detokeniser, StopConditions, TextDelta
 from gateway.output.formats.base import ToolFormat
 from gateway.output.message import ParsedMessage
 from gateway.output.output_format import FORMATS
@@ -89,9 +89,8 @@ def test_the_origins_are_those_of_the_tokens_however_the_text_is_cut(
     pieces = [*split(text.encode(), cuts), b""]
     origins = [draw.choice(ORIGINS) for _ in pieces]  # type: ignore[attr-defined]
     reader = Detokeniser(
-        pieces.__getitem__, stop_tokens=frozenset(), stops=stops,
-        include_stop=include, watched=True,
-    )  # fmt: skip
+        pieces.__getitem__, StopConditions(strings=stops, is_shown=include), watched=True
+    )
 
     shown, counted, tokens = list[TextDelta](), Counter[str](), 0
     for group in split(range(len(pieces)), commits):
@@ -116,7 +115,7 @@ def test_the_origins_are_those_of_the_tokens_however_the_text_is_cut(
 
 def test_the_chains_text_continues_the_character_that_is_being_shown() -> None:
     pieces = [b"\xe2\x82", b"\xac!", b"\xf0\x9f"]
-    reader = Detokeniser(pieces.__getitem__, stop_tokens=frozenset(), stops=(), watched=True)
+    reader = Detokeniser(pieces.__getitem__, StopConditions(), watched=True)
     reader.read(Delta((0,), origins=("target",)))
 
     report = reader.read(Delta((), events=(ChainEvent(0, 1, 2, False, (1, 2)),))).report
@@ -144,9 +143,7 @@ def parser(form: ToolFormat, pieces: Sequence[str]) -> OutputParser:
         yield from read_reasoning(text, out, Tags("<think>", "</think>"), opened=False)
         yield from form.read(text, out, TOOLS)
 
-    reader = Detokeniser(
-        lambda token: pieces[token].encode(), stop_tokens=frozenset(), stops=(), watched=True
-    )
+    reader = Detokeniser(lambda token: pieces[token].encode(), StopConditions(), watched=True)
     return OutputParser(reader, ParsedMessage(lambda: "id"), parse)
 
 

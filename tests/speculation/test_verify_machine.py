@@ -387,8 +387,8 @@ def test_fill_never_has_all_its_drafts_judged_unless_others_pay_for_them(
 
 def test_rows_go_to_the_session_whose_draft_tokens_are_accepted() -> None:
     verifier = machine(latency(*FLAT), good="always", bad="always")
-    verifier.session("good").chain.acceptance = 0.9
-    verifier.session("bad").chain.acceptance = 0.2
+    verifier.session("good").chain._precision.right = 0.9
+    verifier.session("bad").chain._precision.right = 0.2
     for name in ("good", "bad"):
         verifier.received(name, Draft(0, 0, 0, (1, 2, 3)), arrived=0.0)
 

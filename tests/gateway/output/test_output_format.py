@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.grammars import Tags
-from gateway.output.detokenise import Detokeniser, Piece, TextDelta
+from gateway.output.detokenise import Detokeniser, Piece, StopConditions, TextDelta
 from gateway.output.formats.base import AllowedOutput, pass_content
 from gateway.output.formats.hermes import Hermes
 from gateway.output.formats.mistral import Mistral
@@ -58,7 +58,7 @@ class MarkedTokenizer(ByteTokenizer):
 
 
 def detokeniser(piece: Piece) -> Detokeniser:
-    return Detokeniser(piece, stop_tokens=frozenset({END}), stops=())
+    return Detokeniser(piece, StopConditions(frozenset({END})))
 
 
 def output_format(template: str, *markers: str) -> OutputFormat:
@@ -194,7 +194,7 @@ def parse(
     output_format = OutputFormats().find(ByteTokenizer(template=TEMPLATE))
 
     def detokeniser(piece: Piece) -> Detokeniser:
-        return Detokeniser(piece, stop_tokens=frozenset({END}), stops=stops)
+        return Detokeniser(piece, StopConditions(frozenset({END}), stops))
 
     reader = output_format.reader(detokeniser, (), CallRules(TOOLS, parallel))
     shown = []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import ClientGone, EngineFault
 from gateway.http import connected
-from gateway.output.detokenise import Detokeniser, StopStrings, TextDelta
+from gateway.output.detokenise import Detokeniser, StopConditions, StopStrings, TextDelta
 from gateway.output.stream import (
     QUEUED,
     ChoiceStream,
@@ -25,7 +25,7 @@ from tests.gateway.output.reading import split
 
 
 def detokeniser(stop: str) -> Detokeniser:
-    return Detokeniser(lambda token: bytes([token]), stop_tokens=frozenset(), stops=[stop])
+    return Detokeniser(lambda token: bytes([token]), StopConditions(strings=[stop]))
 
 
 async def test_a_stop_string_closes_the_engine_before_the_last_text() -> None:
@@ -186,10 +186,7 @@ def detokenise_detokeniser(
 ) -> Detokeniser:
     return Detokeniser(
         lambda token: bytes([token]) if token < END else STOPPING_PIECES[token],
-        stop_tokens=frozenset(STOPPING_PIECES),
-        stops=stops,
-        include_stop=include_stop,
-        min_tokens=min_tokens,
+        StopConditions(frozenset(STOPPING_PIECES), stops, min_tokens, include_stop),
     )
 
 

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from bench.pace.tiny_model import TOKENS
 from bench.run.services import free_port
 from gateway.endpoints.rendering import PATH
-from gateway.output.detokenise import Detokeniser
+from gateway.output.detokenise import Detokeniser, StopConditions
 from gateway.output.output_format import CallRules, OutputFormats
 from gateway.ports import Delta, Statistics
 from local_models.tokenizer_file import tokenizer_file
@@ -109,7 +109,7 @@ async def test_an_edge_reads_reasoning_as_vllms_parser_does(
     request = ChatCompletionRequest(messages=CHAT["messages"], model="m")
 
     opened = tokenizer.encode("<think>" if thinks else "</think>", begin=False)
-    make = partial(Detokeniser, stop_tokens=frozenset[int](), stops=())
+    make = partial(Detokeniser, stop=StopConditions())
     reader = OutputFormats().find(tokenizer).reader(make, opened, CallRules({}))
     deltas = [reader.read(Delta((token,))) for token in ids]
     deltas.append(reader.read(Delta((), finish="length", statistics=Statistics())))
