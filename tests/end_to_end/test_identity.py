@@ -1,6 +1,7 @@
 """The main promise on real models and real services: the edge says what the target says.
 
-`python -m bench.identity` asks all prompts for longer answers; this is the short form.
+`python -m bench.identity` asks all prompts for longer answers; this is the short form. Without
+`--long`, every third family is asked, since a target that reads slowly takes minutes for all.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from bench.run.services import Services, ServicesPlan
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 
 LIST = ", ".join(["apples", "pears", "plums", "figs", "dates", "limes", "nuts"] * 3)
+FAMILIES = pytest.mark.parametrize(
+    "families",
+    [slice(0, None, 3), pytest.param(slice(None), marks=pytest.mark.long)],
+    ids=["some", "all"],
+)
 COPY = Prompt("copy/1", "edit", f"Say this list again, word by word:\n\n{LIST}\n\n{LIST}")
 
 
@@ -40,10 +46,10 @@ async def asked(
 
 
 async def asked_by_halves(
-    services: Services, edges: Sequence[str], tokens: int
+    services: Services, edges: Sequence[str], families: slice, tokens: int
 ) -> list[Answer]:
     """Ask every second edge at temperature 0 and the others at 1, where a target takes long."""
-    prompts = read(per_family=1)
+    prompts = read(per_family=1)[families]
     cold = await asked(services, edges[::2], prompts, [0.0], tokens)
     return [*cold, *await asked(services, edges[1::2], prompts, [1.0], tokens)]
 
@@ -56,10 +62,11 @@ def counted(answers: Iterable[Answer], name: str) -> int:
     return sum(getattr(answer.reply, name) for answer in answers)
 
 
+@FAMILIES
 async def test_the_text_is_the_same_over_a_far_link_and_whatever_is_drafted(
-    services: Services,
+    services: Services, families: slice
 ) -> None:
-    prompts = read(per_family=1)
+    prompts = read(per_family=1)[families]
 
     answers = await asked(services, ("far", "bad", "eager"), prompts, [0.0, 1.0], 16)
 
@@ -80,23 +87,27 @@ async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
     assert counted(alone, "accepted") > 0
 
 
-async def test_the_text_of_the_models_that_ship_is_the_same() -> None:
+@FAMILIES
+async def test_the_text_of_the_models_that_ship_is_the_same(families: slice) -> None:
     edges = {name: EDGES[name] for name in ("far", "eager")}
     plan = ServicesPlan("qwen2.5-coder", "qwen2.5-coder", edges)
 
     async with Services(plan) as own:
-        answers = await asked_by_halves(own, list(edges), 12)
+        answers = await asked_by_halves(own, list(edges), families, 12)
 
     assert different(answers) == []
     assert counted(answers, "accepted") > 0
 
 
-async def test_the_text_is_the_same_with_a_draft_model_of_another_vocabulary() -> None:
+@FAMILIES
+async def test_the_text_is_the_same_with_a_draft_model_of_another_vocabulary(
+    families: slice,
+) -> None:
     edges = {name: EDGES[name] for name in ("far", "eager", "noise", "bad")}
     plan = ServicesPlan("smollm2", "qwen2.5-coder-0.5b-q4_0", edges)
 
     async with Services(plan) as own:
-        answers = await asked_by_halves(own, list(edges), 16)
+        answers = await asked_by_halves(own, list(edges), families, 16)
 
     assert different(answers) == []
     assert counted(answers, "accepted") > 0
