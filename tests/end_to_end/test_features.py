@@ -192,7 +192,7 @@ async def test_a_message_is_the_same_with_right_and_with_useless_drafts(
 
 @pytest.mark.parametrize("feature", ["shaped", "sentence"])
 async def test_a_message_is_the_same_with_a_right_and_with_a_wrong_prediction(
-    services: Services, feature: str
+    services: Services, feature: str, is_long: bool
 ) -> None:
     own, url = FEATURES[feature], services.edge_urls["past"]  # it drafts nothing itself
 
@@ -205,7 +205,8 @@ async def test_a_message_is_the_same_with_a_right_and_with_a_wrong_prediction(
 
         assert list(map(seen, hit)) == list(map(seen, plain))
         assert list(map(seen, missed)) == list(map(seen, plain))
-        assert predicted_tokens(hit) > predicted_tokens(missed)  # a busy host judges few
+        if is_long:  # a busy host may judge none
+            assert predicted_tokens(hit) > predicted_tokens(missed)
 
 
 def predicted_tokens(answers: Sequence[Json]) -> int:

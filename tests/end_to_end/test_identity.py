@@ -18,6 +18,7 @@ from bench.run.services import Services, ServicesPlan
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 
+PATIENT = "tests.end_to_end.patient"
 LIST = ", ".join(["apples", "pears", "plums", "figs", "dates", "limes", "nuts"] * 3)
 FAMILIES = pytest.mark.parametrize(
     "families",
@@ -77,7 +78,12 @@ async def test_the_text_is_the_same_over_a_far_link_and_whatever_is_drafted(
 async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
     """The verifier is its own: one that others have kept busy may have learned that the rows of
     so small a target do not pay, and then it judges nothing that is looked up."""
-    plan = ServicesPlan("smollm2", "smollm2", {name: EDGES[name] for name in ("none", "far")})
+    plan = ServicesPlan(
+        "smollm2",
+        "smollm2",
+        {name: EDGES[name] for name in ("none", "far")},
+        edge_module=PATIENT,
+    )
 
     async with Services(plan) as own:
         answers = await asked(own, ("none", "far"), [COPY], [0.0, 1.0], 48)
@@ -90,7 +96,7 @@ async def test_the_text_is_the_same_when_it_is_looked_up() -> None:
 @FAMILIES
 async def test_the_text_of_the_models_that_ship_is_the_same(families: slice) -> None:
     edges = {name: EDGES[name] for name in ("far", "eager")}
-    plan = ServicesPlan("qwen2.5-coder", "qwen2.5-coder", edges)
+    plan = ServicesPlan("qwen2.5-coder", "qwen2.5-coder", edges, edge_module=PATIENT)
 
     async with Services(plan) as own:
         answers = await asked_by_halves(own, list(edges), families, 12)
@@ -104,7 +110,7 @@ async def test_the_text_is_the_same_with_a_draft_model_of_another_vocabulary(
     families: slice,
 ) -> None:
     edges = {name: EDGES[name] for name in ("far", "eager", "noise", "bad")}
-    plan = ServicesPlan("smollm2", "qwen2.5-coder-0.5b-q4_0", edges)
+    plan = ServicesPlan("smollm2", "qwen2.5-coder-0.5b-q4_0", edges, edge_module=PATIENT)
 
     async with Services(plan) as own:
         answers = await asked_by_halves(own, list(edges), families, 16)

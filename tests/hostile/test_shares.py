@@ -21,6 +21,7 @@ from gateway.hosting.http1 import protocol
 from gateway.ports import Delta, Job
 from speculation.messages import RUN_CHARACTERS
 from tests.gateway.scripted import ANN, BEN, MODEL, ScriptedEngine, make_app, served, table
+from tests.guards import GUARD_S
 from tests.verifier import test_tenants as verifier
 from tests.verifier.conftest import fake_command, serving
 from tests.verifier.fake_target import FACTS, FakeTarget
@@ -61,7 +62,7 @@ async def edge(folder: Path, *names: str) -> AsyncIterator[tuple[str, list[Route
 
 async def is_answered(url: str, key: dict[str, str]) -> bool:
     """Return True if a new client of this key gets an answer, and /health is answered."""
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=GUARD_S) as client:
         chat = await client.post("/v1/chat/completions", json=CHAT, headers=key)
         return chat.status_code == (await client.get("/health")).status_code == 200
 
@@ -86,7 +87,7 @@ class Held:
 
     async def statuses(self) -> list[bytes]:
         """Return the status of each that was answered and is open."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD_S):
             lines = [await reader.readline() for reader, _ in self._open]
         return [line[9:12] for line in lines]
 
@@ -104,7 +105,7 @@ async def begun(url: str, path: str, model: str = MODEL) -> str:
     if "chat" in path:
         body["stream_options"] = {"include_speculation": True}
     async with (
-        httpx.AsyncClient(base_url=url, timeout=10) as client,
+        httpx.AsyncClient(base_url=url, timeout=GUARD_S) as client,
         client.stream("POST", path, json=body, headers=ANN) as answer,
     ):
         async for line in answer.aiter_lines():
@@ -177,7 +178,7 @@ async def uploading(file: Path, streams: int) -> AsyncIterator[tuple[int, int]]:
     request of ben's."""
     async with verifier.app_of(file, FakeTarget()) as app:
         opened = [UploadStream(app) for _ in range(streams)]
-        async with asyncio.timeout(10), verifier.client_of(app, verifier.BEN) as ben:
+        async with asyncio.timeout(GUARD_S), verifier.client_of(app, verifier.BEN) as ben:
             while not all(upload.answer for upload in opened):  # noqa: ASYNC110 - other tasks
                 await asyncio.sleep(0.001)
             status = (await ben.get("/v1/model-facts")).status_code
