@@ -28,7 +28,7 @@ from tests.verifier.fake_target import FACTS, FakeTarget
 from tests.verifier.test_uploads import UploadStream
 from verifier.sessions.session import MIN_UPLOADS
 
-CONNECTIONS = 60
+CONNECTIONS = 24
 KEPT = CONNECTIONS // 4
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 HELD = "slowly"
@@ -134,7 +134,8 @@ async def test_replays_leave_another_key_its_connections(tmp_path: Path, path: s
 async def test_a_process_answers_others_whatever_a_key_holds(tmp_path: Path) -> None:
     keys, port = tmp_path / "keys.toml", free_port()
     keys.write_text(table("ann") + table("ben"))
-    descriptors = 2 * CONNECTIONS  # half of them are for connections
+    connections = 60
+    descriptors = 2 * connections  # half of them are for connections
     limited = ["prlimit", f"--nofile={descriptors}:{descriptors}"]
     url = f"http://127.0.0.1:{port}"
     with serving(limited + fake_command(port, keys_file=str(keys)), port):
@@ -142,7 +143,7 @@ async def test_a_process_answers_others_whatever_a_key_holds(tmp_path: Path) -> 
         for path in ("/v1/responses", "/v1/chat/completions"):
             paths.append(f"{path}/{await begun(url, path, FACTS.model)}?stream=true")
         with closing(Held(url)) as held:
-            for number in range(CONNECTIONS):
+            for number in range(connections):
                 path = paths[number % len(paths)]
                 await held.add("POST" if "uploads" in path else "GET", path, ANN)
 

@@ -168,6 +168,8 @@ def test_a_page_that_is_left_alone_asks_for_the_status_alone_and_none_while_hidd
     visit.forgive()
 
     visit.page.clock.run_for(60_000)
+    while len(visit.requested()) < 5:
+        visit.page.wait_for_timeout(20)
     visit.page.wait_for_timeout(500)
     shown = visit.requested()
     visit.evaluate("() => Object.defineProperty(document, 'hidden', { get: () => true })")
