@@ -15,7 +15,7 @@
 # make test-vllm-engines                 several engines and workers at once, which want a core each,
 #                                       on both model runners
 # make test-vllm-v2-short [VERSION=0.33.0]   vLLM's Model Runner V2 in Triton's interpreter, on a tiny model:
-#                                       6 to 8 minutes on two cores that others use too
+#                                       one head of several: the others with ARGS=--long
 # make test-vllm-v2                     the same, and both judges on SmolLM2: half an hour there
 # make test-vllm-matrix                 one identity test on several versions of vLLM
 # make gpu-check [MODEL=NAME] [HEAD=JSON]   on a GPU host: judge, start-up, texts and speed in one report
@@ -166,9 +166,9 @@ test-vulkan: .venv/.ready-dev
 
 .PHONY: test-vllm-engines
 test-vllm-engines: .venv-vllm/.ready-dev
-	@PICOSPEC_TEST_WORKERS=2 $(STEP) "several engines and workers of vLLM" $(VLLM)/pytest $(ENGINES) $(ARGS)
+	@PICOSPEC_TEST_WORKERS=2 $(STEP) "several engines and workers of vLLM" $(VLLM)/pytest --long $(ENGINES) $(ARGS)
 	@$(ON_V2) PICOSPEC_TEST_WORKERS=2 $(STEP) "the same on Model Runner V2" \
-		$(VLLM)/pytest -W default $(ENGINES) $(TWO_WORKERS) $(ARGS)
+		$(VLLM)/pytest --long -W default $(ENGINES) $(TWO_WORKERS) $(ARGS)
 
 # Triton's interpreter and its backend are for these tests only: installed, they would break V1.
 V2 := tests/verifier/vllm_target/v2
@@ -184,7 +184,7 @@ test-vllm-v2-short: .venv-vllm/.ready-dev
 		$(addprefix tests/verifier/vllm_target/test_, adapters.py operators.py patches.py) $(ARGS)
 
 test-vllm-v2: test-vllm-v2-short
-	@$(ON_V2) $(STEP) "SmolLM2 on Model Runner V2" $(VLLM)/pytest -W default $(ON_SMOLLM2) $(ARGS)
+	@$(ON_V2) $(STEP) "SmolLM2 on Model Runner V2" $(VLLM)/pytest --long -W default $(ON_SMOLLM2) $(ARGS)
 
 test-clients: test-clients-ready models
 	@$(STEP) "tests of clients" $(BIN)/pytest tests/clients $(ARGS)

@@ -24,7 +24,7 @@ from local_models.progress import progress_bar
 from local_models.references import Role
 from local_models.store import open_store
 from local_models.user_catalogue import UserCatalogue, user_file
-from picospec.configuration import Json, visible
+from picospec.command_parts import Json, visible
 from picospec.up import read_settings, sources_of
 
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)

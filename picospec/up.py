@@ -25,9 +25,13 @@ from gateway.hosting.readiness import until_ready
 from gateway.hosting.settings import WrongSettings, as_environment
 from gateway.system import STOPS, handled_signals
 from picospec.chat_client import ChatError, client_of, first_model
-from picospec.configuration import HOST, SERVICES, visible
-from picospec.doctor import Finding, bind_error, check_edge
-from picospec.link import Conditions, Link
+from picospec.command_parts import HOST, visible
+from picospec.configuration import SERVICES
+from picospec.findings import Finding
+from picospec.link import Link
+from picospec.link_path import Conditions
+from picospec.machine_checks import bind_error
+from picospec.verifier_checks import check_edge
 from verifier.options import llama_options
 
 VERIFIER_KEY: Final = SERVICES["edge"].secrets["verifier_key"]

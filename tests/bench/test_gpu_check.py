@@ -30,7 +30,7 @@ from bench.run.client import Reply
 from bench.run.services import Services, ServicesPlan
 from bench.statistics import fisher
 from gateway.hosting.processes import ServiceDied
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from speculation.messages import Sampling
 from tests.verifier.vllm_target.v2.tiny import make
 
@@ -352,6 +352,9 @@ class Silent(Quick):
 
     async def _asked(self, url: str, at_once: int = 1, **named: str) -> quick.Texts:
         return texts()
+
+    async def _missing(self, works: object, folder: Path) -> str:
+        return ""
 
 
 @pytest.mark.parametrize(("others", "verdict"), [((), "PASS"), (range(9), "FAIL")])

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from tests.edge_agent.processes import ROOT
 
 pytest.importorskip("vllm")
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.long]  # pip copies, installs and resolves
 
 LOAD_PLUGINS = """
 from importlib.metadata import entry_points

@@ -34,27 +34,25 @@ from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.segments import Segment
 from local_models.store import open_store
 from local_models.vocabulary import Vocabulary
-from picospec.doctor import (
-    Finding,
-    check_cache,
-    check_context,
-    check_engine,
+from picospec.draft_checks import (
     check_gain,
-    check_models,
     check_pace,
-    check_port,
-    check_protocol,
     check_speed,
-    check_verifier,
     check_vocabulary,
     draft_choice,
+)
+from picospec.expecting import CONTEXT_TOKENS, SAMPLE_TOKENS, MeasuredPace, TimedTarget, agreed
+from picospec.findings import Finding, report
+from picospec.machine_checks import check_cache, check_engine, check_models, check_port
+from picospec.up import told
+from picospec.verifier_checks import (
+    check_context,
+    check_protocol,
+    check_verifier,
     each_alone,
     encryption,
     not_reached,
-    report,
 )
-from picospec.expecting import CONTEXT_TOKENS, SAMPLE_TOKENS, MeasuredPace, TimedTarget, agreed
-from picospec.up import told
 from tests.edge_agent.fakes import FACTS
 from tests.picospec.screen import Screen
 

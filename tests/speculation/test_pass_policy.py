@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from speculation.arrivals import MAX_COMMITS, MIN_INTERVAL_S, Arrivals
 from speculation.judge import Judgement
 from speculation.latency import TRIED_ROWS, PassLatency, measured
-from speculation.messages import Draft, Limits
+from speculation.messages import Draft
+from speculation.model_facts import Limits
 from speculation.pass_policy import (
     MAX_AWAITED,
     Calibration,

@@ -46,11 +46,14 @@ from tests.verifier.conftest import http2_client, metrics, sessions_open, until_
 from tests.verifier.down import opened, push, text_of
 from tests.verifier.fake_target import FACTS, FAILS, STALLS, STREAMS, FakeTarget, opening, said
 from tests.verifier.test_sessions import tenant
+from verifier.host import Host
 from verifier.metrics import VerifierMetrics
 from verifier.routes import Routes
-from verifier.sessions.session import Session, Sessions, SessionUsage, Timeouts
+from verifier.sessions.admission import Sessions
+from verifier.sessions.session import Session
+from verifier.sessions.timeouts import Timeouts
+from verifier.sessions.usage import SessionUsage
 from verifier.settings import SessionSettings
-from verifier.target import Host
 from verifier.vllm_target.core.slot import OutgoingFrame
 from verifier.vllm_target.serving.target import VllmTarget
 

@@ -11,7 +11,8 @@ import msgspec
 
 from speculation.answer_cache import Owner
 from speculation.logit_settings import LogitSettings
-from speculation.messages import Limits, Open
+from speculation.messages import Open
+from speculation.model_facts import Limits
 
 FIELD: Final = "picospec"
 """Our entry in SamplingParams.extra_args and in outputs' kv_transfer_params has this key."""

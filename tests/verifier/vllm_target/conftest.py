@@ -1,4 +1,5 @@
-"""One real engine for all tests marked `vllm`: SmolLM2-135M in float32 on this CPU.
+"""One real engine for all tests marked `vllm`: the first layers of SmolLM2-135M, or all of them
+with --long, in float32 on this CPU.
 
 float32, because bf16 is not bit-identical across batch shapes: argmaxes flip between tokens
 whose logits lie one bf16 step apart.
@@ -7,7 +8,10 @@ whose logits lie one bf16 step apart.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +28,8 @@ from prometheus_client import CollectorRegistry
 from local_models.dequantise import dequantise
 from local_models.store import open_store
 from picospec import ROOMS
-from speculation.messages import Commit, Draft, Finish, Limits, Open
+from speculation.messages import Commit, Draft, Finish, Open
+from speculation.model_facts import Limits
 from tests.verifier.conftest import KEY
 from tests.verifier.down import opened, push, text_of
 from verifier.metrics import VerifierMetrics
@@ -45,13 +50,15 @@ ENVIRONMENT = {
     "PICOSPEC_VERIFIER__SPECULATION__MAX_VERIFY": "8",
 } | ({"VLLM_CPU_OMP_THREADS_BIND": "nobind"} if WORKERS > 1 else {})
 
-# 104 MiB are 17 blocks of 128 tokens: one a session, so those that grow longer get preempted.
 OPTIONS = {
     "dtype": "float32",
     "max_model_len": 256,
     "max_num_seqs": 16,
-    "kv_cache_memory_bytes": 104 << 20,
 }
+LAYER_KV_BYTES = 3632 << 10
+"""17 blocks of 128 tokens: one a session, so those that grow longer get preempted."""
+
+LAYERS = 4
 LIMITS = Limits(max_verify=8, max_ahead=64)
 SMALL = (
     "--vllm.dtype", "float32",
@@ -80,7 +87,9 @@ async def engine(directory: Path, **options: Any) -> AsyncIterator[VllmEngine]:
 
     os.environ |= {**ENVIRONMENT, **os.environ}
     register()  # vLLM may have loaded its plugins before, without ours
-    given = OPTIONS | {"enforce_eager": True} | options
+    layers = json.loads((directory / "config.json").read_text())["num_hidden_layers"]
+    room = {"enforce_eager": True, "kv_cache_memory_bytes": LAYER_KV_BYTES * layers}
+    given = OPTIONS | room | options
     arguments = AsyncEngineArgs(model=str(directory), **given)
     llm = await asyncio.to_thread(AsyncLLM.from_engine_args, arguments)
     try:
@@ -96,17 +105,35 @@ def make(engine: VllmEngine, limits: Limits = LIMITS, **settings: Any) -> VllmTa
 
 
 @pytest.fixture(scope="session")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2 as safetensors: PICOSPEC_TEST_SAFETENSORS, or converted now from the store."""
+def directory(tmp_path_factory: pytest.TempPathFactory, is_long: bool) -> Path:
+    """SmolLM2 as safetensors: PICOSPEC_TEST_SAFETENSORS, or converted now from the store.
+    Drafts may change the texts of its first layers as little, and their passes are short."""
     pytest.importorskip("vllm")
     given = os.environ.get("PICOSPEC_TEST_SAFETENSORS")
-    if given:
-        return Path(given)
-    store = open_store(os.environ)
-    (source,) = store.pull("smollm2-135m", lambda what, done, total: None)
-    target = tmp_path_factory.mktemp("safetensors")
-    dequantise(source, target)
-    return target
+    whole = Path(given) if given else tmp_path_factory.mktemp("safetensors")
+    if not given:
+        store = open_store(os.environ)
+        (source,) = store.pull("smollm2-135m", lambda what, done, total: None)
+        dequantise(source, whole)
+    return whole if is_long else first_layers(whole, tmp_path_factory.mktemp("layers"))
+
+
+def first_layers(whole: Path, folder: Path) -> Path:
+    """Write a model of the first LAYERS layers of another one."""
+    from safetensors.torch import load_file, save_file
+
+    for path in whole.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copy(path, folder)
+    config = json.loads((whole / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": LAYERS}))
+    weights = {
+        name: weight
+        for name, weight in load_file(whole / "model.safetensors").items()
+        if not (of := re.search(r"layers\.(\d+)\.", name)) or int(of[1]) < LAYERS
+    }
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @asynccontextmanager

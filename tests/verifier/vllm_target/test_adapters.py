@@ -19,12 +19,8 @@ import pytest_asyncio
 
 from bench.run.services import free_port
 from gateway.errors import NotFound
-from speculation.messages import (
-    Finish,
-    ModelFacts,
-    Open,
-    Sampling,
-)
+from speculation.messages import Finish, Open, Sampling
+from speculation.model_facts import ModelFacts
 from tests.guards import GUARD_S
 from tests.verifier.conftest import http2_client
 from tests.verifier.down import HEADERS, opened
@@ -53,6 +49,7 @@ from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = [
     pytest.mark.vllm,
+    pytest.mark.long,  # it starts an engine of its own
     pytest.mark.filterwarnings("default"),
     pytest.mark.asyncio(loop_scope="module"),
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -24,7 +26,8 @@ VERSIONS = ("0.32.0", "0.33.0")
 def test_ours_takes_every_call_of_a_tested_vllm(version: str) -> None:
     pytest.importorskip("vllm")
     script = [ROOT / "scripts" / "vllm-path.sh", version]
-    path = subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True).stdout
+    environment = {**os.environ, "PYTHON": sys.executable}
+    path = subprocess.check_output(script, text=True, env=environment)
     folder = Path(path.strip(), "vllm")  # not there for the installed version
     spec = find_spec("vllm")
     assert spec is not None

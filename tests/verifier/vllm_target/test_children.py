@@ -55,11 +55,10 @@ def assert_gone(family: list[Any]) -> None:
     assert [each for each in left if each.is_running() and each.status() != zombies] == []
 
 
+@pytest.mark.long
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL]
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_service(directory: Path, number: signal.Signals) -> None:
     port = free_port()
     with running(directory, port) as service:
@@ -71,6 +70,7 @@ def test_no_process_outlives_the_service(directory: Path, number: signal.Signals
         assert_gone(family)
 
 
+@pytest.mark.long
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
 def test_no_process_outlives_a_service_killed_while_its_model_loads(directory: Path) -> None:
@@ -82,9 +82,10 @@ def test_no_process_outlives_a_service_killed_while_its_model_loads(directory: P
         assert_gone(family)
 
 
+@pytest.mark.long
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", ["EngineCore", pytest.param("Worker", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["EngineCore", "Worker"])
 def test_a_process_of_the_engine_that_is_stopped_ends_the_service_and_all_of_them(
     directory: Path, name: str
 ) -> None:

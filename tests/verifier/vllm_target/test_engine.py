@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from speculation import wire
-from speculation.messages import CachedPromptTokens, RemoteProtocolError
+from speculation.errors import RemoteProtocolError
+from speculation.messages import CachedPromptTokens
 from tests.guards import GUARD_S
 from verifier.target import TargetFailed
 from verifier.vllm_target.core.slot import OutgoingFrame
@@ -84,6 +85,7 @@ async def test_a_message_goes_to_the_core_of_its_session_alone() -> None:
     assert await ranks.call_all("figures") == [b"0", b"1"]
 
 
+@pytest.mark.vllm
 def test_a_call_is_what_vllm_takes_for_one() -> None:
     pytest.importorskip("vllm")
     from vllm.v1.engine import EngineCoreRequestType

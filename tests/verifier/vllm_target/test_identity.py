@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -100,7 +100,7 @@ async def test_many_sessions_at_once_each_generate_what_they_generate_alone(
             PROMPTS[i % len(PROMPTS)],
             DRAWN if i % 2 else GREEDY,
             seed=i,
-            max_tokens=40,
+            max_tokens=24,
             fill=fills[i % 4],
         )
         for i in range(8)
@@ -160,29 +160,51 @@ async def test_the_verifiers_own_draft_tokens_do_not_change_the_text(
 # Judged `separate`, tokens have the target's distribution; a cut one would be noticed.
 
 
-PROMPT = "Once upon a time, there was"
-SHAPE = Sampling(temperature=1.0, top_p=0.8)
-DRAWS = 2000
+DRAWS = 512
+"""As many as show that a distribution was cut; with --long, four times as many."""
+
 AT_ONCE = 16
 
 
+@dataclass(frozen=True)
+class Exact:
+    """What a model says after a prompt."""
+
+    prompt: str
+    shape: Sampling
+    head: int
+    """The distribution is cut to so many tokens, which is to be noticed."""
+
+    first: int = 0
+    """The first token, the only one of this shape."""
+
+    second: Distribution = field(
+        default_factory=lambda: Distribution(np.array([]), np.array([]))
+    )
+
+
+OF_LAYERS = Exact(PROMPTS[4], Sampling(temperature=1.5, top_p=0.8), head=2)
+OF_MODEL = Exact(PROMPTS[5], Sampling(temperature=1.0, top_p=0.8), head=10)
+
+
 @pytest.fixture(scope="session")
-def exact(directory: Path, target: VllmTarget) -> tuple[int, Distribution]:
-    """Return the first token, the only one of this shape, and the second one's distribution."""
+def exact(directory: Path, target: VllmTarget, is_long: bool) -> Exact:
     import torch
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    prompt = target.tokenizer.encode(PROMPT)
+    found = OF_MODEL if is_long else OF_LAYERS
+    prompt = target.tokenizer.encode(found.prompt)
 
     def distribution_after(tokens: list[int]) -> Distribution:
         with torch.no_grad():
             logits = model(torch.tensor([tokens])).logits[0, -1].numpy()
-        return distributions.distribution(logits, SHAPE)
+        return distributions.distribution(logits, found.shape)
 
     first = distribution_after(prompt)
     assert first.tokens.size == 1
-    return int(first.tokens[0]), distribution_after([*prompt, int(first.tokens[0])])
+    token = int(first.tokens[0])
+    return replace(found, first=token, second=distribution_after([*prompt, token]))
 
 
 def skewed(p: Distribution) -> QuantisedDistribution:
@@ -229,16 +251,16 @@ async def second_token(
 
 async def draw(
     target: VllmTarget,
-    exact: tuple[int, Distribution],
+    exact: Exact,
     name: str,
     most: int,
-    draws: int = DRAWS,
+    draws: int,
 ) -> tuple[float, float, float]:
     """Return the chi-square test's p-value, the share rejected, and what it should be."""
-    _, p = exact
+    p = exact.second
     q = skewed(p)
     fields: dict[str, Any] = {"judge": "separate", "fill": "never", "max_tokens": 3}
-    request = opening(target, PROMPT, SHAPE, **fields)
+    request = opening(target, exact.prompt, exact.shape, **fields)
     random = Random(name)
     counts: Counter[int] = Counter()
     rejected = 0
@@ -266,31 +288,32 @@ async def draw(
 
 
 async def test_the_tokens_have_the_targets_distribution(
-    target: VllmTarget, exact: tuple[int, Distribution]
+    target: VllmTarget, exact: Exact, is_long: bool
 ) -> None:
-    pvalue, rejected, expected = await draw(target, exact, "exact", most=10**6)
+    draws = DRAWS * (4 if is_long else 1)
+
+    pvalue, rejected, expected = await draw(target, exact, "exact", 10**6, draws)
 
     assert pvalue > 0.001
-    assert rejected == pytest.approx(expected, abs=4 * (0.25 / DRAWS) ** 0.5)
+    assert rejected == pytest.approx(expected, abs=4 * (0.25 / draws) ** 0.5)
     assert (await target.figures())["sessions"] == 0
 
 
 async def test_a_distribution_cut_to_its_head_is_noticed(
-    target: VllmTarget, exact: tuple[int, Distribution]
+    target: VllmTarget, exact: Exact
 ) -> None:
-    pvalue, _, _ = await draw(target, exact, "cut", most=10, draws=DRAWS // 4)
+    pvalue, _, _ = await draw(target, exact, "cut", exact.head, DRAWS)
 
     assert pvalue < 1e-6
 
 
 async def test_a_draft_token_that_was_rejected_elsewhere_is_not_judged_anew(
-    target: VllmTarget, exact: tuple[int, Distribution]
+    target: VllmTarget, exact: Exact
 ) -> None:
-    first, p = exact
+    p, first = exact.second, exact.first
     likely, other = p.tokens[np.argsort(-p.p)[:2]].tolist()
-    request = opening(
-        target, PROMPT, SHAPE, judge="separate", max_tokens=6, committed=(first,), rejected=True
-    )
+    fields: dict[str, Any] = {"judge": "separate", "max_tokens": 6, "rejected": True}
+    request = opening(target, exact.prompt, exact.shape, committed=(first,), **fields)
 
     reject, tokens = await moved(target, "moved", request, likely, other)
 
@@ -302,7 +325,7 @@ async def test_a_draft_token_that_was_rejected_elsewhere_is_not_judged_anew(
 async def test_an_answer_judged_separate_runs_to_its_end(target: VllmTarget) -> None:
     # `never`: were the target to fill in, how many are judged would be the host's speed
     fields: dict[str, Any] = {"judge": "separate", "fill": "never", "max_tokens": 24}
-    request = opening(target, PROMPT, Sampling(temperature=1.0, top_p=0.95), **fields)
+    request = opening(target, PROMPTS[5], Sampling(temperature=1.0, top_p=0.95), **fields)
 
     tokens, rejections = await recovered(target, "long", request, Random(3))
 
@@ -314,10 +337,11 @@ async def test_sessions_that_await_recovered_tokens_outlive_preemption(
     target: VllmTarget,
 ) -> None:
     """With settings that depend on the text, recovered tokens included."""
-    no_choice = with_extras(Sampling(temperature=1.0, top_k=1), **SHAPED)  # the text is known
-    prompt = tuple(target.tokenizer.encode(PROMPT * 16))[:110]
+    shape = SHAPED | {"min_tokens": 10}
+    no_choice = with_extras(Sampling(temperature=1.0, top_k=1), **shape)  # the text is known
+    prompt = tuple(target.tokenizer.encode(PROMPTS[5] * 20))[:120]
     request = replace(
-        opening(target, PROMPT, no_choice, judge="separate", fill="never", max_tokens=30),
+        opening(target, PROMPTS[5], no_choice, judge="separate", fill="never", max_tokens=16),
         prompt=prompt,
     )
     alone = (
@@ -328,11 +352,11 @@ async def test_sessions_that_await_recovered_tokens_outlive_preemption(
     answers = await asyncio.gather(
         *(
             recovered(target, f"pressed {i}", request, Random(i), late_s=0.01 * (i % 3))
-            for i in range(14)
+            for i in range(10)  # two blocks each, of the seventeen
         )
     )
 
     assert (await target.figures())["preemptions"] > before
-    assert sum(rejections for _, rejections in answers) > 14 * 20
-    assert [tokens for tokens, _ in answers] == [alone] * 14
+    assert sum(rejections for _, rejections in answers) > 10 * 10
+    assert [tokens for tokens, _ in answers] == [alone] * 10
     assert (await target.figures())["sessions"] == 0

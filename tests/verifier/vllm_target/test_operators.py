@@ -29,6 +29,7 @@ from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = [
     pytest.mark.vllm,
+    pytest.mark.long,  # it starts an engine of its own
     pytest.mark.filterwarnings("default"),
     pytest.mark.asyncio(loop_scope="module"),
 ]

@@ -12,7 +12,8 @@ import pytest
 
 from speculation import wire
 from speculation.logit_settings import LogitSettings
-from speculation.messages import Draft, Fill, Limits, Open, Sampling
+from speculation.messages import Draft, Fill, Open, Sampling
+from speculation.model_facts import Limits
 from tests.verifier.vllm_target.test_plugin import GENERATES
 from verifier.vllm_target.ipc_messages import FIELD, Admission
 from verifier.vllm_target.patcher import original

@@ -28,7 +28,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.engine.core import EngineCoreProc
 
-from verifier.target import identity_of
+from verifier.identity import identity_of
 from verifier.vllm_target import conflicts, parent_watchdog, plugin
 from verifier.vllm_target.launch_variables import CONFIG, SOCKET
 from verifier.vllm_target.runner_choice import NAME, RunnerChoice

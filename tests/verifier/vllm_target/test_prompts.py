@@ -31,7 +31,8 @@ from local_models.template import ChatTemplate
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.logit_settings import LogitSettings
-from speculation.messages import Limits, ModelFacts, Open, Sampling
+from speculation.messages import Open, Sampling
+from speculation.model_facts import Limits, ModelFacts
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 from tests.guards import GUARD_S
 from tests.local_models.chats import TEMPLATES
@@ -121,8 +122,8 @@ def templates() -> list[tuple[str, str | None]]:
 
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
-def test_300_chats_have_the_prompts_that_vllm_gives_them(
-    packed: Packed, vllms: httpx.Client
+def test_chats_have_the_prompts_that_vllm_gives_them(
+    packed: Packed, vllms: httpx.Client, is_long: bool
 ) -> None:
     """Where a text spells a special token, the prompt has the same text and fewer of them.
     Tools for which a template has no place are an error. Late system messages that a template
@@ -130,7 +131,8 @@ def test_300_chats_have_the_prompts_that_vllm_gives_them(
     opened = {name: packed(chat_template=text).open() for name, text in templates()}
     pieces = opened["smollm2"].vocabulary.pieces
     compared = forged = refused = 0
-    for seed in range(300):
+    chats = 8 * len(opened) * (3 if is_long else 1)
+    for seed in range(chats):
         name, template = templates()[seed % len(templates())]
         body = chat(seed)
         found, expected = ours(opened[name], body), theirs(vllms, body, template)
@@ -147,9 +149,9 @@ def test_300_chats_have_the_prompts_that_vllm_gives_them(
         else:
             assert found == expected["token_ids"], (seed, name)
             compared += 1
-    assert compared > 100
-    assert forged > 50
-    assert refused < 100
+    assert compared > chats // 3
+    assert forged > chats // 6
+    assert refused < chats // 2
 
 
 SETTINGS: Final[list[Json]] = [

@@ -60,6 +60,7 @@ def serve(model: Path, *flags: str, port: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.long
 def test_a_server_of_embeddings_serves_without_session_routes(directory: Path) -> None:
     port = free_port()
     server = serve(directory, "--runner", "pooling", port=port)
@@ -77,6 +78,7 @@ def test_a_server_of_embeddings_serves_without_session_routes(directory: Path) -
         server.communicate(timeout=GUARD_S)
 
 
+@pytest.mark.long
 def test_a_flag_that_conflicts_ends_vllm_with_a_line_that_names_it(directory: Path) -> None:
     server = serve(directory, "--use-fp64-gumbel", port=free_port())
 

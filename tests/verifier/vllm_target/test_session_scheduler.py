@@ -16,16 +16,8 @@ import pytest
 from speculation import wire
 from speculation.distributions import Q_SCALE
 from speculation.logit_settings import LogitSettings
-from speculation.messages import (
-    Draft,
-    Limits,
-    Message,
-    Open,
-    Opened,
-    Pushed,
-    Reject,
-    Sampling,
-)
+from speculation.messages import Draft, Message, Open, Opened, Pushed, Reject, Sampling
+from speculation.model_facts import Limits
 from speculation.verify_machine import Offer, VerifyMachine
 from tests.guards import GUARD_S
 from verifier.vllm_target.core.slot import SessionSlot

@@ -18,13 +18,13 @@ from speculation.messages import (
     Commit,
     Draft,
     Finish,
-    Limits,
     Message,
     Open,
     Pushed,
     Recovered,
     Sampling,
 )
+from speculation.model_facts import Limits
 from speculation.noise import noise_index
 from speculation.separate import Separate
 from speculation.verify_machine import PassPlan, Verdict, VerifyMachine

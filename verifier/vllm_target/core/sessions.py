@@ -32,7 +32,8 @@ from vllm.v1.request import Request, RequestStatus
 
 from speculation import wire
 from speculation.answer_cache import Owner
-from speculation.messages import Pushed, RemoteProtocolError
+from speculation.errors import RemoteProtocolError
+from speculation.messages import Pushed
 from speculation.verify_machine import VerifyMachine
 from verifier.vllm_target import patcher
 from verifier.vllm_target.core.slot import SessionSlot

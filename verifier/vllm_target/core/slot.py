@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from speculation import wire
 from speculation.logits import Adjustment
-from speculation.messages import Down, TokenId
+from speculation.messages import Down
+from speculation.model_facts import TokenId
 from speculation.verify_session import Pass, VerifyingSession
 from verifier.vllm_target.ipc_messages import Admission
 from verifier.vllm_target.verify_request import VerifyRequest

@@ -25,7 +25,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from speculation import wire
 from speculation.answer_cache import Owner
-from speculation.messages import CachedPromptTokens, RemoteProtocolError
+from speculation.errors import RemoteProtocolError
+from speculation.messages import CachedPromptTokens
 from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target import patcher
 from verifier.vllm_target.core.slot import OutgoingFrame

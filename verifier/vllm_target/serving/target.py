@@ -17,15 +17,10 @@ from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation import wire
 from speculation.answer_cache import Owner
 from speculation.judges import JUDGES
-from speculation.messages import (
-    Commit,
-    Finish,
-    Judge,
-    Limits,
-    Open,
-    Pushed,
-)
+from speculation.messages import Commit, Finish, Open, Pushed
+from speculation.model_facts import Judge, Limits
 from speculation.wire import Framed
+from verifier.identity import weights_of
 from verifier.metrics import VerifierMetrics
 from verifier.target import (
     Deliver,
@@ -35,7 +30,6 @@ from verifier.target import (
     TargetFull,
     UnknownSession,
     Unservable,
-    weights_of,
 )
 from verifier.vllm_target import installation
 from verifier.vllm_target.serving.adapters import Adapters

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from speculation.judge import Judgement
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 from verifier.vllm_target import patcher
 from verifier.vllm_target.patches import Original, Place
 from verifier.vllm_target.runner_choice import RunnerChoice

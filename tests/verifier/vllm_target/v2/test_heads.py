@@ -30,6 +30,7 @@ from verifier.vllm_target.serving.target import VllmTarget
 
 pytestmark = ON_ENGINE
 Texts = dict[tuple[str, int], Text]
+LONG = pytest.mark.long  # an engine for each head
 K, WIDE = 3, 32
 MAX_VERIFY = "PICOSPEC_VERIFIER__SPECULATION__MAX_VERIFY"
 NAMES = ("T=0", "T=1", "top-k, top-p, min-p", "penalties", "schema")
@@ -47,7 +48,11 @@ def head(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session", params=["draft_model", "ngram"])
+@pytest_asyncio.fixture(
+    scope="module",
+    loop_scope="session",
+    params=["draft_model", pytest.param("ngram", marks=LONG)],
+)
 async def merged(
     request: pytest.FixtureRequest, directory: Path, head: Path, texts: Texts
 ) -> AsyncIterator[VllmTarget]:
@@ -141,6 +146,7 @@ async def test_vllms_own_requests_keep_its_judge(merged: VllmTarget, texts: Text
     assert (await beside).tokens == texts["T=1", 1].tokens
 
 
+@LONG
 @pytest.mark.parametrize("merged", HEADS_BY_METHOD, indirect=True)
 async def test_a_head_that_reads_the_targets_hidden_states(
     merged: VllmTarget, texts: Texts
