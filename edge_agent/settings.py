@@ -96,7 +96,7 @@ RelayPath = Annotated[str, Field(pattern=rf"^/v[0-9]+(/{_SEGMENT})+(/\*)?$")]
 
 _OWN_PATHS: Final = (
     "/v1/chat/", "/v1/completions", "/v1/models", "/v1/responses", "/v1/messages",
-    "/v1/picospec", "/v1/speculate", "/v1/model-facts", "/v1/tokenizer",
+    "/v1/picospec", "/v1/speculate", "/v1/model-facts", "/v1/tokenizer", "/v1/prompt",
 )  # fmt: skip
 """Paths that begin so are answered here, or are between this edge and its verifier."""
 

@@ -120,12 +120,14 @@ def check_speed(pace: MeasuredPace) -> Finding:
 def check_gain(pace: MeasuredPace) -> Finding:
     """Warn if the times predict that drafting gains nothing on any kind of text."""
     gains = pace.gains()
-    gain_texts = " and ".join(f"{kind} {gain:.2f} times" for kind, gain in gains.items())
+    (kind, gain), *more = gains.items()
+    others = "".join(f", and {other:.1f} for {each}" for each, other in more)
     shares = " and ".join(f"{share:0.0%}" for share in pace.agreement.values())
-    slowed = f", which it makes {pace.slowed:.2f} times as long" if pace.slowed > 1.02 else ""
     text = (
-        f"expect {gain_texts} as fast as the target alone: the draft model has {shares} of its"
-        f" tokens{slowed}"
+        f"expect about {gain:.1f} times the server's speed for {kind}{others}. The draft model"
+        f" guesses {shares} of the tokens"
     )
+    if pace.slowed > 1.02:
+        text += f". While it drafts, a token takes the server {pace.slowed:.2f} times as long"
     remedy = "a larger target, a verifier further away, or a draft model nearer to the target"
     return Finding("gain", True, text, remedy, warns=max(gains.values()) < NOTEWORTHY)

@@ -244,10 +244,16 @@ def told(findings: Sequence[Finding]) -> list[str]:
     the context is left out: it matters to agents alone."""
     bad = [each for each in findings[:-1] if each.advice and each.subject != "context"]
     return [
-        visible(f"{each.subject.capitalize()}: {each.found}.")
+        visible(f"{_sentence(each)}.")
         + visible(f" What to do: {each.advice}." if each.advice else "")
         for each in (*bad, findings[-1])
     ]
+
+
+def _sentence(finding: Finding) -> str:
+    if finding.subject == "gain":
+        return finding.found[:1].upper() + finding.found[1:]
+    return f"{finding.subject.capitalize()}: {finding.found}"
 
 
 async def up_at_a_distance(plan: Plan, rtt_ms: float, console: Console) -> None:

@@ -127,7 +127,6 @@ class _Observed:
             due_s=arrivals.due_s(now),
             lag_tokens=arrivals.lag_tokens(len(session.committed), session.chain.reach),
             interval_s=arrivals.interval_s,
-            restart_s=arrivals.restart_s,
         )
 
 

@@ -154,7 +154,7 @@ class VerifierSettings(ServerSettings):
     """What runs the model: llama.cpp, or vLLM."""
 
     model: str = "qwen2.5-coder"
-    """This names a pair of the catalogue (its target is served), or the path of a model."""
+    """A name of the catalogue (of a pair, its target), owner/repo of the hub, or a path."""
 
     served_name: str | None = None
     """Requests call the model by this name. None: its catalogue name, or its file's."""

@@ -86,6 +86,10 @@ class ProxyPort(Protocol):
         """Return what to ask the verifier's own API for, which serves `field`. schema: of the
         endpoint that does not. Raises InvalidRequest for what it would ignore."""
 
+    async def prompt(self, fields: Json, facts: Facts) -> tuple[int, ...]:
+        """Return the prompt of a chat as the verifier's server makes it. fields: see
+        `gateway.endpoints.rendering`. Raises ApiError, EngineFault for what is no prompt."""
+
     async def answer(self, forward: Forward, services: Services, request: Request) -> Response:
         """Return the other service's answer. Raises ApiError."""
 

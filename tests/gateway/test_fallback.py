@@ -163,6 +163,9 @@ class Undrafted:
     def own_api(self, *_: object) -> Forward:
         raise Unavailable("no verifier answers")
 
+    async def prompt(self, *_: object) -> tuple[int, ...]:
+        raise Unavailable("no verifier answers")
+
     async def answer(self, *_: object) -> Response:
         raise Unavailable("no verifier answers")
 

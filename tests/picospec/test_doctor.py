@@ -297,7 +297,7 @@ def test_up_tells_the_gain_and_what_would_make_it_larger() -> None:
         lines[0]
         == f"Vocabulary: {cross_vocabulary.found}. What to do: {cross_vocabulary.advice}."
     )
-    assert lines[1:] == [f"Gain: {gain.found}."]
+    assert lines[1:] == [f"E{gain.found[1:]}."]
 
 
 FAST: Final = MeasuredPace(0.08, 0.004, 1.05, 0.01, 0.012, 0.05, {"code": 0.9, "prose": 0.5})
@@ -329,7 +329,7 @@ def test_the_gain_is_predicted_by_the_text_and_a_host_without_one_is_warned_of()
     assert gains["code"] > 1.5 * gains["prose"] > 1.4
     assert all(0.9 < gain < 1.05 for gain in none.values())
     assert [check_gain(pace).warns for pace in (FAST, slow)] == [False, True]
-    assert "the draft model has 90% and 50% of its tokens" in check_gain(FAST).found
+    assert "The draft model guesses 90% and 50% of the tokens" in check_gain(FAST).found
 
 
 async def test_the_first_token_and_the_link_are_no_part_of_a_tokens_time() -> None:

@@ -21,7 +21,7 @@ PUSH: Final = "picospec_push"
 """A call of this name has a Batch. A core passes it to its scheduler, and does not answer."""
 
 Batch = Sequence[tuple[str, bytes]]
-"""A Batch has the names of sessions, each with the frames of its messages."""
+"""A Batch has the names of sessions, each with a packed message."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,7 +194,7 @@ async def test_a_request_has_the_settings_that_vllm_gives_it(
 @pytest.mark.filterwarnings("default")
 def test_a_model_that_vllm_renders_by_code_has_a_template_that_says_so() -> None:
     pytest.importorskip("vllm")
-    from verifier.vllm_target.serving.served_tokenizer import NO_TEMPLATE
+    from verifier.vllm_target.serving.rendering import NO_TEMPLATE
 
     with pytest.raises(ValueError, match="ask vLLM"):
         ChatTemplate(NO_TEMPLATE, {}).render([{"role": "user", "content": "Hi"}], (), {})
