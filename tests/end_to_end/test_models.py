@@ -180,6 +180,7 @@ def drafts(edge: str) -> dict[str, tuple[str | None, str]]:
     return {m["name"]: (m["draft"]["model"], m["draft"]["state"]) for m in models}
 
 
+@pytest.mark.long
 @pytest.mark.models
 def test_each_real_model_says_what_its_own_verifier_says_with_its_own_drafts(
     real: tuple[str, dict[str, str]],

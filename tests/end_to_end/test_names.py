@@ -1,4 +1,7 @@
-"""Verifiers behind a name are scaled up and down under load, with real models."""
+"""Verifiers behind a name are scaled up and down under load, with real models.
+
+The rules are those of tests/edge_agent/test_names.py, on a virtual clock.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from local_models.store import open_store
 from tests.end_to_end.fleet import SETTINGS, Answer, Fleet, ask
 from tests.guards import GUARD_S
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.long]
 
 MANY: Final = int(os.environ.get("PICOSPEC_TEST_VERIFIERS", "3"))
 TOKENS: Final = 100

@@ -184,7 +184,7 @@ async def test_a_body_that_comes_slowly_but_comes_is_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(request_body, "PATIENCE_S", SOON_S)
-    monkeypatch.setattr(request_body, "MIN_BYTES_PER_S", 1000)
+    monkeypatch.setattr(request_body, "MIN_BYTES_PER_S", 10)  # 700 bytes: 70 s
     body = DEADLINES_STREAM + b" " * 1000
     async with connection(ScriptedEngine()) as (reader, writer):
         writer.write(head(f"content-length: {len(body)}", "connection: close") + body[:700])
@@ -256,7 +256,7 @@ async def test_a_client_that_reads_nothing_does_not_hold_its_connection(
 async def test_a_client_that_reads_slowly_but_reads_keeps_its_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http1, "UNREAD_S", 2 * SOON_S)
+    monkeypatch.setattr(http1, "UNREAD_S", 10 * SOON_S)
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
     script = [b"on and on " * 100] * 600
     engine = ScriptedEngine(script=script, context_tokens=1 << 30)
@@ -264,7 +264,7 @@ async def test_a_client_that_reads_slowly_but_reads_keeps_its_connection(
     async with connection(engine) as (reader, writer):
         writer.write(head(f"content-length: {len(body)}", "connection: close") + body)
         size, come = 0, await reader.readuntil(b"\r\n\r\n")
-        while data := await reader.read(1 << 15):
+        while data := await reader.read(1 << 13):  # in all longer than that
             size += len(data)
             await asyncio.sleep(SOON_S / 4)
 

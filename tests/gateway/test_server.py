@@ -104,7 +104,9 @@ async def test_a_client_that_goes_away_before_the_first_token_closes_the_generat
             await waiting.wait()
             request.cancel()
             await closed(engine, 1)
-            await asyncio.sleep(0.02)
+            async with asyncio.timeout(GUARD_S):
+                while not logs:  # noqa: ASYNC110 - the server writes it once it knows
+                    await asyncio.sleep(0.01)
 
     assert [entry["status"] for entry in logs] == [499]
 

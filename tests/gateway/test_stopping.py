@@ -16,6 +16,7 @@ import uvicorn
 from gateway.drain import Drain, stopped_by_signals
 from gateway.hosting.http1 import DrainingServer
 from tests.gateway.scripted import ScriptedEngine, make_app
+from tests.guards import GUARD_S
 
 STREAM = {"stream": True, "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -96,7 +97,7 @@ async def serving(
         listener.listen()
         running = asyncio.create_task(server.serve([listener]))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        async with asyncio.timeout(10), httpx.AsyncClient(base_url=url) as client:
+        async with asyncio.timeout(GUARD_S), httpx.AsyncClient(base_url=url) as client:
             yield client, running
             await running
 

@@ -179,7 +179,7 @@ async def test_what_waited_long_goes_in_requests_that_the_verifier_takes() -> No
     for draft in drafts:
         sending.send(draft)
     running = asyncio.create_task(sending.run("s"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(GUARD_S):
         await arrived.wait()
     running.cancel()
 

@@ -124,6 +124,8 @@ def hostile_texts(pattern: str, flags: int) -> Iterator[str]:
 
 
 EXPRESSIONS = [*expressions()]
+MOST_S = 1.0
+"""A linear search takes a hundredth of it, and a quadratic one several times as much."""
 
 
 @pytest.mark.parametrize(("place", "pattern", "flags", "way"), EXPRESSIONS)
@@ -136,7 +138,7 @@ def test_a_long_text_takes_linear_time(place: str, pattern: str, flags: int, way
         else:
             compiled.match(text)
             compiled.fullmatch(text)
-        assert time.process_time() - begun < 0.2, (place, pattern, text[:40])
+        assert time.process_time() - begun < MOST_S, (place, pattern, text[:40])
 
 
 def test_a_quadratic_expression_is_found() -> None:

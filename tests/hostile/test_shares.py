@@ -21,13 +21,14 @@ from gateway.hosting.http1 import protocol
 from gateway.ports import Delta, Job
 from speculation.messages import RUN_CHARACTERS
 from tests.gateway.scripted import ANN, BEN, MODEL, ScriptedEngine, make_app, served, table
+from tests.guards import GUARD_S
 from tests.verifier import test_tenants as verifier
 from tests.verifier.conftest import fake_command, serving
 from tests.verifier.fake_target import FACTS, FakeTarget
 from tests.verifier.test_uploads import UploadStream
 from verifier.sessions.admission import MIN_UPLOADS
 
-CONNECTIONS = 60
+CONNECTIONS = 24
 KEPT = CONNECTIONS // 4
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
 HELD = "slowly"
@@ -61,7 +62,7 @@ async def edge(folder: Path, *names: str) -> AsyncIterator[tuple[str, list[Route
 
 async def is_answered(url: str, key: dict[str, str]) -> bool:
     """Return True if a new client of this key gets an answer, and /health is answered."""
-    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=GUARD_S) as client:
         chat = await client.post("/v1/chat/completions", json=CHAT, headers=key)
         return chat.status_code == (await client.get("/health")).status_code == 200
 
@@ -86,7 +87,7 @@ class Held:
 
     async def statuses(self) -> list[bytes]:
         """Return the status of each that was answered and is open."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(GUARD_S):
             lines = [await reader.readline() for reader, _ in self._open]
         return [line[9:12] for line in lines]
 
@@ -104,7 +105,7 @@ async def begun(url: str, path: str, model: str = MODEL) -> str:
     if "chat" in path:
         body["stream_options"] = {"include_speculation": True}
     async with (
-        httpx.AsyncClient(base_url=url, timeout=10) as client,
+        httpx.AsyncClient(base_url=url, timeout=GUARD_S) as client,
         client.stream("POST", path, json=body, headers=ANN) as answer,
     ):
         async for line in answer.aiter_lines():
@@ -133,7 +134,8 @@ async def test_replays_leave_another_key_its_connections(tmp_path: Path, path: s
 async def test_a_process_answers_others_whatever_a_key_holds(tmp_path: Path) -> None:
     keys, port = tmp_path / "keys.toml", free_port()
     keys.write_text(table("ann") + table("ben"))
-    descriptors = 2 * CONNECTIONS  # half of them are for connections
+    connections = 60
+    descriptors = 2 * connections  # half of them are for connections
     limited = ["prlimit", f"--nofile={descriptors}:{descriptors}"]
     url = f"http://127.0.0.1:{port}"
     with serving(limited + fake_command(port, keys_file=str(keys)), port):
@@ -141,7 +143,7 @@ async def test_a_process_answers_others_whatever_a_key_holds(tmp_path: Path) -> 
         for path in ("/v1/responses", "/v1/chat/completions"):
             paths.append(f"{path}/{await begun(url, path, FACTS.model)}?stream=true")
         with closing(Held(url)) as held:
-            for number in range(CONNECTIONS):
+            for number in range(connections):
                 path = paths[number % len(paths)]
                 await held.add("POST" if "uploads" in path else "GET", path, ANN)
 
@@ -177,7 +179,7 @@ async def uploading(file: Path, streams: int) -> AsyncIterator[tuple[int, int]]:
     request of ben's."""
     async with verifier.app_of(file, FakeTarget()) as app:
         opened = [UploadStream(app) for _ in range(streams)]
-        async with asyncio.timeout(10), verifier.client_of(app, verifier.BEN) as ben:
+        async with asyncio.timeout(GUARD_S), verifier.client_of(app, verifier.BEN) as ben:
             while not all(upload.answer for upload in opened):  # noqa: ASYNC110 - other tasks
                 await asyncio.sleep(0.001)
             status = (await ben.get("/v1/model-facts")).status_code

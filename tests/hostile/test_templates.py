@@ -19,6 +19,7 @@ from local_models.renderer import Renderer
 from local_models.tokenizer import Tokenizer
 from local_models.vocabulary import Vocabulary
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
+from tests.guards import GUARD_S
 
 BOOM = (
     "{{% if messages[0].content == 'boom' %}}{}{{% else %}}"
@@ -130,7 +131,7 @@ def test_a_process_ends_soon_after_the_service_that_started_it() -> None:
 
     poll = select.poll()
     poll.register(renderer)
-    assert poll.poll(30_000)
+    assert poll.poll(1000 * GUARD_S)
     os.close(renderer)
 
 

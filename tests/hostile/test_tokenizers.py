@@ -115,7 +115,7 @@ def test_other_threads_run_while_a_long_text_is_tokenised() -> None:
     while not ended.wait(0.001):
         ticks += 1
 
-    assert ticks > 20
+    assert ticks > 2  # it would be 1 at most, had the tokenizer kept them waiting
 
 
 def test_markers_are_text_or_tokens_in_any_number_of_threads() -> None:

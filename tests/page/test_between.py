@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Browser, Request
 
+from tests.guards import GUARD_S
 from tests.page.answers import MARKDOWN
 from tests.page.conftest import SIZES, visiting
 from tests.page.visiting import KEPT, Serving, Visit, origins_kept
@@ -138,7 +139,7 @@ def test_stop_stops_an_answer_in_every_tab_that_goes_on_with_it(visit: Visit) ->
 
     other.page.click("#stop")
 
-    assert visit.engine.closed.acquire(timeout=10)
+    assert visit.engine.closed.acquire(timeout=GUARD_S)
     for each in (visit, other):
         each.until_done(each.answers.first)
         assert each.answers.first.locator(".state").inner_text() == "Stopped."
@@ -167,6 +168,8 @@ def test_a_page_that_is_left_alone_asks_for_the_status_alone_and_none_while_hidd
     visit.forgive()
 
     visit.page.clock.run_for(60_000)
+    while len(visit.requested()) < 5:
+        visit.page.wait_for_timeout(20)
     visit.page.wait_for_timeout(500)
     shown = visit.requested()
     visit.evaluate("() => Object.defineProperty(document, 'hidden', { get: () => true })")

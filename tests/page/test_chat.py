@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.guards import GUARD_S
 from tests.page.answers import MARKDOWN
 from tests.page.visiting import Visit
 
@@ -55,7 +56,7 @@ def test_stop_ends_the_work_and_keeps_what_came(visit: Visit) -> None:
     visit.page.click("#stop")
 
     visit.until_done(answer)
-    assert visit.engine.closed.acquire(timeout=5)
+    assert visit.engine.closed.acquire(timeout=GUARD_S)
     assert answer.locator(".state").text_content() == "Stopped."
     assert "Line 3" in str(answer.locator(".text").text_content())
     visit.ask("think")

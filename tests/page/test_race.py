@@ -8,6 +8,7 @@ import re
 import pytest
 from playwright.sync_api import Route
 
+from tests.guards import GUARD_S
 from tests.page.answers import MARKDOWN
 from tests.page.visiting import Visit, origins_kept
 
@@ -160,11 +161,11 @@ def test_a_proof_ends_with_esc_and_when_one_leaves_it(visit: Visit) -> None:
     begin()
     visit.page.keyboard.press("Escape")
     answer.locator(".verdict", has_text="Stopped.").wait_for()
-    assert visit.engine.closed.acquire(timeout=10)
+    assert visit.engine.closed.acquire(timeout=GUARD_S)
 
     begin()
     visit.page.get_by_role("button", name="New conversation").click()
-    assert visit.engine.closed.acquire(timeout=10)
+    assert visit.engine.closed.acquire(timeout=GUARD_S)
 
 
 def test_a_proof_that_fails_says_why(visit: Visit) -> None:

@@ -56,6 +56,7 @@ def test_the_answer_is_proved_to_be_the_large_models_own(real: Visit) -> None:
     answer.locator(".proof.same").wait_for()
 
 
+@pytest.mark.long
 def test_an_answer_goes_on_when_its_verifier_is_killed_and_comes_back(
     real: Visit, running: Running
 ) -> None:

@@ -171,7 +171,7 @@ def test_the_head_is_all_of_a_small_distribution_and_most_of_a_large_one() -> No
     assert flat.tokens[verifier.head_of(flat)].tolist() == list(range(4999, 4487, -1))
 
 
-# `separate` draws from p: 200,000 tokens through both ends, and wrong controls.
+# `separate` draws from p: 60,000 tokens through both ends, and wrong controls.
 #
 # The distribution of a token depends on the one before it, draft tokens come from a q that is
 # wrong on purpose, a pass takes any number of them, and the head is so small that the tail
@@ -186,7 +186,7 @@ def head_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("head_of_three")
 def test_what_two_ends_generate_has_the_targets_distribution() -> None:
-    found = pvalue([Ends(Random(i)).run() for i in range(200)])
+    found = pvalue([Ends(Random(i)).run() for i in range(60)])
 
     assert found > 1e-3, found
 

@@ -70,6 +70,7 @@ def test_the_n_grams_of_a_prompt_are_those_of_a_text_that_grew(length: int) -> N
     assert offset == grown
 
 
+@pytest.mark.long
 def test_the_n_grams_of_a_long_prompt_take_little_longer_than_its_tokens() -> None:
     """A verifier makes them in the thread that starts passes."""
     chance = Random(1)

@@ -39,7 +39,7 @@ CASES: dict[str, st.SearchStrategy[Any]] = {
 
 
 @given(**CASES, seed=st.integers(0, 2**63 - 1), looks_up=st.booleans())
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_coupled_generates_what_the_target_alone_generates(
     seed: int, disorder: int, max_tokens: int, fill: str, **ends: object
 ) -> None:
@@ -56,7 +56,7 @@ def test_coupled_generates_what_the_target_alone_generates(
 
 
 @given(**CASES)
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_separate_ends_with_one_text_at_both_ends(
     disorder: int, max_tokens: int, fill: str, **ends: object
 ) -> None:
@@ -81,7 +81,7 @@ def run_with_small_head(joined: Joined, disorder: int) -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(0, 200))
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_a_tail_that_runs_out_is_drawn_again_until_it_does_not(
     number: int, disorder: int
 ) -> None:
@@ -175,7 +175,7 @@ def test_coupled_generates_the_same_text_wherever_the_verifier_is_lost(
     fill=st.sampled_from(["always", "auto", "never"]),
     max_tokens=st.integers(1, 40),
 )
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_verifiers_may_be_lost_again_and_again(
     number: int, right: float, disorder: int, judge: str, fill: str, max_tokens: int
 ) -> None:

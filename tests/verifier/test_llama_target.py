@@ -236,7 +236,7 @@ async def test_a_draft_token_that_was_rejected_elsewhere_is_not_judged_anew(host
     )
     async with aclosing(replies_of(target, "moved", request)) as session:
         coming = asyncio.create_task(anext(session))
-        await asyncio.sleep(0.1)
+        await begun()
         await target.push("moved", Framed(Draft(5, 2, 0, (text[2], 7), (1, 1))))
 
         assert (await coming).message == Reject(5, 2, 0, ((text[2], 1.0),), 0.0)
@@ -287,7 +287,7 @@ async def test_a_closed_session_frees_its_slot_even_while_it_waits_or_prefills(
     request = opening(job_of(host, LONG, 0.0), target.facts)
     sessions = [replies_of(target, f"s{i}", request) for i in range(5)]
     first = [asyncio.create_task(anext(session)) for session in sessions]
-    await asyncio.sleep(0.03)
+    await begun()
     with pytest.raises(TargetFull):
         await anext(replies_of(target, "one too many", request))
     for task in reversed(first):
@@ -309,7 +309,10 @@ async def scored(host: Host, prompt: Sequence[TokenId], most: int = 2) -> list[T
     return [*delta.prompt_logprobs]
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize(
+    "prompt",
+    [PROMPTS[0], *(pytest.param(each, marks=pytest.mark.long) for each in PROMPTS[1:])],
+)
 async def test_a_prompts_tokens_have_the_log_probabilities_of_its_logits(
     host: Host, prompt: str
 ) -> None:

@@ -29,6 +29,7 @@ from local_models.llama_cpp.segments import Segment
 from local_models.store import StoredModel, open_store
 from local_models.vocabulary import relate
 from speculation.model_facts import Limits
+from tests.guards import GUARD_S
 from tests.local_models.conftest import pad
 from tests.local_models.test_gguf import Q8_0, gguf
 from tests.verifier.fake_target import FakeTarget
@@ -215,7 +216,7 @@ async def test_the_embedded_targets_heart_beats_between_two_passes(tmp_path: Pat
     ends.set()
 
     assert not done
-    async with asyncio.timeout(5.0):
+    async with asyncio.timeout(GUARD_S):
         await beat
     target._thread.shutdown()
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-ANSWERED_WITHIN_S: Final = 30.0
+ANSWERED_WITHIN_S: Final = 120.0
 
 
 @dataclass
