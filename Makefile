@@ -7,7 +7,7 @@
 # make test-long      the long tests that are due by the record tests/long.toml, which it writes
 # make mutants [ARGS="--count 60 --seed 1"]   breaks the product on purpose: what do quick tests notice?
 # make check   formatting, lint, types, import rules
-# make bench-smoke                      every arm on a tiny model: shows that the bench works
+# make bench-smoke                      eight arms on a tiny model: shows that the bench works
 # make run-vllm, make test-vllm         the same with vLLM (CPU) as the target, in .venv-vllm
 # make test-image [IMAGE=cloud]         builds an image without a daemon, starts it, gets an answer (root)
 # make test-vulkan                      llama.cpp's target on a device: Mesa's software Vulkan driver, built
@@ -28,7 +28,7 @@
 #                                       IMAGE_REGISTRY names the host of images whose names have none
 # make audit                            asks PyPI for advisories about the locked packages, with pipx
 # make sbom                             writes build/sbom.json: what this package runs on
-# make reference                        writes docs/settings.md and docs/metrics.md from the classes
+# make reference                        writes docs/settings.md, metrics.md and commands.md from the code
 # make wheel                            builds dist/picospec-VERSION-py3-none-any.whl
 # make wheels                           tells for which systems each dependency has a wheel
 EDGE_PORT ?= 8000
@@ -78,9 +78,8 @@ mutants: .venv/.ready-dev
 ROOMS := $(addprefix -p ,edge_agent gateway local_models picospec speculation verifier) \
 	--exclude '^verifier/vllm_target/'
 
-# The documents that keep to the rule of CONTRIBUTING.md; the others will follow.
-PLAIN := README.md CHANGELOG.md SECURITY.md CONTRIBUTING.md $(addprefix docs/,$(addsuffix .md,api architecture deadlines \
-    decisions exactness gain kubernetes metrics models pairs release settings start troubleshooting upgrade))
+# What keeps to the rule of CONTRIBUTING.md: all documents, and the texts that users see.
+PLAIN := $(wildcard *.md docs/*.md) $(shell git ls-files 'edge_agent/*.py' 'gateway/*.py' 'local_models/*.py' 'picospec/*.py' 'verifier/*.py')
 
 check: .venv/.ready-dev
 	@$(STEP) "lint" $(BIN)/ruff check .

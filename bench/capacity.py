@@ -18,8 +18,9 @@ from bench.clients import Answered, Client, ScriptedDrafter, facts_of, plain, sc
 from bench.run.services import port
 from bench.simulator.hosts import DEVICE_TWICE_AT, Curve
 from bench.simulator.source import Source
-from picospec.link import HOST, Conditions, Link
-from speculation.messages import ModelFacts
+from picospec.link import HOST, Link
+from picospec.link_path import Conditions
+from speculation.model_facts import ModelFacts
 
 ANSWERS: Final = 3
 """Each client asks for at least this many answers: one of every family."""

@@ -31,7 +31,8 @@ from gateway.ports import Job, Statistics
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.tokenizer import Tokenizer
 from speculation.draft_token import DraftToken
-from speculation.messages import ModelFacts, Sampling, TokenId
+from speculation.messages import Sampling
+from speculation.model_facts import ModelFacts, TokenId
 
 
 async def facts_of(url: str) -> ModelFacts:

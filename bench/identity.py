@@ -33,7 +33,7 @@ from bench.run.services import EdgePlan, Services, ServicesPlan, verifier_argume
 from local_models.store import open_store
 from local_models.tokenizer_file import tokenizer_file
 from local_models.vocabulary import Vocabulary
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from speculation.noise import gumbel, noise_index
 
 SEED: Final = 7

@@ -34,7 +34,7 @@ from local_models.tokenizer_file import tokenizer_file
 from speculation import coupled
 from speculation.distributions import distribution, top
 from speculation.draft_token import DraftSampler, DraftToken
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 from speculation.noise import noise_index
 
 KEPT: Final = 256

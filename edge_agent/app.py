@@ -43,7 +43,8 @@ from gateway.hosting.strangers import hosts_of
 from gateway.request_context import context_of
 from gateway.tracing import open_tracing
 from local_models.store import Store
-from speculation.messages import ANSWER_CACHE, PROTOCOL_VERSION
+from speculation.model_facts import PROTOCOL_VERSION
+from speculation.request_names import ANSWER_CACHE
 
 NOT_READY: Final = "no verifier can be used; /status says why"
 """Clients get this message instead of errors that name a verifier's address."""
@@ -130,7 +131,7 @@ def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
         places.append((model.verifier_urls, key, model.name))
     for urls, key, of in places:
         connect = Connector(settings, key)
-        make = partial(_verifier, connect, metrics, lambda: verifiers.changed(), of)
+        make = _VerifierMaker(connect, metrics, lambda: verifiers.changed(), of)
         for url in (str(each).rstrip("/") for each in urls):
             if url.startswith(DNS):
                 plain = url.removeprefix(DNS)
@@ -141,18 +142,22 @@ def open_verifiers(settings: EdgeSettings, metrics: EdgeMetrics) -> Verifiers:
     return verifiers
 
 
-def _verifier(
-    connect: Connector,
-    metrics: EdgeMetrics,
-    learned: Callable[[], None],
-    model: str,
-    url: str,
-    name: Name | None = None,
-    address: str = "",
-) -> Verifier:
-    proxy_connection = connect(url, address, prior_knowledge=False)
-    lost = name.look if name else lambda: None
-    return Verifier(connect(url, address), metrics, proxy_connection, lost, learned, model)
+@dataclass(frozen=True, slots=True)
+class _VerifierMaker:
+    """Makes the verifiers of one model, to which the edge shows one key."""
+
+    connect: Connector
+    metrics: EdgeMetrics
+    learned: Callable[[], None]
+    """Called when the facts of one are known anew."""
+
+    model: str
+
+    def __call__(self, url: str, name: Name | None = None, address: str = "") -> Verifier:
+        proxy_connection = self.connect(url, address, prior_knowledge=False)
+        lost = name.look if name else lambda: None
+        own = self.connect(url, address)
+        return Verifier(own, self.metrics, proxy_connection, lost, self.learned, self.model)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from local_models.grammars import Grammar, GrammarState
 from local_models.tokenizer import Tokenizer
 from speculation.distributions import Logits
 from speculation.draft_token import DraftToken
-from speculation.messages import Open, TokenId
+from speculation.messages import Open
+from speculation.model_facts import TokenId
 from speculation.proposer import Latencies, Proposer
 
 T = TypeVar("T")

@@ -22,7 +22,9 @@ from edge_agent.metrics import EdgeMetrics
 from gateway.background_work import running_alongside
 from gateway.errors import ApiError, EngineFault
 from speculation.draft_machine import DraftMachine, DraftStep, Outcome
-from speculation.messages import Commit, Finish, RemoteProtocolError, TokenId
+from speculation.errors import RemoteProtocolError
+from speculation.messages import Commit, Finish
+from speculation.model_facts import TokenId
 
 OnCommit = Callable[[Commit], Awaitable[None]]
 """Receives each Commit of tokens that were not known before."""

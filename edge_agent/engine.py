@@ -5,185 +5,36 @@ Clients see the verifier's model; the draft model only decides how fast it answe
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import replace
+from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Final, Protocol
 
 import numpy as np
 
+from edge_agent.answer import EdgeAnswer, Emit
 from edge_agent.draft import cross_vocabulary
 from edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot, step_sampler
 from edge_agent.draft.token_mapping import Translation
 from edge_agent.draft_grammars import DraftGrammar
-from edge_agent.driver import DraftModel, Driver, LateModel
-from edge_agent.link.verifiers import AnswerSessions, Verifiers
+from edge_agent.driver import DraftModel, Driver
+from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.observer import REPORT_INTERVAL_S, AnswerObserver
-from edge_agent.proposals import DraftSources, OncePerPrompt, ProposalFinder
+from edge_agent.observer import AnswerObserver
+from edge_agent.proposals import OncePerPrompt, ProposalFinder
 from edge_agent.settings import EdgeSettings
-from gateway.background_work import running_alongside
 from gateway.channel import Channel, as_generator
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
-from gateway.ports import Delta, Facts, Job, Statistics, TenantOwner, opening
+from gateway.ports import Delta, Facts, Job, TenantOwner, opening
 from gateway.tenants import salted
 from local_models.tokenizer import Tokenizer
 from local_models.vocabulary import Relation
 from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import StreamPolicy
+from speculation.errors import InvalidSetting
 from speculation.judges import JUDGES
-from speculation.learning import running_mean
-from speculation.messages import (
-    SALT,
-    Commit,
-    Finish,
-    InvalidSetting,
-    ModelFacts,
-    Totals,
-)
-from speculation.prediction import Prediction
-
-# Runs one answer of the edge, and makes Deltas of its committed tokens.
-
-Emit = Callable[[Delta], Awaitable[None]]
-
-
-class EdgeAnswer:
-    """model: None if no slot of the draft model was free. late: see Driver."""
-
-    def __init__(
-        self,
-        job: Job,
-        proposals: DraftSources,
-        machine: DraftMachine,
-        sessions: AnswerSessions,
-        model: DraftModel | None,
-        metrics: EdgeMetrics,
-        late: LateModel | None = None,
-    ) -> None:
-        self.session = machine.session
-        self._machine = machine
-        self._job = job
-        self._proposals = proposals
-        self._driver = Driver(machine, sessions, model, metrics, late)
-        self._counts = machine.counts
-        self._metrics = metrics
-        self._accepted_per_position: list[int] = []
-        self._pace = Pace(time.monotonic)
-        predicted = proposals.predicted
-        self._prediction = Prediction(predicted) if predicted else None
-        self._observer = (
-            AnswerObserver(machine, sessions, time.monotonic) if job.watched else None
-        )
-
-    async def run(self, emit: Emit) -> None:
-        """Run the answer to its end; `emit` gets its Deltas in order. Raises ApiError."""
-
-        async def committed(commit: Commit) -> None:
-            await emit(self._delta(commit))
-
-        try:
-            finish = await self._watched(emit, self._driver.run(committed))
-        finally:
-            self._machine.close()
-            self._proposals.keep(self.session.committed)
-        self._count(finish)
-        logprobs = None if self._job.top_logprobs is None else ()
-        await emit(Delta((), logprobs, finish.reason, self._statistics(finish.totals)))
-
-    def _delta(self, commit: Commit) -> Delta:
-        """Return the Delta of newly committed tokens."""
-        self._pace.committed(commit, self._machine.slowed)
-        counts, accepted = self._accepted_per_position, commit.drafts
-        counts += [0] * (accepted - len(counts))
-        for position in range(accepted):
-            counts[position] += 1
-        if self._prediction is not None:
-            self._prediction.follow(self.session.committed)
-        statistics = self._statistics(self._machine.tally.totals)
-        delta = Delta(commit.tokens, commit.logprobs, statistics=statistics)
-        if (observer := self._observer) is None:
-            return delta
-        return replace(delta, origins=observer.origins(commit), events=observer.take())
-
-    def _statistics(self, totals: Totals) -> Statistics:
-        prediction = self._prediction
-        return Statistics(
-            totals,
-            tuple(self._accepted_per_position),
-            prediction.accepted_tokens if prediction else 0,
-            prediction.rejected_tokens if prediction else 0,
-            self._counts.cached_tokens,
-        )
-
-    async def _watched(self, emit: Emit, answer: Awaitable[Finish]) -> Finish:
-        """Await the answer. If its client watches it, emit events meanwhile."""
-        if (observer := self._observer) is None:
-            return await answer
-        async with running_alongside(self._emit_events(emit, observer)):
-            return await answer
-
-    async def _emit_events(self, emit: Emit, observer: AnswerObserver) -> None:
-        while True:
-            await asyncio.sleep(REPORT_INTERVAL_S)
-            if events := observer.take_all(time.monotonic()):
-                statistics = self._statistics(self._machine.tally.totals)
-                await emit(Delta((), events=events, statistics=statistics))
-
-    def _count(self, finish: Finish) -> None:
-        counts, totals, metrics = self._counts, finish.totals, self._metrics
-        accepted = totals.accepted - totals.verifier_accepted
-        metrics.drafted.inc(counts.drafted)
-        metrics.looked_up.inc(counts.looked_up)
-        metrics.stale.inc(counts.stale_steps)
-        metrics.accepted.inc(accepted)
-        metrics.verifier_accepted.inc(totals.verifier_accepted)
-        metrics.passes.inc(totals.passes)
-        metrics.committed.inc(len(self.session.committed))
-        metrics.answering_s.inc(self._pace.taken_s)
-        metrics.alone_s.inc(self._pace.alone_s)
-        metrics.wasted.inc(max(0, counts.drafted + counts.looked_up - accepted))
-
-
-class Pace:
-    """Estimates how long the target alone takes for the tokens of an answer, after the first
-    Commit, whose pass reads the prompt.
-
-    Alone, the target makes a token in each pass, and its passes have one row and no draft model
-    beside them. The shortest ones of the answer stand for them. If all had more rows, the
-    estimate is too high, by what these cost. clock: monotonic, in seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._first_s: float | None = None
-        self._last_s = 0.0
-        self._tokens = 0
-        self._pass_s: dict[int, float] = {}  # mean time of a pass, by the draft tokens accepted
-
-    def committed(self, commit: Commit, slowed: float = 1.0) -> None:
-        """Take in a Commit when it has come. slowed: see DraftMachine."""
-        self._last_s = self._clock()
-        if self._first_s is None:
-            self._first_s = self._last_s
-            return
-        self._tokens += len(commit.tokens)
-        if commit.pass_s > 0.0:
-            before = self._pass_s.get(commit.drafts)
-            self._pass_s[commit.drafts] = running_mean(before, commit.pass_s / slowed)
-
-    @property
-    def taken_s(self) -> float:
-        """The time from the first Commit to the last; 0 if no pass was timed."""
-        return self._last_s - (self._first_s or 0.0) if self._pass_s else 0.0
-
-    @property
-    def alone_s(self) -> float:
-        """The time that the target alone takes for as many tokens; 0 if no pass was timed."""
-        return self._tokens * min(self._pass_s.values(), default=0.0)
-
+from speculation.model_facts import ModelFacts
+from speculation.request_names import SALT
 
 MAX_DELTAS: Final = 16
 """If more than this many Deltas wait for a slow client, the link waits too."""
@@ -312,7 +163,9 @@ class EdgeEngine:
             vocabulary_size=facts.vocabulary_size,
         )
         joining = late if is_late else None
-        return EdgeAnswer(job, proposals, machine, sessions, model, self._metrics, joining)
+        driver = Driver(machine, sessions, model, self._metrics, joining)
+        observer = AnswerObserver(machine, sessions, time.monotonic) if job.watched else None
+        return EdgeAnswer(job, proposals, machine, driver, observer, self._metrics)
 
     async def forget(self, owner: TenantOwner) -> None:
         """Forget the answers that an owner got, here and at the verifiers. Raises ApiError if a

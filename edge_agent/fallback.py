@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
 import msgspec
@@ -38,20 +37,13 @@ from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import tokenizer_file
 from speculation.distributions import Logits, distribution, logprob_of
 from speculation.draft_token import DraftSampler, DraftToken
+from speculation.errors import InvalidSetting
 from speculation.logit_settings import LOGIT_SETTINGS
 from speculation.logits import Adjust, adjustment, in_turn
-from speculation.messages import (
-    STOPPING,
-    FinishReason,
-    InvalidSetting,
-    Limits,
-    ModelFacts,
-    Open,
-    TokenId,
-    TokenLogprob,
-    Totals,
-)
+from speculation.messages import FinishReason, Open, TokenLogprob, Totals
+from speculation.model_facts import Limits, ModelFacts, TokenId
 from speculation.noise import noise_index
+from speculation.request_names import STOPPING
 from speculation.thinking_budget import BUDGET
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, BUDGET)
@@ -189,7 +181,7 @@ async def is_away(verifiers: Verifiers, target: TokenizerSource) -> bool:
 
 class DraftFallback:
     """A gateway.ports.Fallback. The draft model generates an answer from its first token to its
-    last, or not at all: texts of two models are not joined. target: the target's tokenizer."""
+    last, or not at all: texts of two models are not joined."""
 
     name = "draft"
     is_elsewhere = False
@@ -197,15 +189,12 @@ class DraftFallback:
     def __init__(
         self,
         engine: DraftEngine,
-        verifiers: Verifiers,
-        target: TokenizerSource,
         metrics: EdgeMetrics,
     ) -> None:
         self.engine = engine
         self.alone = engine.named("draft:")
         """The same, for clients that ask for the draft model by itself."""
 
-        self.is_needed = partial(is_away, verifiers, target)
         self._metrics = metrics
 
     async def tokenizer(self, vocabulary: str) -> Tokenizer:
@@ -242,13 +231,10 @@ class ServerFallback:
         self,
         model: str,
         connection: Connection,
-        verifiers: Verifiers,
-        target: TokenizerSource,
         metrics: EdgeMetrics,
     ) -> None:
         self._model = model
         self._connection = connection
-        self.is_needed = partial(is_away, verifiers, target)
         self._metrics = metrics
 
     @property

@@ -20,7 +20,7 @@ from gateway.ports import Facts
 from gateway.prompt_reader import CHARGED_BYTES_PER_TOKEN
 from gateway.schema import RequestModel
 from gateway.tenants import salted
-from speculation.messages import SALT
+from speculation.request_names import SALT
 from speculation.untrusted import Malformed, decode_json, encode_json
 
 MEDIA: Final = frozenset(

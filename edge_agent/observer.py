@@ -16,13 +16,12 @@ from gateway.watching import TARGET, ChainEvent, Event, LinkUse, Origin, PassEve
 from speculation.draft_machine import DraftMachine, Observer, Outcome
 from speculation.draft_token import STEPS, DraftToken
 from speculation.learning import running_mean
-from speculation.messages import Commit, Down, Draft, TokenId
+from speculation.messages import Commit, Down, Draft
+from speculation.model_facts import TokenId
 from speculation.wire import encode
 
 REPORT_INTERVAL_S: Final = 0.05
 """The observer looks at the chain at this interval: a client draws at most 20 a second."""
-
-MIN_LINK_INTERVAL_S: Final = 0.5
 
 MAX_LINK_INTERVAL_S: Final = 10.0
 """An event of the link follows after at most this time, so that no proxy considers the stream
@@ -126,7 +125,7 @@ class AnswerObserver(Observer):
 
     def _link_events(self, now: float) -> Iterator[LinkUse]:
         last, quiet_s = self._last_link, now - self._last_link_at_s
-        if last is None or quiet_s >= MIN_LINK_INTERVAL_S:
+        if last is None or quiet_s >= 0.5:
             rtt_ms, used = _ms(self._machine.latencies.rtt_s), (self.bytes_up, self.bytes_down)
             verifier, reopened = self._sessions.verifier.label, self._sessions.reopened
             link = LinkUse(rtt_ms, *used, verifier, reopened)

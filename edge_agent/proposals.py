@@ -24,9 +24,11 @@ from local_models.tokenizer import Tokenizer
 from speculation.answer_cache import AnswerCache
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
-from speculation.messages import MAX_PREDICTED, PREDICTION, ModelFacts, Open, TokenId
+from speculation.messages import MAX_PREDICTED, Open
+from speculation.model_facts import ModelFacts, TokenId
 from speculation.ngrams import PromptGrams
 from speculation.proposer import Proposer
+from speculation.request_names import PREDICTION
 
 INLINE_TOKENS: Final = 2048
 """The n-grams of up to this many prompt tokens are made in the event loop, in milliseconds."""

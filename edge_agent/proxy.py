@@ -31,6 +31,7 @@ from edge_agent.link.errors import VERIFIER, Peer
 from edge_agent.link.verifier import ANSWER_TIMEOUT_S
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metering import EVENTS, Meter, WithoutUsageEvent
+from edge_agent.rendering import rendered
 from edge_agent.settings import EdgeSettings, ProxySettings
 from gateway.documents import Route
 from gateway.drain import Drain
@@ -39,7 +40,8 @@ from gateway.endpoints.bodies import checked, parse, read
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.endpoint import sent_event
 from gateway.endpoints.parameters import parameters_of, shown_names
-from gateway.endpoints.services import Forward, Services
+from gateway.endpoints.request import TokenIds
+from gateway.endpoints.services import Forward, Json, Services
 from gateway.errors import (
     OPENAI,
     ApiError,
@@ -49,6 +51,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.http import connected, send_to_client
+from gateway.ports import Facts
 from gateway.prompt_reader import CHARGED_BYTES_PER_TOKEN
 from gateway.request_context import RequestContext, context_of
 
@@ -458,6 +461,12 @@ class Proxy:
         fields = await checked(services, request, make)
         forward = Forward(CHATS, fields, facts.model, body.n)
         return await self.answer(forward, services, request)
+
+    async def prompt(self, fields: Json, facts: Facts) -> TokenIds:
+        """Return the prompt of a chat, as the server of the verifier in use makes it. Raises
+        EngineFault for an answer that is none, Unavailable, or the verifier's own ApiError."""
+        body = forwarding.addressed(fields, facts.model)
+        return await rendered(await self._way(facts.model), body, facts)
 
     async def render(self, services: Services, request: Request) -> Response:
         """Let the verifier in use render a prompt, if it does so. Raises ApiError."""

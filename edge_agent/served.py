@@ -11,6 +11,8 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Final
 
@@ -22,19 +24,18 @@ from edge_agent.draft.loading import (
     AUTO,
     NONE,
     FirstDraft,
-    OpenTokenizers,
-    TargetTokenizer,
     chosen_draft,
     pull_if_missing,
     wanted_draft,
 )
+from edge_agent.draft.target_tokenizer import OpenTokenizers, TargetTokenizer
 from edge_agent.engine import EdgeEngine
-from edge_agent.fallback import DraftFallback, ServerFallback, open_engine
+from edge_agent.fallback import DraftFallback, ServerFallback, is_away, open_engine
 from edge_agent.link.connection import Connection
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import EdgeSettings, ModelSettings
+from edge_agent.settings import EdgeSettings, ModelSettings, fallback_order
 from gateway.background_work import kept_going, start
 from gateway.endpoints.services import Backend, no_model
 from gateway.errors import ApiError
@@ -57,32 +58,28 @@ def _by_itself(fallback: DraftFallback) -> Backend:
     return Backend(engine, fallback.tokenizer, engine.model, is_local=True)
 
 
+@dataclass(eq=False)
 class ServedModel:
-    """A model under its name, which is empty until the first verifier was reached."""
+    """A model with its verifiers, its engine and its draft model."""
 
-    def __init__(
-        self,
-        name: str,
-        verifiers: Verifiers,
-        tokenizer: TargetTokenizer,
-        drafter: Drafter,
-        engine: EdgeEngine,
-        fallbacks: Sequence[ServerFallback | DraftFallback],
-        aliases: Sequence[str],
-    ) -> None:
-        self.name = name
-        self.verifiers = verifiers
-        self.tokenizer = tokenizer
-        self.drafter = drafter
-        self.engine = engine
-        self.fallbacks = fallbacks
-        self.aliases = aliases
-        drafts = (each for each in fallbacks if isinstance(each, DraftFallback))
+    name: str
+    """Empty until the first verifier was reached."""
+
+    verifiers: Verifiers
+    tokenizer: TargetTokenizer
+    drafter: Drafter
+    engine: EdgeEngine
+    fallbacks: Sequence[ServerFallback | DraftFallback]
+    aliases: Sequence[str]
+    alone: Backend | None = field(init=False)
+    """This answers for the draft model by itself, if that is one of the fallbacks."""
+
+    _introducing: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        drafts = (each for each in self.fallbacks if isinstance(each, DraftFallback))
         self.alone = next(map(_by_itself, drafts), None)
-        """This answers for the draft model by itself, if that is one of the fallbacks."""
-
-        self._introducing: asyncio.Task[None] | None = None
-        tokenizer.forgotten = self._rest
+        self.tokenizer.forgotten = self._rest
 
     @property
     def adapters(self) -> set[str]:
@@ -269,6 +266,7 @@ class ServedModels:
             aliases,
             takes_any_name=is_first and self._settings.accept_any_model,
             spares=model.fallbacks,
+            is_away=partial(is_away, model.verifiers, model.tokenizer),
         )
 
     async def _learn(self, *, again: bool = False) -> None:
@@ -355,19 +353,18 @@ class Maker:
         Raises local_models.errors.ModelError, OSError if its fallback cannot be loaded.
         """
         settings, fallbacks = self._settings, list[ServerFallback | DraftFallback]()
-        order = ((entry and entry.fallback) or settings.fallback).split(",")
+        order = fallback_order((entry and entry.fallback) or settings.fallback)
         draft = self._draft(name, entry, pinned="draft" in order)
         encoder = draft.model if draft else None
         tokenizer = TargetTokenizer(verifiers, self._cache, encoder, self._open_tokenizers)
         drafter = self._drafter(name, entry, draft, tokenizer, verifiers)
         engine = EdgeEngine(verifiers, drafter, settings, self._metrics, tokenizer)
-        shared = verifiers, tokenizer, self._metrics
         if "server" in order and self._server is not None:
             of_server = settings.fallback_server.model
-            fallbacks.append(ServerFallback(of_server, self._server, *shared))
+            fallbacks.append(ServerFallback(of_server, self._server, self._metrics))
         if "draft" in order and draft is not None:
             alone = open_engine(draft.stored, draft.drafter, draft.context_tokens)
-            fallbacks.append(DraftFallback(alone, *shared))
+            fallbacks.append(DraftFallback(alone, self._metrics))
         aliases = entry.aliases if entry else ()
         return ServedModel(name, verifiers, tokenizer, drafter, engine, fallbacks, aliases)
 

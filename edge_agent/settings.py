@@ -11,6 +11,7 @@ PICOSPEC_PROXY_KEY the one for the upstream of `proxy`, and PICOSPEC_FALLBACK_KE
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar
 
@@ -30,7 +31,8 @@ from pydantic_settings import SettingsConfigDict
 from gateway.hosting.settings import Port, ServiceSettings, Table
 from gateway.hosting.strangers import is_loopback
 from speculation.draft_policy import DraftSettings
-from speculation.messages import Fill, Judge
+from speculation.messages import Fill
+from speculation.model_facts import Judge
 
 _LOCAL: Final = AnyUrl("http://127.0.0.1:9000")
 
@@ -94,7 +96,7 @@ RelayPath = Annotated[str, Field(pattern=rf"^/v[0-9]+(/{_SEGMENT})+(/\*)?$")]
 
 _OWN_PATHS: Final = (
     "/v1/chat/", "/v1/completions", "/v1/models", "/v1/responses", "/v1/messages",
-    "/v1/picospec", "/v1/speculate", "/v1/model-facts", "/v1/tokenizer",
+    "/v1/picospec", "/v1/speculate", "/v1/model-facts", "/v1/tokenizer", "/v1/prompt",
 )  # fmt: skip
 """Paths that begin so are answered here, or are between this edge and its verifier."""
 
@@ -134,6 +136,11 @@ class ProxySettings(Table):
 
 
 Fallback = Literal["none", "draft", "server", "server,draft"]
+
+
+def fallback_order(fallback: Fallback | None) -> Sequence[str]:
+    """Return who answers while no verifier can be reached, the first of them first."""
+    return fallback.split(",") if fallback not in (None, "none") else []
 
 
 class FallbackServerSettings(Table):
@@ -179,7 +186,7 @@ class ModelSettings(Table):
         unnamed = self.draft_model in (None, "auto", "none")
         if unnamed and self.context_tokens is not None:
             raise ValueError("context_tokens: needs a draft_model that is named")
-        if self.draft_model in ("auto", "none") and "draft" in (self.fallback or ""):
+        if self.draft_model in ("auto", "none") and "draft" in fallback_order(self.fallback):
             raise ValueError("fallback: `draft` needs a draft_model that is named")
         return self
 
@@ -349,15 +356,16 @@ class EdgeSettings(ServiceSettings):
     @model_validator(mode="after")
     def _names_what_falls_back(self) -> Self:
         unnamed = self.draft_model in ("auto", "none") or self.drafter == "none"
-        orders = [self.fallback, *(model.fallback or "" for model in self.models)]
+        choices = [self.fallback, *(model.fallback for model in self.models)]
+        orders = map(fallback_order, choices)
         server = self.fallback_server
         if any("server" in each for each in orders) and not (server.url and server.model):
             raise ValueError("fallback: `server` needs fallback_server.url and .model")
-        if "draft" in self.fallback and unnamed:
+        if "draft" in fallback_order(self.fallback) and unnamed:
             raise ValueError("fallback: `draft` needs a draft_model that is named")
         for model in self.models:
             named = model.draft_model is not None and self.drafter != "none"
-            if "draft" in (model.fallback or "") and unnamed and not named:
+            if "draft" in fallback_order(model.fallback) and unnamed and not named:
                 raise ValueError(f"models: {model.name}: `draft` needs a draft_model")
         return self
 

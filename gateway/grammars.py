@@ -21,6 +21,8 @@ class Tags(NamedTuple):
 
     opening: str
     closing: str
+    keeps_space: bool = False
+    """True if the space after either tag is text."""
 
 
 _SPACING: Final = {

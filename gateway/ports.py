@@ -15,22 +15,10 @@ import msgspec
 
 from gateway.tracing import NO_SPAN, Span
 from gateway.watching import Event, Origin
-from speculation.messages import (
-    PREDICTION,
-    SALT,
-    STOPPING,
-    Fill,
-    FinishReason,
-    InvalidSetting,
-    Judge,
-    ModelFacts,
-    Open,
-    Sampling,
-    Stopping,
-    TokenId,
-    TokenLogprob,
-    Totals,
-)
+from speculation.errors import InvalidSetting
+from speculation.messages import Fill, FinishReason, Open, Sampling, TokenLogprob, Totals
+from speculation.model_facts import Judge, ModelFacts, TokenId
+from speculation.request_names import PREDICTION, SALT, STOPPING, Stopping
 
 Json = Mapping[str, object]
 """A chat template gets JSON objects of this type."""
@@ -357,9 +345,6 @@ class Fallback(Protocol):
     def engine(self) -> Engine: ...
     @property
     def tokenizer(self) -> TokenizerSource: ...
-    async def is_needed(self) -> bool:
-        """Return True if the service's engine cannot answer a request that comes now."""
-
     async def can_answer(self, path: str) -> bool:
         """Return True if this fallback can answer a request to this path now."""
 

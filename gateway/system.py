@@ -227,8 +227,6 @@ def now_with_sleep() -> float:
 _INFO: Final = struct.Struct("@B51xI72xQ")
 """Reads tcp_info of linux/tcp.h: tcpi_state, tcpi_last_data_recv (ms), tcpi_bytes_received."""
 
-_ESTABLISHED: Final = 1
-
 KNOWS_CONNECTIONS: Final = sys.platform == "linux"
 """`connections` yields something here."""
 
@@ -245,7 +243,7 @@ def connections() -> Iterator[tuple[socket.socket, int, int]]:
         with suppress(OSError), _duplicate(int(descriptor)) as connection:
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
             state, silent_ms, received_bytes = _INFO.unpack(info)
-            if state == _ESTABLISHED:
+            if state == 1:  # TCP_ESTABLISHED of Linux's net/tcp_states.h
                 yield connection, silent_ms, received_bytes
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from local_models.llama_cpp.devices import Device, all_devices, backends, computing
 from local_models.llama_cpp.library import INSTALL, has_llama
-from picospec.doctor import Finding
+from picospec.findings import Finding
 
 CUDA, ROCM, METAL, VULKAN = "CUDA", "ROCm", "Metal", "Vulkan"
 

@@ -27,19 +27,10 @@ from typer import Argument, Option
 from gateway.system import INTERRUPTS
 from local_models.user_catalogue import user_file
 from picospec.chat_client import ChatError, chosen, client_of, distinct, models_of
-from picospec.client_files import (
-    Changed,
-    Client,
-    Copies,
-    Edge,
-    FilePart,
-    NotMergeable,
-    PartReference,
-    escaped,
-    merged,
-    read_clients,
-)
-from picospec.configuration import EdgePort, Keys, Url, edge_url, fail, first_key
+from picospec.client_files import Changed, Copies
+from picospec.client_settings import NotMergeable, merged
+from picospec.command_parts import EdgePort, Keys, Url, edge_url, fail, first_key
+from picospec.known_clients import Client, Edge, FilePart, PartReference, escaped, read_clients
 
 app = typer.Typer()
 

@@ -26,7 +26,7 @@ from edge_agent.link.verifier import Verifier
 from edge_agent.settings import EdgeSettings
 from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.segments import Segment
-from speculation.messages import ModelFacts
+from speculation.model_facts import ModelFacts
 from speculation.untrusted import decode_json
 
 T = TypeVar("T")
@@ -38,7 +38,6 @@ SAMPLES: Final = {
 """The target answers these prompts, one of each kind of text."""
 
 SAMPLE_TOKENS: Final = 25
-ANSWER_S: Final = 60.0
 
 LONGER: Final = " one, two; three: four. five?"
 """A prompt that ends with this differs in about 10 tokens from one that has been read."""
@@ -228,7 +227,7 @@ class TimedTarget:
         body = {"model": self._model, "prompt": prompt, "max_tokens": most, "temperature": 0}
         data, began_s = msgspec.json.encode(body), self._clock()
         async with (
-            asyncio.timeout(ANSWER_S),
+            asyncio.timeout(60.0),
             self._verifier.ask("/v1/completions", data) as response,
         ):
             answer = await read_answer(response)

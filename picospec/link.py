@@ -17,95 +17,19 @@ import struct
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from random import Random
 from typing import Self
 from weakref import WeakSet
 
-# Computes when each segment arrives at the far end, for one direction of an emulated link.
-#
-# * All connections share the line: bytes leave one after the other at `rate_mbit`.
-# * A segment then travels for rtt / 2, plus or minus half the jitter (uniform).
-# * A lost segment arrives one retransmission timeout later (RFC 6298 keeps it above the RTT).
-# * Within a connection bytes keep their order, so a late segment delays all behind it.
-
-SEGMENT_BYTES = 1448
-"""An Ethernet frame with timestamps carries this many bytes of TCP: one loss delays as many."""
-
-MIN_RETRANSMIT_S = 0.2
-"""Linux waits at least this long before it retransmits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """A link has these conditions. Raises ValueError for impossible settings."""
-
-    rtt_ms: float = 0.0
-    jitter_ms: float = 0.0
-    """A round trip takes rtt_ms +- jitter_ms; each direction draws half of the variation."""
-
-    rate_mbit: float | None = None
-    """Each direction carries this many megabits per second; None means an unlimited rate."""
-
-    loss: float = 0.0
-    """A segment is lost and sent again with this probability."""
-
-    def __post_init__(self) -> None:
-        if self.rtt_ms < 0:
-            raise ValueError(f"rtt_ms must not be negative: {self.rtt_ms}")
-        if not 0 <= self.jitter_ms <= self.rtt_ms:
-            raise ValueError(f"jitter_ms must be in 0..rtt_ms: {self.jitter_ms}")
-        if self.rate_mbit is not None and self.rate_mbit <= 0:
-            raise ValueError(f"rate_mbit must be positive: {self.rate_mbit}")
-        if not 0 <= self.loss < 1:
-            raise ValueError(f"loss must be in [0, 1): {self.loss}")
-
-    @property
-    def rtt_s(self) -> float:
-        return self.rtt_ms / 1000
-
-
-class Path:
-    """A Path is one direction of the link. All connections share its line and distance."""
-
-    def __init__(self, conditions: Conditions, chance: Random) -> None:
-        self.conditions = conditions
-        self._chance = chance
-        self._line_free_s = 0.0
-        self.bytes = 0
-
-    def arrival(self, now_s: float, size_bytes: int) -> float:
-        """Send `size_bytes` at `now_s`; return the time at which they reach the far end."""
-        self.bytes += size_bytes
-        return self._leave_line(now_s, size_bytes) + self._travel_s()
-
-    def _leave_line(self, now_s: float, size_bytes: int) -> float:
-        rate_mbit = self.conditions.rate_mbit
-        if rate_mbit is None:
-            return now_s
-        start_s = max(now_s, self._line_free_s)
-        self._line_free_s = start_s + size_bytes * 8 / (rate_mbit * 1e6)
-        return self._line_free_s
-
-    def _travel_s(self) -> float:
-        conditions = self.conditions
-        travel_s = conditions.rtt_s / 2
-        if conditions.jitter_ms:
-            travel_s += (self._chance.random() - 0.5) * conditions.jitter_ms / 1000
-        if conditions.loss and self._chance.random() < conditions.loss:
-            travel_s += max(MIN_RETRANSMIT_S, conditions.rtt_s)
-        return travel_s
-
+from picospec.link_path import SEGMENT_BYTES, UNIMPAIRED, Conditions, Path
 
 HOST = "127.0.0.1"
 
 MAX_IN_FLIGHT_BYTES = 4 << 20
 """A direction of a connection holds at most this many bytes; the relay does not read its sender
 beyond that. 100 Mbit/s over an RTT of 300 ms fill less."""
-
-READ_BYTES = 1 << 16
 
 TICK_S = 0.001
 """The event loop's timers have this resolution. Data is sent up to half of it early, so that
@@ -138,7 +62,7 @@ class Lane:
         loop = asyncio.get_running_loop()
         ending: bytes | None = b""
         try:
-            while data := await source.read(READ_BYTES):
+            while data := await source.read(1 << 16):
                 now_s, due = loop.time(), list[tuple[float, bytes]]()
                 for start in range(0, len(data), SEGMENT_BYTES):
                     segment = data[start : start + SEGMENT_BYTES]
@@ -241,7 +165,7 @@ class Link:
     def __init__(
         self,
         upstream: tuple[str, int],
-        conditions: Conditions = Conditions(),
+        conditions: Conditions = UNIMPAIRED,
         *,
         seed: int = 0,
         max_in_flight_bytes: int = MAX_IN_FLIGHT_BYTES,

@@ -30,19 +30,10 @@ from local_models.errors import ModelError
 from local_models.store import open_store
 from picospec.backends import check_backends
 from picospec.chat import app as chatting_app
-from picospec.configuration import (
-    HOST,
-    SERVICES,
-    EdgePort,
-    Json,
-    config_app,
-    default_file,
-    fail,
-    first_key,
-    with_default_file,
-)
+from picospec.command_parts import HOST, EdgePort, Json, fail, first_key
+from picospec.configuration import SERVICES, config_app, default_file, with_default_file
 from picospec.connect import app as connecting_app
-from picospec.doctor import report
+from picospec.findings import report
 from picospec.measure import app as measuring_app
 from picospec.model_commands import models_app, pull, show
 from picospec.service import NoService, call, install, kept_variables, remove, state

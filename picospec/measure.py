@@ -24,7 +24,7 @@ from picospec.chat_client import (
     first_model,
     stream_answer,
 )
-from picospec.configuration import EdgePort, Keys, Url
+from picospec.command_parts import EdgePort, Keys, Url
 
 PROMPTS: Final[Mapping[str, str]] = {
     "code": "Write a Python class for a stack, with push, pop, peek and a docstring for each.",

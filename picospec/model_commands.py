@@ -24,7 +24,7 @@ from local_models.progress import progress_bar
 from local_models.references import Role
 from local_models.store import open_store
 from local_models.user_catalogue import UserCatalogue, user_file
-from picospec.configuration import Json, visible
+from picospec.command_parts import Json, visible
 from picospec.up import read_settings, sources_of
 
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
@@ -35,7 +35,7 @@ Reference = Annotated[str, Argument(help="A name, owner/repo, owner/repo:Q4_K_M,
 
 @models_app.command("list")
 def show(as_json: Json = False) -> None:
-    """Show the models that can be pulled by name, and those that are here."""
+    """Show the models that a name can pull, and the models that are here."""
     with _reported() as console:
         store = open_store(os.environ)
         entries, pairs = list(store.entries()), store.catalogue.pairs

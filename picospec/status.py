@@ -13,7 +13,8 @@ import httpx
 from rich.console import Console
 
 from gateway.hosting.strangers import is_loopback
-from picospec.configuration import HOST, START, loaded, visible
+from picospec.command_parts import HOST, START, visible
+from picospec.configuration import loaded
 from speculation.untrusted import decode_json
 
 TIMEOUT_S: Final = 3.0

@@ -25,9 +25,13 @@ from gateway.hosting.readiness import until_ready
 from gateway.hosting.settings import WrongSettings, as_environment
 from gateway.system import STOPS, handled_signals
 from picospec.chat_client import ChatError, client_of, first_model
-from picospec.configuration import HOST, SERVICES, visible
-from picospec.doctor import Finding, bind_error, check_edge
-from picospec.link import Conditions, Link
+from picospec.command_parts import HOST, visible
+from picospec.configuration import SERVICES
+from picospec.findings import Finding
+from picospec.link import Link
+from picospec.link_path import Conditions
+from picospec.machine_checks import bind_error
+from picospec.verifier_checks import check_edge
 from verifier.options import llama_options
 
 VERIFIER_KEY: Final = SERVICES["edge"].secrets["verifier_key"]
@@ -240,10 +244,16 @@ def told(findings: Sequence[Finding]) -> list[str]:
     the context is left out: it matters to agents alone."""
     bad = [each for each in findings[:-1] if each.advice and each.subject != "context"]
     return [
-        visible(f"{each.subject.capitalize()}: {each.found}.")
+        visible(f"{_sentence(each)}.")
         + visible(f" What to do: {each.advice}." if each.advice else "")
         for each in (*bad, findings[-1])
     ]
+
+
+def _sentence(finding: Finding) -> str:
+    if finding.subject == "gain":
+        return finding.found[:1].upper() + finding.found[1:]
+    return f"{finding.subject.capitalize()}: {finding.found}"
 
 
 async def up_at_a_distance(plan: Plan, rtt_ms: float, console: Console) -> None:

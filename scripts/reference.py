@@ -1,6 +1,7 @@
-"""`make reference` writes docs/settings.md and docs/metrics.md from the classes.
+"""`make reference` writes docs/settings.md, docs/metrics.md and docs/commands.md from the code.
 
-A setting's meaning is the docstring below its field; a metric's is the help text in /metrics.
+A setting's meaning is the docstring below its field, a metric's is the help text in /metrics,
+and a command's is that of `--help`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from pydantic import BaseModel
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
@@ -25,6 +29,7 @@ from gateway.hosting.settings import VARIABLES
 from gateway.metrics import Metrics
 from gateway.tenant_limits import TenantMetrics
 from picospec import ROOMS
+from picospec.main import Forwarded, app
 from verifier.metrics import VerifierMetrics
 from verifier.settings import VerifierSettings
 
@@ -41,8 +46,9 @@ each value in force with its source.
 
 The variable of a setting is `PICOSPEC_EDGE__NAME` or `PICOSPEC_VERIFIER__NAME`, in capitals. Of
 `TABLE.NAME` it is `PICOSPEC_EDGE__TABLE__NAME`. Lists and tables are JSON there, as in
-`PICOSPEC_EDGE__VERIFIER_URLS='["https://gpu:9000"]'`. A name that sets nothing is an error. The
-verifier takes each setting as an option, too: `--llama.slots 4`.
+`PICOSPEC_EDGE__VERIFIER_URLS='["https://gpu:9000"]'`. A variable
+with one of these beginnings that sets nothing is an error, and so is one whose name is nearly
+right. The verifier takes each setting as an option, too: `--llama.slots 4`.
 """
 
 METRICS: Final = """# Metrics
@@ -50,14 +56,23 @@ METRICS: Final = """# Metrics
 <!-- `make reference` writes this page from the classes. -->
 
 Both ends show these at `/metrics`, in Prometheus' text format, and the usual `process_...` of
-Python. [What to watch](deploy.md#what-to-watch) says which answer a question. Names, labels and
-units are vLLM's where vLLM has the same metric, behind the prefix `picospec:`. A histogram
+Python. [What to watch](operations.md#what-to-watch) says which answer a question. Names, labels
+and units are vLLM's where vLLM has the same metric, behind the prefix `picospec:`. A histogram
 `NAME` has the series `NAME_bucket`, `NAME_sum` and `NAME_count`. A verifier in vLLM shows
 vLLM's own metrics beside these.
 
 `route` is `answer` for requests that ask for one, and else `page`, `probe` or `other`. How many
 times as fast an edge is as the target alone: `edge_alone_seconds_total` over
 `edge_answering_seconds_total`; their difference is the time that users were spared.
+"""
+
+COMMANDS: Final = """# Commands
+
+<!-- `make reference` writes this page from the commands. -->
+
+`picospec COMMAND --help` shows the same. For users of Ollama there are also `pull`, `list`,
+`ps`, `serve` and `version`: they are `models pull`, `models list`, `status`, `up` and
+`--version`.
 """
 
 
@@ -199,7 +214,46 @@ def metrics_of(register: Callable[[CollectorRegistry], object]) -> Iterator[str]
             yield f"| `{name}` | {family.type} | {shown} | {family.documentation} |"
 
 
-PAGES: Final = {"settings.md": settings_page, "metrics.md": metrics_page}
+def commands_page() -> str:
+    """Return the page of commands."""
+    shown = commands(cast("TyperGroup", get_command(app)))
+    return COMMANDS + "".join(f"\n## `{name}`\n\n{help_of(each)}\n" for name, each in shown)
+
+
+def commands(group: TyperGroup, path: str = "picospec") -> Iterator[tuple[str, TyperCommand]]:
+    """Yield each command that `--help` shows, by the words that call it."""
+    for name, command in group.commands.items():
+        if command.hidden:
+            continue
+        if isinstance(command, TyperGroup):
+            yield from commands(command, f"{path} {name}")
+        elif isinstance(command, Forwarded):
+            own = get_command(import_module(f"{command.module}.__main__").app)
+            yield f"{path} {name}", cast("TyperCommand", own)
+        else:
+            yield f"{path} {name}", cast("TyperCommand", command)
+
+
+def help_of(command: TyperCommand) -> str:
+    """Return what a command does, and a line for each argument and option."""
+    lines = [inspect.cleandoc(command.help or "").split("\f")[0].strip(), ""]
+    for each in command.params:
+        words = ", ".join(each.opts) if each.param_type_name == "option" else each.name
+        if each.name in ("help", "install_completion", "show_completion"):
+            continue
+        meaning = (getattr(each, "help", None) or "").replace("\\[", "[")
+        default = each.default
+        if default not in (None, False, "", (), []) and not callable(default):
+            meaning += f" Default: `{default}`."
+        lines.append(f"- `{words}`" + f": {meaning.strip()}" * bool(meaning))
+    return "\n".join(lines).rstrip()
+
+
+PAGES: Final = {
+    "settings.md": settings_page,
+    "metrics.md": metrics_page,
+    "commands.md": commands_page,
+}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 from speculation.ngrams import POWERS, Match, keys
 
 ANSWER_CACHE_LENGTHS: Final = (16, 8)

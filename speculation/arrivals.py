@@ -84,12 +84,6 @@ class Arrivals:
         self._awaited, self._is_after_break = next(later, None), False
         self._is_paused, self._last_at = True, None
 
-    @property
-    def restart_s(self) -> float:
-        """The time from a chain's break until the next chain has two draft tokens; 0 if
-        unknown."""
-        return self.first_s + self.interval_s if self.first_s else 0.0
-
     def due_s(self, now: float) -> float:
         """Return how soon the next draft token should arrive; inf if none is expected."""
         return inf if self._late_s(now) > 0.0 else self._next_at - now

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from speculation.errors import RemoteProtocolError
 from speculation.learning import running_mean
-from speculation.messages import Draft, RemoteProtocolError, TokenId
+from speculation.messages import Draft
+from speculation.model_facts import TokenId
 
 ACCEPTANCE_PRIOR: Final = 0.9
 """The estimated acceptance before any draft token was compared; it counts as one observation.

@@ -15,10 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from speculation.messages import (
-    LocalProtocolError,
-    MalformedFrame,
-)
+from speculation.errors import LocalProtocolError, MalformedFrame
 from speculation.untrusted import Malformed, decode_json
 
 MAX_VARINT_BYTES: Final = 9  # 63 bits

@@ -19,7 +19,8 @@ import numpy as np
 from speculation.distributions import GREEDY_BELOW, Logits, distribution, softmax_of, top
 from speculation.draft_token import DraftSampler, DraftToken
 from speculation.judge import EdgeHalf, Judgement, Noise, Row, Rule, VerifierHalf
-from speculation.messages import Open, Sampling, TokenId
+from speculation.messages import Open, Sampling
+from speculation.model_facts import TokenId
 from speculation.noise import Floats, gumbel, noise_index
 
 CANDIDATES: Final = 64

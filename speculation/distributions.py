@@ -18,7 +18,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speculation.messages import Sampling, TokenId, TokenLogprob
+from speculation.messages import Sampling, TokenLogprob
+from speculation.model_facts import TokenId
 from speculation.noise import Floats, Tokens, gumbel
 
 Logits = NDArray[np.float32]

@@ -23,21 +23,19 @@ from speculation.drafting import DraftingSession, check
 from speculation.judge import EdgeHalf
 from speculation.learning import running_mean
 from speculation.messages import (
-    MAX_VOCABULARY,
     CachedPromptTokens,
     Commit,
     Down,
     Draft,
     Finish,
-    Limits,
     Open,
     Opened,
     Pushed,
     Recovered,
     Reject,
-    TokenId,
     Totals,
 )
+from speculation.model_facts import MAX_VOCABULARY, Limits, TokenId
 from speculation.proposer import Latencies, Proposer
 from speculation.speedup import AnswerSpeedup, SpeedupEstimates
 

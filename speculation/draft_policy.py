@@ -12,9 +12,7 @@ from math import ceil, inf
 from typing import Final, Protocol
 
 from speculation.drafting import DraftingSession
-from speculation.messages import (
-    Limits,
-)
+from speculation.model_facts import Limits
 from speculation.proposer import Latencies
 
 MAX_UNSENT_SHARE: Final = 1 / 8

@@ -8,7 +8,7 @@ from itertools import takewhile
 from typing import Final, Literal
 
 from speculation.distributions import Logits, QuantisedDistribution
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 Origin = Literal["draft", "ahead", "lookup", "grammar"]
 STEPS: Final[tuple[Origin, ...]] = ("draft", "ahead")  # the origins of a draft model's tokens

@@ -12,20 +12,18 @@ from itertools import takewhile
 from math import prod
 
 from speculation.draft_token import DraftToken
+from speculation.errors import LocalProtocolError, RemoteProtocolError
 from speculation.messages import (
-    MAX_VERIFY,
     CachedPromptTokens,
     Commit,
     Down,
     Draft,
     Finish,
     FinishReason,
-    LocalProtocolError,
     Open,
     Reject,
-    RemoteProtocolError,
-    TokenId,
 )
+from speculation.model_facts import MAX_VERIFY, TokenId
 
 
 class DraftingSession:

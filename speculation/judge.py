@@ -16,16 +16,9 @@ from typing import NamedTuple, Protocol
 
 from speculation.distributions import Distribution
 from speculation.draft_token import DraftSampler, DraftToken
-from speculation.messages import (
-    Answer,
-    Commit,
-    Draft,
-    LocalProtocolError,
-    Open,
-    Reject,
-    RemoteProtocolError,
-    TokenId,
-)
+from speculation.errors import LocalProtocolError, RemoteProtocolError
+from speculation.messages import Answer, Commit, Draft, Open, Reject
+from speculation.model_facts import TokenId
 
 Row = Callable[[int], Distribution]
 """Row(i): the target's distribution p at the i-th position of the pass, i = 0..K."""

@@ -7,7 +7,7 @@ from typing import Final
 
 from speculation.coupled import Coupled, CoupledEdge, CoupledVerifier
 from speculation.judge import Judge, Rule
-from speculation.messages import Judge as Name
+from speculation.model_facts import Judge as Name
 from speculation.separate import SeparateEdge, SeparateVerifier
 
 JUDGES: Final[Mapping[Name, Judge]] = {

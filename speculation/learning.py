@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 WEIGHT: Final = 0.25
 """The latest observation has this weight."""

@@ -8,7 +8,9 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from speculation.messages import InvalidSetting, Open, TokenId
+from speculation.errors import InvalidSetting
+from speculation.messages import Open
+from speculation.model_facts import TokenId
 from speculation.untrusted import Malformed, decode_json
 
 MAX_BIASES: Final = 1024

@@ -25,7 +25,8 @@ import numpy as np
 
 from speculation.distributions import Logits
 from speculation.logit_settings import LogitSettings
-from speculation.messages import Open, TokenId
+from speculation.messages import Open
+from speculation.model_facts import TokenId
 from speculation.noise import Tokens
 from speculation.thinking_budget import BUDGET, budget
 

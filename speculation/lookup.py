@@ -26,7 +26,7 @@ from typing import Final
 from speculation.answer_cache import AnswerCache
 from speculation.draft_token import DraftToken
 from speculation.learning import Continuation, Precision, running_mean
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 from speculation.ngrams import Index, Match, PromptGrams, resumption
 from speculation.proposer import Latencies
 

@@ -1,157 +1,20 @@
-"""The two ends of a session exchange messages; they share a target's facts, and errors."""
+"""The messages that the two ends of a session exchange, as values without bytes or sockets.
+
+    up     Open, Draft, Recovered, Redraw
+    down   Opened, CachedPromptTokens, Commit, Reject, Finish, Fault, Heartbeat, Multiplexed
+
+A *position* counts output tokens from 0: the first token after the prompt has position 0. An
+*epoch* numbers the edge's chains: it rises when the edge learns that its chain was wrong.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Final, Literal, Self
+from typing import Literal, Self
 
 import msgspec
-from msgspec import Meta
 
-# Every error that this package raises.
-#
-# * SpeculationError
-#   + LocalProtocolError       our side broke the rules: a bug here, never the peer's fault
-#   + RemoteProtocolError      the peer broke the rules: end the session, keep the process
-#     - MalformedFrame         the bytes are not a message
-#   x InvalidSetting           a client asks for a value that no target serves; `name` names it
-
-
-class SpeculationError(Exception):
-    """Base of all errors raised by this package."""
-
-
-class LocalProtocolError(SpeculationError):
-    """The caller asked for a step that the current state forbids."""
-
-
-class RemoteProtocolError(SpeculationError):
-    """The peer sent something that the current state forbids."""
-
-
-class MalformedFrame(RemoteProtocolError):
-    def __init__(self, reason: str, *, offset: int) -> None:
-        super().__init__(f"{reason} at byte {offset}")
-
-
-class InvalidSetting(SpeculationError):
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: {reason}")
-        self.name = name
-        self.reason = reason
-
-
-# The facts that an edge needs about a target, and the limits of a session.
-#
-# Every number, text and list has a bound, so that no verifier can make an edge compute or keep
-# more. msgspec checks them where JSON is decoded, and `speculation.wire` in an Opened.
-
-PROTOCOL_VERSION: Final = 6
-"""A verifier serves edges of this version alone. A verifier of another one answers an edge's
-requests by its own API, without draft tokens."""
-
-MAX_VOCABULARY: Final = 1 << 20
-"""No vocabulary has more ids that are tokens; this is four times the largest one known."""
-
-MAX_CONTEXT_TOKENS: Final = 1 << 24
-"""No context is longer; the longest one known has ten million tokens."""
-
-MAX_STOP_TOKENS: Final = 256
-"""An Open has at most this many stop tokens: the model's own and those of the client, who may
-give 64."""
-
-MAX_TOP_LOGPROBS: Final = 20
-MAX_TEMPERATURE: Final = 2
-MAX_TOP_K: Final = 2**31 - 1
-
-MAX_VERIFY: Final = 256
-"""No verifier judges more draft tokens in one pass."""
-
-MAX_ADAPTERS: Final = 1024
-
-Judge = Literal["coupled", "separate"]
-TokenId = int
-Name = Annotated[str, Meta(max_length=1024)]
-Names = Annotated[list[Name], Meta(max_length=256)]
-Version = Annotated[int, Meta(ge=0, lt=1 << 16)]
-Seconds = Annotated[float, Meta(gt=0, le=86400)]
-Vocabulary = Annotated[int, Meta(ge=1, le=MAX_VOCABULARY)]
-StopToken = Annotated[TokenId, Meta(ge=0, lt=MAX_VOCABULARY)]
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """The limits that a verifier sets for one session."""
-
-    max_verify: Annotated[int, Meta(ge=1, le=MAX_VERIFY)] = 32
-    """One pass judges at most this many draft tokens."""
-
-    max_ahead: Annotated[int, Meta(ge=1, le=4096)] = 128
-    """The verifier keeps at most this many draft tokens beyond the last committed token."""
-
-    idle_timeout_s: Seconds = 60.0
-
-
-class ModelFacts(msgspec.Struct, frozen=True):
-    """The facts that the edge needs before it renders a prompt. They are sent as JSON."""
-
-    model: Name
-    vocabulary_size: Vocabulary  # ids below this are tokens; no other id is generated
-    vocabulary: Name  # digest of the target's tokenizer, see GET /v1/tokenizer
-    context_tokens: Annotated[int, Meta(ge=1, le=MAX_CONTEXT_TOKENS)]
-    stop_tokens: Annotated[list[StopToken], Meta(max_length=1024)]
-    limits: Limits
-    judges: Annotated[list[Judge], Meta(max_length=8)]
-    features: Names
-    padding: Annotated[int, Meta(ge=0, le=MAX_VOCABULARY)] = 0
-    """The target computes logits for this many ids beyond the tokens."""
-
-    defaults: Annotated[dict[Name, float], Meta(max_length=64)] = {}
-    """The model's authors recommend these sampling settings, by their OpenAI names."""
-
-    protocol: Version = PROTOCOL_VERSION
-
-    identity: Name = ""
-    """A digest of everything that determines a text: weights, engine and its settings. If two
-    verifiers have the same identity, either can continue an answer that the other began."""
-
-    adapters: Annotated[dict[Name, Name], Meta(max_length=MAX_ADAPTERS)] = {}
-    """Maps each LoRA adapter, by the name that a request gives as its `model`, to the identity
-    of its texts. An adapter shares all other facts with the model."""
-
-    served: Annotated[dict[Name, Names], Meta(max_length=16)] = {}
-    """Maps paths of the verifier's own API to the fields that requests there may have. An edge
-    proxies a request with one of these that it cannot serve itself."""
-
-    parts: Annotated[dict[Name, Names], Meta(max_length=16)] = {}
-    """Maps these paths to the types of the content parts that requests there may have."""
-
-    @property
-    def is_compatible(self) -> bool:
-        """True if the verifier speaks this package's version of the protocol."""
-        return self.protocol == PROTOCOL_VERSION
-
-    def named(self, model: str) -> ModelFacts:
-        """Return the facts of an adapter, or of the model if no adapter has that name."""
-        if (identity := self.adapters.get(model)) is None:
-            return self
-        return msgspec.structs.replace(self, model=model, identity=identity, adapters={})
-
-    def identified(self, identity: str) -> ModelFacts | None:
-        """Return the facts of the model or adapter with this identity; empty means the
-        model."""
-        if identity in ("", self.identity):
-            return self
-        names = (name for name, each in self.adapters.items() if each == identity)
-        return next(map(self.named, names), None)
-
-
-# The messages that the two ends of a session exchange, as values without bytes or sockets.
-#
-#     up     Open, Draft, Recovered, Redraw
-#     down   Opened, CachedPromptTokens, Commit, Reject, Finish, Fault, Heartbeat, Multiplexed
-#
-# A *position* counts output tokens from 0: the first token after the prompt has position 0. An
-# *epoch* numbers the edge's chains: it rises when the edge learns that its chain was wrong.
+from speculation.model_facts import PROTOCOL_VERSION, Judge, Limits, TokenId
 
 STREAM_HEARTBEAT_S = 0.3
 """An open stream is silent for at most this time; then a Heartbeat is sent. Three such times
@@ -384,32 +247,3 @@ Pushed = Draft | Answer
 Up = Open | Pushed
 Down = Opened | CachedPromptTokens | Commit | Reject | Finish | Fault | Heartbeat | Multiplexed
 Message = Up | Down
-
-
-# Names that both ends give to what is asked of them, besides messages.
-
-
-class Stopping(msgspec.Struct):
-    """A client's settings that change `Open.stop_tokens`. They are in no message, because both
-    ends stop at `stop_tokens` and at nothing else."""
-
-    ignore_eos: bool = False
-    stop_token_ids: tuple[TokenId, ...] = ()
-
-
-STOPPING: Final = Stopping.__struct_fields__
-
-PREDICTION: Final = "prediction"
-"""A client's setting that changes no answer: its tokens are sent in `Open.predicted`."""
-
-ANSWER_CACHE: Final = "/v1/picospec/pool"
-"""A DELETE on this path makes either end forget answers; at a verifier the parameter SALT names
-one of the tenant's users."""
-
-PROMPT_LOGPROBS: Final = "prompt_logprobs"
-"""A verifier with this feature gives, by its own API, the log-probabilities of a prompt. No
-session has them."""
-
-SALT: Final = "cache_salt"
-"""This extra separates an edge's tenants: the verifier reuses a prompt's cache only among
-sessions with the same key and salt. It changes no answer."""

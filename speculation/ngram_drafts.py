@@ -23,7 +23,8 @@ from speculation.chain import Chain
 from speculation.draft_token import DraftToken
 from speculation.learning import Continuation, Precision
 from speculation.lookup import PromptLookup
-from speculation.messages import Draft, Limits, Open, TokenId
+from speculation.messages import Draft, Open
+from speculation.model_facts import Limits, TokenId
 from speculation.ngrams import LENGTHS, resumption
 from speculation.prediction import Prediction
 

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 LENGTHS: Final = (16, 8, 3, 2, 1)
 """N-grams of these lengths are kept, longest first; a match of 8 to 15 tokens counts as 8."""

@@ -53,7 +53,6 @@ class Waiting:
     due_s: float
     lag_tokens: int
     interval_s: float
-    restart_s: float
 
 
 def draft_wait_s(session: Waiting, latency: PassLatency, max_verify: int) -> float:
@@ -145,10 +144,7 @@ def _pays_to_wait(session: Waiting, latency: PassLatency, max_verify: int) -> bo
         gain = reached * (expected_tokens(session.acceptance, k) - tokens_now)
         longer_s = wait_s + (latency.of(k + 1, with_drafts=True) - pass_now_s)
         if gain > longer_s / alone_s:  # otherwise the target alone would earn more
-            restart_s = session.restart_s
-            rate = rate or best_rate(
-                session.acceptance, latency, max_verify, restart_s=restart_s
-            )
+            rate = rate or best_rate(session.acceptance, latency, max_verify)
             if gain > rate * longer_s:
                 return True
         wait_s += session.interval_s
@@ -160,21 +156,16 @@ def expected_tokens(acceptance: float, drafts: int) -> float:
     return sum(acceptance**k for k in range(drafts + 1))
 
 
-def best_rate(
-    acceptance: float, latency: PassLatency, most: int, *, restart_s: float = 0.0
-) -> float:
+def best_rate(acceptance: float, latency: PassLatency, most: int) -> float:
     """Return the tokens per second of a session whose draft tokens come in time; inf if T is 0.
-    most: draft tokens that a pass may judge. restart_s: seconds until a broken chain begins
-    anew; fill-in passes go on meanwhile."""
-    alone_s, *more_s = latency.with_drafts(1, most).tolist()
-    if alone_s <= 0.0:
+    most: draft tokens that a pass may judge."""
+    pass_s: list[float] = latency.with_drafts(1, most).tolist()
+    if pass_s[0] <= 0.0:
         return inf
     tokens, best = 0.0, 0.0
-    for drafts, pass_s in enumerate((alone_s, *more_s)):
-        reached = acceptance**drafts
-        tokens += reached
-        broken_s = (1.0 - reached) * restart_s
-        best = max(best, (tokens + broken_s / alone_s) / (pass_s + broken_s))
+    for drafts, seconds in enumerate(pass_s):
+        tokens += acceptance**drafts
+        best = max(best, tokens / seconds)
     return best
 
 

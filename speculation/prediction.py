@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from speculation.learning import Continuation, Precision
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 LENGTHS: Final = (8, 3, 1)
 """N-grams of these lengths are used to find a lost alignment, longest first."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from speculation.draft_token import DraftToken
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from speculation.distributions import (
     softmax_of,
 )
 from speculation.draft_token import DraftSampler, DraftToken
+from speculation.errors import RemoteProtocolError
 from speculation.judge import EdgeHalf, Judgement, Rejection, Row, Rule, VerifierHalf
 from speculation.messages import (
     Answer,
@@ -31,10 +32,9 @@ from speculation.messages import (
     Recovered,
     Redraw,
     Reject,
-    RemoteProtocolError,
     Sampling,
-    TokenId,
 )
+from speculation.model_facts import TokenId
 from speculation.noise import Floats, Tokens
 
 CANDIDATES: Final = 32

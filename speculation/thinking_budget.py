@@ -16,7 +16,9 @@ import numpy as np
 from msgspec import Meta
 
 from speculation.distributions import Logits
-from speculation.messages import InvalidSetting, Open, TokenId
+from speculation.errors import InvalidSetting
+from speculation.messages import Open
+from speculation.model_facts import TokenId
 from speculation.untrusted import Malformed, decode_json
 
 BUDGET: Final = "thinking_budget"

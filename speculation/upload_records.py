@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from speculation.codecs import MAX_VARINT_BYTES, TEXT, UINT, Reader
-from speculation.messages import (
-    LocalProtocolError,
-    MalformedFrame,
-)
+from speculation.errors import LocalProtocolError, MalformedFrame
 from speculation.wire import SESSION
 
 MAX_RECORD_BYTES: Final = 1 << 16

@@ -24,15 +24,8 @@ from speculation.arrivals import Arrivals
 from speculation.head import NO_DRAFT_WAIT, Head
 from speculation.judge import Judgement
 from speculation.latency import OutcomeCost, PassLatency
-from speculation.messages import (
-    Down,
-    Draft,
-    Limits,
-    Open,
-    Pushed,
-    TokenId,
-    TokenLogprob,
-)
+from speculation.messages import Down, Draft, Open, Pushed, TokenLogprob
+from speculation.model_facts import Limits, TokenId
 from speculation.ngram_drafts import AnswerCaches
 from speculation.pass_policy import (
     MIN_EXPECTED_ACCEPTED,
@@ -134,7 +127,6 @@ class _Observed:
             due_s=arrivals.due_s(now),
             lag_tokens=arrivals.lag_tokens(len(session.committed), session.chain.reach),
             interval_s=arrivals.interval_s,
-            restart_s=arrivals.restart_s,
         )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from speculation.answer_cache import AnswerCache
 from speculation.chain import Chain, check
+from speculation.errors import LocalProtocolError
 from speculation.judge import Judgement, Rule
 from speculation.judges import JUDGES
 from speculation.learning import Continuation
@@ -24,14 +25,12 @@ from speculation.messages import (
     Draft,
     Finish,
     FinishReason,
-    Limits,
-    LocalProtocolError,
     Open,
     Pushed,
-    TokenId,
     TokenLogprob,
     Totals,
 )
+from speculation.model_facts import Limits, TokenId
 from speculation.ngram_drafts import NgramDrafts
 
 Tokens = tuple[TokenId, ...]

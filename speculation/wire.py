@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, Generic, TypeVar, get_args
 
-from speculation import messages
+from speculation import messages, model_facts
 from speculation.codecs import (
     BOOL,
     FLOAT32,
@@ -37,13 +37,8 @@ from speculation.codecs import (
     record,
     rest,
 )
-from speculation.messages import (
-    Commit,
-    Draft,
-    LocalProtocolError,
-    MalformedFrame,
-    Message,
-)
+from speculation.errors import LocalProtocolError, MalformedFrame
+from speculation.messages import Commit, Draft, Message
 
 MAX_FRAME_BYTES: Final = 1 << 22
 """A frame has at most this many bytes: a text of a million tokens fits."""
@@ -71,7 +66,7 @@ SPARSE = many(pair(UINT, FLOAT32))
 LOGPROB = record(messages.TokenLogprob, logprob=FLOAT32, top=SPARSE)
 COUNTS: Final[Fields] = {"passes": UINT, "judged": UINT, "accepted": UINT, "filled": UINT}
 TOTALS = record(messages.Totals, **COUNTS, verifier_accepted=UINT)
-LIMITS = record(messages.Limits, max_verify=UINT, max_ahead=UINT, idle_timeout_s=FLOAT32)
+LIMITS = record(model_facts.Limits, max_verify=UINT, max_ahead=UINT, idle_timeout_s=FLOAT32)
 SESSION = form("[A-Za-z0-9_-]{1,64}")
 """The name of a session has this form, because it becomes a part of paths."""
 
@@ -90,12 +85,12 @@ LAYOUTS: Final[dict[int, Codec[Any]]] = {
     6: record(
         messages.Open, version=UINT, model=TEXT, vocabulary=TEXT, identity=TEXT,
         prompt=many(UINT), committed=many(UINT), sampling=json(messages.Sampling), seed=WORD,
-        max_tokens=UINT, stop_tokens=many(UINT), judge=one_of(get_args(messages.Judge)),
+        max_tokens=UINT, stop_tokens=many(UINT), judge=one_of(get_args(model_facts.Judge)),
         fill=one_of(get_args(messages.Fill)), top_logprobs=maybe(UINT), ngram_drafts=BOOL,
         predicted=many(UINT), replaces=TEXT, rejected=BOOL,
     ),
     7: record(messages.Recovered, epoch=UINT, position=UINT, token=UINT),
-    16: record(messages.Opened, session=SESSION, limits=bounded(LIMITS, messages.Limits)),
+    16: record(messages.Opened, session=SESSION, limits=bounded(LIMITS, model_facts.Limits)),
     PLAIN_COMMIT: record(Commit, **COMMIT, tokens=rest(UINT)),
     18: record(Commit, **COMMIT, tokens=many(UINT), logprobs=many(LOGPROB)),
     19: record(

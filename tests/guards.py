@@ -42,6 +42,7 @@ SYSTEM: Final = (
     "picospec/test_link.py",
     "edge_agent/test_own_api.py",
     "edge_agent/test_proxy.py",
+    "edge_agent/test_rendering.py",
     "gateway/test_background.py",
     "gateway/test_drain.py",
     "gateway/test_sdk.py",

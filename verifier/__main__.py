@@ -30,11 +30,13 @@ def main(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="Settings file (TOML).")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(envvar="VERIFIER_PORT")] = None,
+    port: Annotated[
+        int | None, typer.Option(envvar="VERIFIER_PORT", help="Port to listen on.")
+    ] = None,
     target: Annotated[
         Literal["llama", "vllm"] | None, typer.Option(help="What runs the model.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Name in the catalogue, or path.")] = None,
+    model: Annotated[str | None, typer.Option(help="A name, owner/repo, or a path.")] = None,
 ) -> None:
     """Check drafts against the large model.
 

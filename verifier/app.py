@@ -31,14 +31,15 @@ from local_models.file_hashes import FileHashes
 from local_models.gguf import is_exact
 from local_models.progress import progress_bar
 from local_models.store import Store, StoredModel, obtain, open_store
+from verifier.host import Host
 from verifier.llama_target.placing import Plan
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import VerifierMetrics
 from verifier.plain_engine import PlainEngine
 from verifier.routes import SESSION_PATHS, Routes, takes_drafts
-from verifier.sessions.session import Sessions
+from verifier.sessions.admission import Sessions
 from verifier.settings import PASS_TIMEOUT_S, VerifierSettings
-from verifier.target import Host, Target
+from verifier.target import Target
 
 
 class VerifierService:

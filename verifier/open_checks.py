@@ -6,19 +6,16 @@ from math import isfinite
 
 from gateway.errors import ApiError, InvalidRequest, NotFound
 from speculation.judges import JUDGES
-from speculation.messages import (
-    MAX_PREDICTED,
+from speculation.messages import MAX_PREDICTED, Open, Sampling
+from speculation.model_facts import (
     MAX_STOP_TOKENS,
     MAX_TEMPERATURE,
     MAX_TOP_K,
     MAX_TOP_LOGPROBS,
-    PROMPT_LOGPROBS,
     PROTOCOL_VERSION,
-    STOPPING,
     ModelFacts,
-    Open,
-    Sampling,
 )
+from speculation.request_names import PROMPT_LOGPROBS, STOPPING
 
 
 class IdentityMismatch(ApiError):

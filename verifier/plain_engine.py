@@ -17,7 +17,8 @@ from speculation.messages import (
     Reject,
     Totals,
 )
-from verifier.target import Host, unservable
+from verifier.host import Host
+from verifier.target import unservable
 
 
 class PlainEngine:

@@ -26,18 +26,16 @@ from gateway.request_body import read_body
 from gateway.request_context import context_of
 from gateway.turns import ThreadTurns
 from speculation import codecs, wire
-from speculation.messages import (
-    ANSWER_CACHE,
-    SALT,
-    MalformedFrame,
-    ModelFacts,
-    Open,
-    RemoteProtocolError,
-)
+from speculation.errors import MalformedFrame, RemoteProtocolError
+from speculation.messages import Open
+from speculation.model_facts import ModelFacts
+from speculation.request_names import ANSWER_CACHE, SALT
+from verifier.host import Host
 from verifier.open_checks import check_open
-from verifier.sessions.session import Sessions
-from verifier.sessions.streams import Downstream, Upstream, drafts, messages
-from verifier.target import Host, UnknownSession, owner_of
+from verifier.sessions.admission import Sessions
+from verifier.sessions.downstream import Downstream
+from verifier.sessions.upstream import Upstream, drafts, messages
+from verifier.target import UnknownSession, owner_of
 
 MIN_OPEN_BYTES: Final = 1 << 20
 """An Open may have this many bytes, or with a long context as many as its text may need."""

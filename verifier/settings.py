@@ -15,7 +15,7 @@ from pydantic_settings import SettingsConfigDict
 
 from gateway.hosting.settings import Port, ServerSettings, Table
 from local_models.llama_cpp.devices import SplitMode
-from speculation.messages import Limits
+from speculation.model_facts import Limits
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
@@ -154,7 +154,7 @@ class VerifierSettings(ServerSettings):
     """What runs the model: llama.cpp, or vLLM."""
 
     model: str = "qwen2.5-coder"
-    """This names a pair of the catalogue (its target is served), or the path of a model."""
+    """A name of the catalogue (of a pair, its target), owner/repo of the hub, or a path."""
 
     served_name: str | None = None
     """Requests call the model by this name. None: its catalogue name, or its file's."""

@@ -37,7 +37,7 @@ from bench.simulator.source import Source, traced
 from bench.tables import markdown
 from edge_agent.draft.loading import find
 from local_models.store import open_store
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 ENGINE_S: Final = 900.0
 """An engine must start and be measured within this many seconds."""

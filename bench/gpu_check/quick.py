@@ -59,7 +59,8 @@ from bench.statistics import fisher
 from bench.tables import markdown
 from gateway.hosting.processes import ServiceError
 from picospec.link import HOST
-from speculation.messages import Sampling, TokenId
+from speculation.messages import Sampling
+from speculation.model_facts import TokenId
 
 PART_S: Final = 120.0
 """Each part but a start must end within this many seconds on a GPU."""

@@ -32,7 +32,7 @@ from bench.run.client import Client, Question, Reply
 from bench.run.services import READY_WITHIN_S, EdgePlan, Services
 from bench.tables import markdown
 from local_models.tokenizer_file import TokenizerFile
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 
 LINK: Final = Conditions(rtt_ms=20.0)
 """Speeds are compared over this link between user and GPU host."""

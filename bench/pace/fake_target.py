@@ -26,7 +26,8 @@ from bench.pace.script import VOCABULARY, key, said
 from gateway.hosting.server import serve
 from speculation.answer_cache import Owner
 from speculation.distributions import Distribution
-from speculation.messages import Limits, ModelFacts, Open, Pushed
+from speculation.messages import Open, Pushed
+from speculation.model_facts import Limits, ModelFacts
 from speculation.verify_session import Pass, VerifyingSession
 from speculation.wire import Framed
 from verifier.app import build

@@ -14,7 +14,8 @@ from time import thread_time
 from typing import Final, TypeVar
 
 from speculation.judge import Judgement
-from speculation.messages import Draft, Limits, Open, Sampling
+from speculation.messages import Draft, Open, Sampling
+from speculation.model_facts import Limits
 from speculation.verify_machine import PassPlan, PassRecord, Verdict, VerifyMachine
 
 PART: Final = "A step of the verifier's machine"

@@ -12,7 +12,7 @@ from typing import Final, Literal
 from zlib import crc32
 
 from bench.simulator.source import Source, guessed
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 VOCABULARY: Final = 512
 _FIRST: Final = 16

@@ -43,7 +43,7 @@ from bench.run.services import CONTEXT_TOKENS, ServicesPlan, pins, verifier_argu
 from gateway.hosting.processes import ServiceError
 from gateway.ports import NONE
 from local_models.errors import ModelError
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 
 WATCHED: Final = MappingProxyType({"include_speculation": True})
 """In scenarios an edge also reports the origins of its tokens, as it does for the page."""

@@ -18,7 +18,8 @@ from bench.run.client import Client, Question, Reply
 from bench.run.services import Services, ServicesPlan, Started
 from edge_agent.draft.loading import find
 from local_models.store import open_store
-from picospec.link import Conditions, Link
+from picospec.link import Link
+from picospec.link_path import Conditions
 
 SETTLING_CHECKS = 24
 """An edge makes this many health checks after a change of the link. Each is a sample of its

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from speculation.drafting import DraftingSession
-from speculation.messages import Limits
+from speculation.model_facts import Limits
 from speculation.proposer import Latencies
 
 MAX_GAMMA: Final = 16

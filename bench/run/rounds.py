@@ -25,7 +25,7 @@ from local_models.llama_cpp.context_length import Length
 from local_models.llama_cpp.model import Model
 from speculation.distributions import Q_SCALE, QuantisedDistribution
 from speculation.draft_token import DraftToken
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 STEP_S: Final = 0.02
 """A step takes this long: about as long as with half a billion weights on one core."""

@@ -23,7 +23,8 @@ from gateway.hosting.processes import Child, OnLine, Service, while_alive
 from gateway.hosting.readiness import until_ready
 from gateway.hosting.settings import as_environment
 from gateway.system import usable_cpus
-from picospec.link import HOST, Conditions, Link
+from picospec.link import HOST, Link
+from picospec.link_path import Conditions
 
 LINKED = Conditions()
 """A link has these conditions before a turn sets others."""

@@ -17,7 +17,7 @@ from bench.simulator.hosts import hosts_of
 from bench.simulator.world import World
 from bench.statistics import WAITS_PASSES
 from bench.tables import grid, markdown
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 
 
 def simulate(

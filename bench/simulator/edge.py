@@ -12,7 +12,8 @@ from bench.simulator.source import Source
 from local_models.llama_cpp.prefix import common_prefix
 from speculation.draft_machine import DraftMachine, DraftStep
 from speculation.draft_token import DraftToken
-from speculation.messages import Down, Opened, Pushed, TokenId
+from speculation.messages import Down, Opened, Pushed
+from speculation.model_facts import TokenId
 
 
 @dataclass(slots=True)

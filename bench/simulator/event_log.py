@@ -33,8 +33,8 @@ from bench.simulator.hosts import TWICE_AT, gpu, hosts_of
 from bench.simulator.source import Source, synthetic, traced
 from bench.simulator.world import Arm, Simulation, World
 from bench.traces import Trace
-from picospec.link import Conditions
-from picospec.link import Path as LinkPath
+from picospec.link_path import Conditions
+from picospec.link_path import Path as LinkPath
 from speculation.messages import Message
 
 ARMS: Final = ("cloud", "picospec", "picospec-nolookup", "sync:4")

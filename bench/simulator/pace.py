@@ -35,7 +35,7 @@ from bench.simulator.world import simulate as answers_of
 from bench.statistics import geometric_mean
 from bench.tables import grid, markdown
 from bench.traces import load_folder
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 
 POINTS: Final = "6/5,10/5,25/5,25/24,72/24"
 RTTS_MS: Final = "2,10,50,100"

@@ -28,8 +28,9 @@ from bench.simulator.clock import Clock, Line
 from bench.simulator.edge import Answer
 from bench.simulator.hosts import Hosts
 from bench.simulator.source import Source
-from picospec.link import Path
-from speculation.messages import Commit, Down, TokenId
+from picospec.link_path import Path
+from speculation.messages import Commit, Down
+from speculation.model_facts import TokenId
 
 MIN_LENGTH, MAX_LENGTH = 2, 4
 """An n-gram has a length in this range (prompt_lookup_min, prompt_lookup_max)."""

@@ -22,7 +22,7 @@ from speculation.coupled import SHARPNESS
 from speculation.coupled import sampler as draft_sampler
 from speculation.distributions import Distribution
 from speculation.draft_token import DraftToken
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 from speculation.noise import gumbel, noise_index
 
 WRONG: Final = 100_000

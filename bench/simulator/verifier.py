@@ -12,7 +12,8 @@ from bench.simulator.source import VOCABULARY, Source
 from speculation.answer_cache import Owner
 from speculation.judge import Judgement
 from speculation.latency import measured
-from speculation.messages import Limits, Open, Opened, Up
+from speculation.messages import Open, Opened, Up
+from speculation.model_facts import Limits
 from speculation.verify_machine import Offer, PassPlan, PassRecord, Verdict, VerifyMachine
 from speculation.verify_session import Pass
 

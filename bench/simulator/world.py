@@ -22,14 +22,15 @@ from bench.simulator.hosts import Curve, Hosts
 from bench.simulator.rivals import Engine, Speculation, ask
 from bench.simulator.source import Source
 from bench.simulator.verifier import Served, Verifier
-from picospec.link import Conditions
-from picospec.link import Path as LinkPath
+from picospec.link_path import Conditions
+from picospec.link_path import Path as LinkPath
 from speculation.answer_cache import AnswerCache, Owner
 from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import DraftPolicy, StreamPolicy
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
-from speculation.messages import Fill, Limits, Open, Sampling
+from speculation.messages import Fill, Open, Sampling
+from speculation.model_facts import Limits
 from speculation.speedup import SpeedupEstimates
 
 

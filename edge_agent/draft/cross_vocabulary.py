@@ -21,7 +21,7 @@ from edge_agent.draft.drafter import DraftSlot, StepSampler
 from edge_agent.draft.retokeniser import PRECEDING_TOKENS
 from edge_agent.draft.token_mapping import Translation
 from speculation.draft_token import DraftToken
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 _WORD: Final = re.compile(rb" [A-Za-z]+")
 """A word that the draft model wrote as one token is proposed at once, though more letters may

@@ -13,7 +13,7 @@ from edge_agent.draft.drafter import StepSampler
 from edge_agent.draft.token_mapping import Translation
 from speculation.distributions import Logits
 from speculation.draft_token import DraftToken
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 MAX_DRAWS: Final = 4
 """At most this many tokens are drawn for a row to find one that fits the target's text."""

@@ -10,7 +10,8 @@ import numpy as np
 from speculation.distributions import Logits
 from speculation.draft_token import DraftSampler, DraftToken
 from speculation.logits import Adjust, adjustment, in_turn
-from speculation.messages import ModelFacts, Open, TokenId
+from speculation.messages import Open
+from speculation.model_facts import ModelFacts, TokenId
 
 StepSampler = Callable[[Sequence[TokenId]], DraftSampler]
 """StepSampler(output) returns a step's sampler, which draws at each output position whose

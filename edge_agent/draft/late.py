@@ -20,7 +20,7 @@ import structlog
 
 from edge_agent.draft import loading
 from edge_agent.draft.drafter import CannotDraft, DraftSlot, LoadedDrafter
-from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.settings import EdgeSettings
 from gateway.background_work import kept_going, start
 from gateway.turns import in_own_thread
@@ -29,7 +29,7 @@ from local_models.llama_cpp.context_length import Length, memory_bytes
 from local_models.llama_cpp.devices import Placement
 from local_models.llama_cpp.model import Model
 from local_models.store import Store, StoredModel
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 MEMORY_SHARE: Final = 2
 """All draft models take at most 1/MEMORY_SHARE of the memory, unless the settings say more."""

@@ -26,10 +26,11 @@ from typing import Final
 import structlog
 
 from edge_agent.draft.drafter import CannotDraft, drafts_while_matching
-from edge_agent.draft.slot import KvSlot, LlamaSlot, ReadingOn, ReadingPolicy, StepRequest
+from edge_agent.draft.reading_on import ReadingOn
+from edge_agent.draft.slot import KvSlot, LlamaSlot, ReadingPolicy, StepRequest
 from local_models.llama_cpp.model import Context
 from local_models.llama_cpp.segments import Segment
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 CHUNK_TOKENS: Final = 64
 """A pass has at most this many tokens of one prompt, so that other sessions' steps are fast."""

@@ -13,7 +13,7 @@ from edge_agent.draft.retokeniser import Retokeniser
 from local_models.tokenizer import Encoder, Tokenizer
 from local_models.vocabulary import Vocabulary
 from speculation.distributions import Logits
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 _UNREACHABLE: Final = 1e-300
 """The weight of a target token that begins no token of the draft model, where the likeliest one

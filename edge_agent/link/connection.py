@@ -31,7 +31,7 @@ from pyqwest import Response as Response
 
 from edge_agent.link.errors import (
     VERIFIER,
-    LinkDown,
+    AnswerTooLong,
     Peer,
     VerifierResponse,
     from_answer,
@@ -197,7 +197,7 @@ class Connection:
         within_s: float = REQUEST_TIMEOUT_S,
         max_bytes: int = MAX_ANSWER_BYTES,
     ) -> VerifierResponse:
-        """Return a whole answer. Raises LinkDown, also for one of more than `max_bytes`."""
+        """Return a whole answer. Raises LinkDown; AnswerTooLong for more than `max_bytes`."""
         client = self.client
         try:
             async with (
@@ -276,12 +276,12 @@ async def read_answer(
     response: Response, max_bytes: int = MAX_ANSWER_BYTES
 ) -> VerifierResponse:
     """Return an answer with its whole body, which is not decompressed, because a few bytes
-    could become many. The caller limits the time. Raises LinkDown if the body is too long."""
+    could become many. The caller limits the time. Raises AnswerTooLong."""
     body = bytearray()
     async for piece in response.content:
         body += piece
         if len(body) > max_bytes:
-            raise LinkDown(f"the verifier sends an answer of more than {max_bytes} bytes")
+            raise AnswerTooLong(f"the verifier sends an answer of more than {max_bytes} bytes")
     return VerifierResponse(
         response.status, bytes(body), response.headers.get("retry-after", "")
     )

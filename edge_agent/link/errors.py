@@ -97,6 +97,10 @@ class LinkDown(Unavailable):
         self.how = how
 
 
+class AnswerTooLong(LinkDown):
+    """A peer's answer had more bytes than it may have."""
+
+
 @dataclass(frozen=True, slots=True)
 class VerifierResponse:
     """The answer of a verifier, with its whole body."""

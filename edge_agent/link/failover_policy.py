@@ -32,7 +32,8 @@ from gateway.errors import (
 )
 from gateway.request_body import MIN_BYTES_PER_S
 from local_models.checker import ANSWER_TIMEOUT_S
-from speculation.messages import RUN_CHARACTERS, LocalProtocolError
+from speculation.errors import LocalProtocolError
+from speculation.messages import RUN_CHARACTERS
 
 MAX_LOST: Final = 3
 """This many sessions may be lost at one position of the text; then the answer is given up. If

@@ -10,7 +10,8 @@ from typing import Final, Generic, TypeVar
 
 from edge_agent.link.prefixes import Prefixes, PromptBlocks, Speed
 from speculation.learning import running_mean
-from speculation.messages import RUN_CHARACTERS, ModelFacts
+from speculation.messages import RUN_CHARACTERS
+from speculation.model_facts import ModelFacts
 from speculation.speedup import SpeedupEstimates
 
 RTT_WEIGHT: Final = 0.125

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from speculation.learning import running_mean
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 
 BLOCK: Final = 64
 """A block has this many tokens. vLLM's have 16; longer ones cost less here."""

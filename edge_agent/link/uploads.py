@@ -23,7 +23,8 @@ from gateway.background_work import start
 from gateway.channel import Channel, ChannelFull
 from gateway.errors import ApiError
 from speculation import upload_records
-from speculation.messages import RUN_CHARACTERS, RemoteProtocolError
+from speculation.errors import RemoteProtocolError
+from speculation.messages import RUN_CHARACTERS
 
 FIRST_ANSWER_S: Final = 1.0
 """The first acknowledgement must come within two round trips, and at least this time, because a

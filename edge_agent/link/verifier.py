@@ -27,17 +27,16 @@ from gateway.system import now_with_sleep
 from gateway.tenants import identity_of_key
 from local_models.tokenizer_file import MAX_PACKED_BYTES
 from speculation.judges import JUDGES
-from speculation.messages import (
-    ANSWER_CACHE,
+from speculation.model_facts import (
     MAX_CONTEXT_TOKENS,
     PROTOCOL_VERSION,
-    SALT,
     Limits,
     ModelFacts,
     Name,
     Version,
     Vocabulary,
 )
+from speculation.request_names import ANSWER_CACHE, SALT
 from speculation.untrusted import Malformed, decode_json
 
 FACTS_PATH: Final = "/v1/model-facts"

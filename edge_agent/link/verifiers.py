@@ -31,7 +31,8 @@ from gateway.background_work import kept_going, start
 from gateway.errors import ApiError, EngineFault, Unavailable
 from gateway.tracing import Span
 from local_models.constraints import NAME
-from speculation.messages import ModelFacts, Open, Opened, TokenId
+from speculation.messages import Open, Opened
+from speculation.model_facts import ModelFacts, TokenId
 
 PROBE_S: Final = 2.0
 """All verifiers are probed at about this interval, if there are several."""

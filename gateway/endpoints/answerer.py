@@ -2,7 +2,8 @@
 
 Another service answers a request for a model of its own; one with a field that only the
 verifier's own API serves; and one for which no drafts are made. `choose` reads a request as far
-as the decision needs: only the prompt shows whether a chat can be rendered here.
+as the decision needs: only the prompt shows whether a chat can be rendered here. The verifier's
+server may make the prompt where no template does.
 """
 
 from __future__ import annotations
@@ -15,13 +16,23 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.endpoints import rendering
 from gateway.endpoints.bodies import checked, parse, read
+from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.endpoint import Body, Convert, EndpointRequest
 from gateway.endpoints.parameters import Parameters, parameters_of, shown_names
 from gateway.endpoints.request import GenerationRequest, TokenIds
 from gateway.endpoints.services import Backend, Forward, Json, ProxyPort, Services, no_model
-from gateway.errors import ApiError, EngineFault, InvalidRequest, Unsupported, renamed
+from gateway.errors import (
+    ApiError,
+    ClientGone,
+    EngineFault,
+    InvalidRequest,
+    Unsupported,
+    renamed,
+)
 from gateway.hosting.settings import MAX_CHOICES
+from gateway.http import connected
 from gateway.output.output_format import OutputFormat
 from gateway.ports import Facts, Fallback, GatewayTokenizer
 from gateway.prompt_reader import BoundedTokenizer
@@ -126,7 +137,11 @@ async def _here(
     _check_choices(body, services.settings.max_choices)
     tokenizer = await question.backend.tokenizer(facts.vocabulary)
     output_format = await services.output_format_of(tokenizer, context)
-    prompts = await _read(services, body, facts, output_format, context)
+    prompts: tuple[TokenIds, ...]
+    if proxy is not None and rendering.PATH in facts.served and isinstance(body, ChatRequest):
+        prompts = (await _rendered(proxy, body, facts, services, request),)
+    else:
+        prompts = await _read(services, body, facts, output_format, context)
     return Ready(question, tokenizer, output_format, prompts)
 
 
@@ -156,6 +171,35 @@ async def _read(
         raise
     context.took_prompt(sum(map(len, prompts)), choices=body.n)
     return prompts
+
+
+async def _rendered(
+    proxy: ProxyPort,
+    body: ChatRequest,
+    facts: Facts,
+    services: Services,
+    request: Request,
+) -> TokenIds:
+    """Return the prompt of a chat that the verifier's server makes, and charge for it. Raises
+    Unsupported if it makes none, so that its own API answers; EngineFault for a wrong prompt,
+    ClientGone."""
+    if _PATHS.get(request.scope["path"]) != CHATS:
+        raise rendering.not_rendered("only a chat completion is shown to this model from here")
+    make = partial(_shaping, proxy, body, await request.body())
+    fields = await checked(services, request, make)
+    try:
+        async with connected(request.receive):
+            prompt = await proxy.prompt(fields, facts)
+    except (EngineFault, ClientGone):
+        raise
+    except ApiError as error:
+        raise rendering.not_rendered(error.message) from error
+    context_of(request).took_prompt(len(prompt), choices=body.n)
+    return prompt
+
+
+def _shaping(proxy: ProxyPort, body: ChatRequest, sent: bytes) -> Json:
+    return rendering.fields_of(body, proxy.fields_of(sent))
 
 
 async def _listed(proxy: ProxyPort, services: Services, request: Request) -> Forward | None:

@@ -16,11 +16,11 @@ from gateway.endpoints.tools import ToolChoice, Tools, ToolUse, check_choice, to
 from gateway.errors import UNSUPPORTED, InvalidRequest, Unsupported
 from gateway.grammars import in_lark
 from gateway.output.formats.base import AllowedOutput, Constraint
-from gateway.output.output_format import OutputFormat
+from gateway.output.output_format import CallRules, OutputFormat
 from gateway.output.stream import Reader
 from gateway.ports import Facts, GatewayTokenizer
 from gateway.schema import FIRST_ERROR, Flag, Integer, unsupported
-from speculation.messages import MAX_TOP_LOGPROBS
+from speculation.model_facts import MAX_TOP_LOGPROBS
 
 BUDGET: Final = "thinking_budget"
 """The budget of reasoning has this name in Job.extras and in Facts.features."""
@@ -109,13 +109,11 @@ class ChatRequest(ThinkingFields, GenerationRequest):
         self, output_format: OutputFormat, prompt: TokenIds, stop_tokens: frozenset[int]
     ) -> Reader:
         use = self.tool_use
+        only = None if use.only_text is None else use.name
         return output_format.reader(
             self._detokeniser(stop_tokens),
             prompt,
-            use.schemas,
-            parallel=use.parallel,
-            custom=use.custom,
-            only=None if use.only_text is None else use.name,
+            CallRules(use.schemas, use.parallel, use.custom, only),
             splits_reasoning=self.splits_reasoning,
         )
 

@@ -24,7 +24,9 @@ from gateway.output.detokenise import LogprobEntry
 from gateway.output.stream import ChoiceStream
 from gateway.ports import Facts, GatewayTokenizer
 from gateway.schema import Flag, Integer
-from speculation.messages import MAX_TOP_LOGPROBS, PROMPT_LOGPROBS, TokenLogprob
+from speculation.messages import TokenLogprob
+from speculation.model_facts import MAX_TOP_LOGPROBS
+from speculation.request_names import PROMPT_LOGPROBS
 
 T = TypeVar("T")
 

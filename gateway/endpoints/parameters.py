@@ -25,7 +25,7 @@ from gateway.endpoints.messages_schema import PredictedOutput, text_of
 from gateway.errors import InvalidRequest, Unsupported
 from gateway.ports import Facts
 from gateway.schema import Flag, Integer, Number
-from speculation.messages import SALT
+from speculation.request_names import SALT
 
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 Repetition = Annotated[Number, Field(ge=0.01, le=2)]

@@ -27,7 +27,8 @@ from gateway.output.output_format import OutputFormat
 from gateway.output.stream import ChoiceStream, Reader
 from gateway.ports import Facts, GatewayTokenizer
 from gateway.schema import FIRST_ERROR, Flag, Integer, Number, RequestModel
-from speculation.messages import MAX_TEMPERATURE, MAX_TOP_K, Sampling
+from speculation.messages import Sampling
+from speculation.model_facts import MAX_TEMPERATURE, MAX_TOP_K
 
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 """The length is limited because withheld text is searched for stop strings at every token."""

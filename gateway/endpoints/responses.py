@@ -32,7 +32,7 @@ from gateway.schema import (
     Unserved,
     validated,
 )
-from speculation.messages import MAX_TOP_LOGPROBS
+from speculation.model_facts import MAX_TOP_LOGPROBS
 
 ENCRYPTED: Final = "reasoning.encrypted_content"
 LOGPROBS: Final = "message.output_text.logprobs"

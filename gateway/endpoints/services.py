@@ -86,8 +86,16 @@ class ProxyPort(Protocol):
         """Return what to ask the verifier's own API for, which serves `field`. schema: of the
         endpoint that does not. Raises InvalidRequest for what it would ignore."""
 
+    async def prompt(self, fields: Json, facts: Facts) -> tuple[int, ...]:
+        """Return the prompt of a chat as the verifier's server makes it. fields: see
+        `gateway.endpoints.rendering`. Raises ApiError, EngineFault for what is no prompt."""
+
     async def answer(self, forward: Forward, services: Services, request: Request) -> Response:
         """Return the other service's answer. Raises ApiError."""
+
+
+async def _is_here() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,9 @@ class Backend:
     takes_any_name: bool = False
     spares: Sequence[Fallback] = ()
     """The first of these that can answers while the engine cannot."""
+
+    is_away: Callable[[], Awaitable[bool]] = _is_here
+    """Returns True if the engine cannot answer a request that comes now."""
 
     is_local: bool = False
     """True if no other service can answer in the place of this engine."""
@@ -176,22 +187,17 @@ class OneModel:
 
 
 def one_model(
-    engine: Engine,
-    tokenizer: TokenizerSource,
-    settings: GatewaySettings,
-    spares: Sequence[Fallback] = (),
+    engine: Engine, tokenizer: TokenizerSource, settings: GatewaySettings
 ) -> OneModel:
-    """Return the Models of a service with one engine. spares: answer while that cannot."""
+    """Return the Models of a service with one engine."""
     aliases, any_name = settings.model_aliases, settings.accept_any_model
-    return OneModel(
-        Backend(engine, tokenizer, aliases=aliases, takes_any_name=any_name, spares=spares)
-    )
+    return OneModel(Backend(engine, tokenizer, aliases=aliases, takes_any_name=any_name))
 
 
 async def _answering(own: Backend, context: RequestContext, path: str) -> Backend:
     """Return who answers a request to a path in place of a backend that cannot; the same one if
     it can, or if nobody else can."""
-    if own.spares and await own.spares[0].is_needed():
+    if own.spares and await own.is_away():
         for spare in own.spares:
             if await spare.can_answer(path):
                 context.outcome.fallback = spare.name

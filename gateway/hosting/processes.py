@@ -48,8 +48,6 @@ RESTART_WAITS_S: Final = (1.0, 5.0, 15.0)
 """A service that failed is started again after the first wait, and after the next ones if it
 fails again; a service that fails after the last wait is not started again."""
 
-RESTART_RESET_S: Final = 600.0
-
 LINE_LIMIT_BYTES: Final = 1 << 20
 """A longer line of output is dropped."""
 
@@ -157,7 +155,7 @@ class Child:
             try:
                 await self.died()
             except ServiceDied as death:
-                if time.monotonic() - began > RESTART_RESET_S:
+                if time.monotonic() - began > 600.0:
                     waits_s = iter(RESTART_WAITS_S)
                 wait_s = next(waits_s, None)
                 if not restarts.is_set() or not death.status or wait_s is None:

@@ -8,13 +8,10 @@ from collections.abc import (
     Iterable,
 )
 from contextlib import suppress
-from typing import Final
 
 import httpx
 
 from gateway.hosting.processes import NeverReady, Service
-
-POLL_S: Final = 0.25
 
 
 async def until_ready(
@@ -42,4 +39,4 @@ async def _until_ready(service: Service, client: httpx.AsyncClient) -> None:
         with suppress(httpx.TransportError):  # the service does not listen yet
             if (await client.get(f"{service.url}{service.ready_path}")).status_code == 200:
                 return
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(0.25)

@@ -40,7 +40,6 @@ from gateway.system import STOP_AT_ONCE
 CLOSE_S: Final = 2.0
 """A port that is served beside another may take this many seconds to close."""
 
-MAX_HEADERS_BYTES: Final = 64 * 1024
 MAX_STREAMS: Final = 1024
 """One connection has at most this many streams: an edge holds one for each session, and short
 ones for drafts."""
@@ -84,7 +83,7 @@ def of_port(settings: ServerSettings, connections: int) -> dict[str, Any]:
         "http": HTTPModes.auto,
         "websockets": False,
         "http2_settings": HTTP2Settings(
-            max_headers_size=MAX_HEADERS_BYTES,
+            max_headers_size=64 * 1024,
             max_concurrent_streams=MAX_STREAMS,
             keep_alive_interval=PING_MS,
             keep_alive_timeout=PONG_S,

@@ -57,6 +57,23 @@ _SIGNS: Final[Sequence[tuple[re.Pattern[str], FormatName]]] = (
 
 
 @dataclass(frozen=True, slots=True)
+class CallRules:
+    """Tells which calls an answer may have."""
+
+    tools: Schemas
+    """These functions may be called."""
+
+    parallel: bool = True
+    """True if several calls may be made."""
+
+    custom: frozenset[str] = frozenset()
+    """The names of the tools that take a text."""
+
+    only: str | None = None
+    """The answer is the text of this tool."""
+
+
+@dataclass(frozen=True, slots=True)
 class OutputFormat:
     """Defines how the model of a tokenizer writes."""
 
@@ -76,31 +93,26 @@ class OutputFormat:
         self,
         detokeniser: Callable[[Piece], Detokeniser],
         prompt: Sequence[int],
-        tools: Schemas,
+        calls: CallRules,
         *,
-        parallel: bool = True,
-        custom: frozenset[str] = frozenset(),
-        only: str | None = None,
         splits_reasoning: bool = True,
     ) -> Detokeniser | OutputParser:
         """Return the reader of the Deltas of a choice that continues `prompt`.
 
         If there can be neither calls nor reasoning, all text is content and nothing is parsed.
-        tools: functions that may be called. parallel: True if several calls may be made.
-        custom: names of the tools that take a text. only: the tool whose text is the answer.
         """
-        tags = self.tags if splits_reasoning else None
+        tools, tags = calls.tools, self.tags if splits_reasoning else None
         if not tools and tags is None:
             return detokeniser(self.tokenizer.piece)
-        spell = self._spelling((*(tags or ()), *(self.format.markers if tools else ())))
+        spell = self._spelling((*(tags or ())[:2], *(self.format.markers if tools else ())))
         opened = tags is not None and is_opened(tags, prompt, spell)
         new_id = partial(_new_id, self.format.id_length)
         read = partial(self.format.read, tools=tools) if tools else pass_content
-        if only is not None:
-            read = partial(pass_input, name=only)
+        if calls.only is not None:
+            read = partial(pass_input, name=calls.only)
         return OutputParser(
             detokeniser(spell),
-            ParsedMessage(new_id, parallel=parallel, custom=custom),
+            ParsedMessage(new_id, parallel=calls.parallel, custom=calls.custom),
             partial(_parse, tags=tags, opened=opened, read=read),
         )
 
@@ -114,7 +126,7 @@ class OutputFormat:
         tags = self.tags if splits_reasoning else None
         if not allowed.tools and (allowed.content is None or tags is None):
             return allowed.content
-        opened = tags is not None and is_opened(tags, prompt, self._spelling(tags))
+        opened = tags is not None and is_opened(tags, prompt, self._spelling(tags[:2]))
         return {"grammar": grammar(allowed, self.format, self.special, tags, opened=opened)}
 
     def budget(self, prompt: Sequence[int], tokens: int) -> dict[str, int]:
@@ -124,7 +136,7 @@ class OutputFormat:
         if self.tags is None or closing is None:
             raise ValueError("the model has no token that ends its reasoning")
         limits = {"tokens": tokens, "closing": closing}
-        if is_opened(self.tags, prompt, self._spelling(self.tags)):
+        if is_opened(self.tags, prompt, self._spelling(self.tags[:2])):
             return limits
         if opening is None:
             raise ValueError("the model has no token that begins its reasoning")
@@ -177,8 +189,8 @@ class OutputFormats:
         encode."""
         form = FORMATS[self._name or choose(tokenizer.template)]
         tags = tags_of(tokenizer.template)
-        special = _special(tokenizer, (*(tags or ()), *form.markers))
-        spelt = [tokenizer.encode(t, begin=False) for t in tags or ()] or [[], []]
+        special = _special(tokenizer, (*(tags or ())[:2], *form.markers))
+        spelt = [tokenizer.encode(t, begin=False) for t in (tags or ())[:2]] or [[], []]
         opening, closing = (ids[0] if len(ids) == 1 else None for ids in spelt)
         can = tuple(_capabilities(tokenizer, tags))
         parts = form, tags, special, (opening, closing), can

@@ -18,10 +18,14 @@ _TAIL_TOKENS: Final = 8
 
 _KNOWN: Final = (Tags("<think>", "</think>"), Tags("[THINK]", "[/THINK]"))
 
+_DSML: Final = "<\uff5cDSML\uff5ctool_calls>"
+"""DeepSeek V4, whose calls begin so, writes no space of its own around its reasoning."""
+
 
 def tags_of(template: str) -> Tags | None:
     """Return the tags in a chat template; None without any."""
-    return next((t for t in _KNOWN if t.opening in template or t.closing in template), None)
+    tags = next((t for t in _KNOWN if t.opening in template or t.closing in template), None)
+    return tags._replace(keeps_space=True) if tags and _DSML in template else tags
 
 
 def is_opened(tags: Tags, prompt: Sequence[int], piece: Callable[[int], bytes]) -> bool:
@@ -33,18 +37,22 @@ def is_opened(tags: Tags, prompt: Sequence[int], piece: Callable[[int], bytes]) 
 def read_reasoning(
     text: Incoming, out: ParsedMessage, tags: Tags, *, opened: bool
 ) -> Steps[None]:
-    """Pass reasoning on, without the space around it, if the text begins with reasoning."""
+    """Pass reasoning on, if the text begins with reasoning, without the space around it. With
+    `keeps_space`, only the space before the closing tag is left out, as in vLLM."""
     out.thinking = opened
     yield from text.space()
-    if not (yield from text.take(tags.opening)) and not opened:
+    if not (yield from text.take(tags.opening)):
         text.at = 0
-        return
+        if not opened:
+            return
     out.thinking = True
-    yield from text.space()
+    if not tags.keeps_space:
+        yield from text.space()
     text.consume()
     yield from _until_closed(text, out, tags.closing)
     out.thinking = False
-    yield from text.space()
+    if not tags.keeps_space:
+        yield from text.space()
     text.consume()
 
 

@@ -14,8 +14,8 @@ from bench.simulator.hosts import Hosts, gpu
 from bench.simulator.source import Source
 from bench.simulator.world import Arm, World, simulate
 from bench.traces import Trace
-from picospec.link import Conditions
-from speculation.messages import Limits, TokenId
+from picospec.link_path import Conditions
+from speculation.model_facts import Limits, TokenId
 
 ANSWER = Answer(
     "cloud", "code", "p", 0, 10.0, None, 0.0, "same", tokens=10, first_share=0.0, seconds=1.0,

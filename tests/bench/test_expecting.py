@@ -10,7 +10,7 @@ from bench.simulator.source import synthetic
 from bench.simulator.world import World, simulate
 from bench.statistics import geometric_mean
 from picospec.expecting import MeasuredPace
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 
 
 def simulated(pace: MeasuredPace, share: float) -> float:

@@ -30,7 +30,7 @@ from bench.run.client import Reply
 from bench.run.services import Services, ServicesPlan
 from bench.statistics import fisher
 from gateway.hosting.processes import ServiceDied
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from speculation.messages import Sampling
 from tests.verifier.vllm_target.v2.tiny import make
 

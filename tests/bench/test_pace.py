@@ -25,7 +25,7 @@ from bench.simulator.pace import HEADS
 from bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
 from bench.simulator.source import Source, believed, synthetic
 from bench.simulator.world import Arm, World, simulate
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from tests.bench.test_simulator import trace
 
 GPU = World(gpu(0.01, 0.005, twice_at=256), Conditions(10.0))

@@ -26,7 +26,7 @@ from bench.run.arms import parse
 from bench.run.command import Plan, Run, stints, turns
 from bench.run.rivals import Rival
 from bench.run.services import ServicesPlan
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from verifier.vllm_target.launching import flags
 
 RIVALS = "cloud,picospec,cloud-vllm,cloud-ngram:3"

@@ -30,7 +30,7 @@ from bench.run.rounds import become
 from bench.run.services import ServicesPlan
 from bench.run.versus import Key, deal, report
 from edge_agent import engine
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from speculation.messages import Commit, Finish
 from tests.bench.answers import answer
 from tests.edge_agent.fakes import JOB, FakeVerifiers, deltas, quiet, scripted

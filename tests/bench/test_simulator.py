@@ -34,9 +34,9 @@ from bench.simulator.world import (
     sync,
 )
 from bench.traces import Trace
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from speculation.distributions import distribution
-from speculation.messages import Limits
+from speculation.model_facts import Limits
 from speculation.noise import noise_index
 from tests.bench.answers import (
     DRAFT_S,

@@ -20,7 +20,7 @@ from bench.statistics import mean
 from bench.traces import Trace
 from edge_agent.draft.loading import find
 from local_models.store import open_store
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from tests.bench.answers import answer, results
 
 

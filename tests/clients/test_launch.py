@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from picospec.client_files import Client, Edge, read_clients
+from picospec.known_clients import Client, Edge, read_clients
 from tests.clients.conftest import CLIENTS, run
 from tests.edge_agent.processes import ROOT
 

@@ -22,16 +22,8 @@ from starlette.types import Send as Send
 
 from speculation import upload_records, wire
 from speculation.judge import Judgement
-from speculation.messages import (
-    PROTOCOL_VERSION,
-    Down,
-    Fault,
-    Limits,
-    Multiplexed,
-    Open,
-    Opened,
-    Pushed,
-)
+from speculation.messages import Down, Fault, Multiplexed, Open, Opened, Pushed
+from speculation.model_facts import PROTOCOL_VERSION, Limits
 from speculation.verify_session import VerifyingSession
 
 NAME = ""

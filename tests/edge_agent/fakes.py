@@ -30,19 +30,8 @@ from speculation.draft_policy import StreamPolicy
 from speculation.draft_token import DraftToken
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
-from speculation.messages import (
-    Commit,
-    Down,
-    Draft,
-    Finish,
-    Limits,
-    ModelFacts,
-    Open,
-    Opened,
-    Pushed,
-    Sampling,
-    TokenId,
-)
+from speculation.messages import Commit, Down, Draft, Finish, Open, Opened, Pushed, Sampling
+from speculation.model_facts import Limits, ModelFacts, TokenId
 
 LIMITS = Limits(max_verify=4, max_ahead=16)
 OPENED = Opened("s", LIMITS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.draft import loading
+from edge_agent.draft import loading, target_tokenizer
 from edge_agent.draft.loading import FirstDraft, first_draft
 from edge_agent.settings import EdgeSettings, load
 from local_models.catalogue import Catalogue, Family, ModelFile, Pair
@@ -47,7 +47,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "RETRY_S", 0.01)
+    monkeypatch.setattr(target_tokenizer, "RETRY_S", 0.01)
 
 
 def choose(

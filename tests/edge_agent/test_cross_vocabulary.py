@@ -24,7 +24,8 @@ from local_models.tokenizer import Tokenizer
 from speculation import coupled
 from speculation.distributions import Logits, distribution
 from speculation.draft_token import DraftSampler, DraftToken
-from speculation.messages import Limits, ModelFacts, Open, Sampling
+from speculation.messages import Open, Sampling
+from speculation.model_facts import Limits, ModelFacts
 from speculation.noise import noise_index
 from tests.edge_agent.cross_vocabulary import (
     PAIRS,

@@ -12,15 +12,8 @@ from edge_agent.draft.drafter import CannotDraft
 from gateway.errors import EngineFault, Unavailable
 from speculation.distributions import QuantisedDistribution
 from speculation.draft_token import DraftToken
-from speculation.messages import (
-    Commit,
-    Draft,
-    Finish,
-    Recovered,
-    Reject,
-    TokenId,
-    Totals,
-)
+from speculation.messages import Commit, Draft, Finish, Recovered, Reject, Totals
+from speculation.model_facts import TokenId
 from tests.edge_agent.fakes import (
     OPENED,
     STOP,

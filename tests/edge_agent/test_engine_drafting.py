@@ -12,25 +12,20 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from edge_agent import engine as making
+from edge_agent import answer
 from edge_agent.draft.cross_vocabulary_sampler import CrossVocabularySampler
 from edge_agent.draft.drafter import NoDrafter, step_sampler
 from edge_agent.draft.token_mapping import Translation
 from edge_agent.metrics import EdgeMetrics
+from edge_agent.pace import Pace
 from edge_agent.settings import EdgeSettings
 from gateway.errors import Unavailable
 from gateway.ports import Delta, Job, opening
 from gateway.watching import ChainEvent, Event, LinkUse, PassEvent
 from local_models.tokenizer import Tokenizer
 from speculation import coupled
-from speculation.messages import (
-    Commit,
-    Fill,
-    Finish,
-    Sampling,
-    TokenId,
-    Totals,
-)
+from speculation.messages import Commit, Fill, Finish, Sampling, Totals
+from speculation.model_facts import TokenId
 from tests.edge_agent.cross_vocabulary import WordEncoder
 from tests.edge_agent.fakes import (
     FACTS,
@@ -158,7 +153,7 @@ async def test_draft_tokens_and_stale_steps_are_counted_at_the_end() -> None:
 
 def test_the_target_alone_would_take_a_pass_of_one_row_for_each_token() -> None:
     times = iter((10.0, 10.5, 11.0))
-    pace, untimed = making.Pace(times.__next__), making.Pace(float)
+    pace, untimed = Pace(times.__next__), Pace(float)
     prompt, judged = Commit(0, 0, (1,), pass_s=9.0), Commit(0, 1, (2, 3, 4), 3, pass_s=0.4)
 
     for commit in (prompt, judged, Commit(0, 4, (5,), pass_s=0.3)):
@@ -222,7 +217,7 @@ FINISH = Finish("length", Totals(1, 4, 2, 0))
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "REPORT_INTERVAL_S", 0.001)
+    monkeypatch.setattr(answer, "REPORT_INTERVAL_S", 0.001)
 
 
 def kinds(events: tuple[Event, ...]) -> list[type]:

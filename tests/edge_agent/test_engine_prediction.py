@@ -13,7 +13,8 @@ from edge_agent.draft.drafter import NoDrafter
 from edge_agent.engine import EdgeEngine
 from edge_agent.settings import EdgeSettings
 from gateway.ports import Delta, Job
-from speculation.messages import Commit, Finish, ModelFacts, TokenId
+from speculation.messages import Commit, Finish
+from speculation.model_facts import ModelFacts, TokenId
 from tests.edge_agent.fakes import (
     FACTS,
     JOB,

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from edge_agent.app import open_verifiers
 from edge_agent.draft.llama import LlamaDrafter
-from edge_agent.fallback import FEATURES, DraftEngine, DraftFallback
+from edge_agent.fallback import FEATURES, DraftEngine, is_away
 from edge_agent.link.known_verifiers import Event
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
@@ -19,7 +19,8 @@ from gateway.ports import Delta, Job, opening
 from speculation.distributions import Logits
 from speculation.judges import seeded
 from speculation.logits import adjustment
-from speculation.messages import Limits, ModelFacts, Sampling
+from speculation.messages import Sampling
+from speculation.model_facts import Limits, ModelFacts
 from speculation.noise import noise_index
 from speculation.verify_session import Pass
 from tests.edge_agent.fake_cache import FakeCache, V, truth
@@ -157,32 +158,29 @@ class Verifiers:
         pass
 
 
-def fallback(engine: DraftEngine, verifiers: Verifiers) -> DraftFallback:
-    metrics = EdgeMetrics(CollectorRegistry())
-    return DraftFallback(engine, verifiers, verifiers.tokenizer, metrics)  # type: ignore[arg-type]
+async def away(verifiers: object) -> bool:
+    return await is_away(verifiers, Verifiers().tokenizer)
 
 
-async def test_it_is_needed_when_no_verifier_can_be_reached(engine: DraftEngine) -> None:
-    assert await fallback(engine, Verifiers(Unavailable("away"))).is_needed()
-    assert not await fallback(engine, Verifiers()).is_needed()
+async def test_a_verifier_that_cannot_be_reached_is_away() -> None:
+    assert await away(Verifiers(Unavailable("away")))
+    assert not await away(Verifiers())
 
 
-async def test_it_is_needed_though_a_verifier_answered_just_now(engine: DraftEngine) -> None:
+async def test_it_may_be_away_though_it_answered_just_now() -> None:
     settings = EdgeSettings(verifier_urls=("http://127.0.0.1:9",))  # type: ignore[arg-type]
     verifiers = open_verifiers(settings, EdgeMetrics(CollectorRegistry()))
     verifiers.all[0].note(Event.IS_READY)
 
-    assert await fallback(engine, verifiers).is_needed()  # type: ignore[arg-type]
+    assert await away(verifiers)
     await verifiers.close()
 
 
-async def test_a_verifier_that_refuses_the_edge_is_no_verifier_that_is_away(
-    engine: DraftEngine,
-) -> None:
+async def test_a_verifier_that_refuses_the_edge_is_no_verifier_that_is_away() -> None:
     refusing = Verifiers(EngineFault("the verifier refuses this edge's key"))
 
     with pytest.raises(EngineFault):
-        await fallback(engine, refusing).is_needed()
+        await away(refusing)
 
 
 @pytest.mark.parametrize("unnamed", [{}, {"draft_model": "none"}, {"drafter": "none"}])

@@ -15,7 +15,7 @@ import pytest
 
 from edge_agent.link import session, uploads
 from edge_agent.link.errors import LinkDown
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from tests.fakes.faulty_link import FaultyLink
 from tests.fakes.link import Link
 from tests.fakes.world import RTT_S, TEXT, Answers, World

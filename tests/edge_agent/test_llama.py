@@ -13,17 +13,15 @@ from edge_agent.draft import llama as thread
 from edge_agent.draft import slot as reading_on
 from edge_agent.draft.drafter import CannotDraft
 from edge_agent.draft.llama import CHUNK_TOKENS, LlamaDrafter
-from edge_agent.draft.slot import (
+from edge_agent.draft.reading_on import (
     AFTER_S,
     CHUNK_S,
     IDLE_S,
     MIN_CHUNK_TOKENS,
     SOON_S,
-    KvSlot,
     ReadingOn,
-    ReadingPolicy,
-    View,
 )
+from edge_agent.draft.slot import KvSlot, ReadingPolicy, View
 from speculation.distributions import Logits
 from speculation.draft_token import DraftToken
 from tests.edge_agent.fake_cache import (

@@ -23,7 +23,8 @@ from speculation.draft_machine import DraftMachine, DraftStep, Outcome
 from speculation.draft_policy import StreamPolicy
 from speculation.draft_token import DraftToken, mark_ahead
 from speculation.judges import JUDGES
-from speculation.messages import Commit, Down, Limits, Open, Opened, Sampling, TokenId
+from speculation.messages import Commit, Down, Open, Opened, Sampling
+from speculation.model_facts import Limits, TokenId
 from tests.edge_agent.fake_cache import (
     FakeCache,
     V,

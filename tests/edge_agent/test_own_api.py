@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
-from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.forwarding import own_api
 from edge_agent.link import verifier as verifying
 from edge_agent.proxy import DIRECT

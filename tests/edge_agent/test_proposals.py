@@ -28,16 +28,8 @@ from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import StreamPolicy
 from speculation.draft_token import DraftToken
 from speculation.lookup import PromptLookup
-from speculation.messages import (
-    Commit,
-    Draft,
-    Finish,
-    Limits,
-    ModelFacts,
-    Open,
-    Sampling,
-    TokenId,
-)
+from speculation.messages import Commit, Draft, Finish, Open, Sampling
+from speculation.model_facts import Limits, ModelFacts, TokenId
 from speculation.proposer import Latencies
 from tests.edge_agent.fakes import (
     FACTS,

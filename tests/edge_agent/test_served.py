@@ -22,7 +22,7 @@ from edge_agent.served import MAX_MODELS, ServedModel, ServedModels
 from edge_agent.settings import EdgeSettings, ModelSettings, load
 from gateway.errors import EngineFault, NotFound, Unavailable
 from gateway.ports import Facts
-from speculation.messages import ModelFacts
+from speculation.model_facts import ModelFacts
 from tests.edge_agent.fakes import FACTS
 
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from bench.run.services import free_port
-from edge_agent.__main__ import Starting
+from edge_agent.starting import Starting
 from local_models.errors import UnknownModel
 from tests.edge_agent.processes import ROOT, wait_for
 from tests.gateway.scripted import served

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
-from edge_agent.draft import loading
-from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.draft import loading, target_tokenizer
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from gateway.errors import EngineFault
 from local_models.store import open_store
 from local_models.tokenizer_cache import TokenizerCache
@@ -84,7 +84,7 @@ async def test_a_hostile_tokenizer_is_an_error_that_names_it(
 async def test_why_it_cannot_be_used_is_logged_once(
     file: TokenizerFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "RETRY_S", 0.0)
+    monkeypatch.setattr(target_tokenizer, "RETRY_S", 0.0)
     verifier = TokenizerVerifier(file, packed=b"none")
 
     with capture_logs() as logs, pytest.raises(TimeoutError):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edge_agent.link.connection import REQUEST_TIMEOUT_S
 from edge_agent.link.errors import LinkDown
-from edge_agent.link.session import Posts
+from edge_agent.link.posts import Posts
 from edge_agent.link.uploads import FIRST_ANSWER_S, MAX_ATTEMPTS, Uploads
 from gateway.background_work import running_alongside
 from gateway.errors import EngineFault

@@ -18,7 +18,8 @@ from edge_agent.link import verifier as verifying
 from edge_agent.link.connection import Connection
 from edge_agent.link.errors import LinkDown, VerifierResponse, from_answer, unreachable
 from edge_agent.link.known_verifiers import Event
-from edge_agent.link.session import INLINE_TOKENS, EdgeSession
+from edge_agent.link.posts import INLINE_TOKENS
+from edge_agent.link.session import EdgeSession
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from edge_agent.link.errors import LinkDown, VerifierResponse
-from speculation.messages import Limits, ModelFacts
+from speculation.model_facts import Limits, ModelFacts
 
 RTT_S = 0.05
 FACTS = ModelFacts(

@@ -20,14 +20,8 @@ from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import StreamPolicy
 from speculation.judges import JUDGES
 from speculation.logits import adjustment
-from speculation.messages import (
-    Down,
-    Judge,
-    Limits,
-    ModelFacts,
-    Open,
-    Sampling,
-)
+from speculation.messages import Down, Open, Sampling
+from speculation.model_facts import Judge, Limits, ModelFacts
 from speculation.verify_session import VerifyingSession
 from tests.speculation.small_models import slow
 from verifier.llama_target.pass_part import PassPart, judge

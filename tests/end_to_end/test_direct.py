@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from edge_agent import app as edge
 from edge_agent import proxy as proxying
-from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.proxy import DIRECT, Proxy
 from edge_agent.settings import load as load_edge
 from gateway.drain import Drain

@@ -14,7 +14,7 @@ import pytest
 from openai import OpenAI
 
 from edge_agent.app import build
-from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.settings import load
 from gateway.drain import Drain
 from gateway.keys import KeyLimits, add_key

@@ -29,8 +29,8 @@ from edge_agent.settings import EdgeSettings, load
 from gateway.errors import Unavailable
 from gateway.hosting.strangers import check_listening
 from local_models.store import open_store
-from picospec.doctor import check_verifier
 from picospec.expecting import TimedTarget
+from picospec.verifier_checks import check_verifier
 from speculation.messages import Commit, Down, Finish
 from tests.edge_agent.processes import wait_for
 from tests.verifier.conftest import KEY, fake_command, running

@@ -7,7 +7,8 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Collection
 from random import Random
 
-from picospec.link import HOST, Conditions, EmulatedConnection, Link, Path, reset
+from picospec.link import HOST, EmulatedConnection, Link, reset
+from picospec.link_path import Conditions, Path
 
 
 class WatchedPath(Path):

@@ -11,12 +11,12 @@ from typing import Final
 
 import httpx
 
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from tests.fakes.faulty_link import FaultyLink
 from tests.faults.rig.asking import BRIEF, KINDS, Answer, Watch
 from tests.faults.rig.world import PASS_TIMEOUT_S, World
 from tests.local_models.chats import Json
-from verifier.target import HEARTBEAT_S
+from verifier.host import HEARTBEAT_S
 
 BEGUN: Final = 30
 """Characters of each answer that have come when a fault strikes."""

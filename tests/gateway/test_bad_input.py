@@ -23,7 +23,7 @@ from gateway.endpoints.messages_schema import ChatMessage
 from gateway.endpoints.ollama import OllamaChat, OllamaGenerate
 from gateway.errors import Unavailable
 from gateway.tokenize_routes import TokenizeRequest
-from speculation.messages import PROMPT_LOGPROBS
+from speculation.request_names import PROMPT_LOGPROBS
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     MODEL,

@@ -41,7 +41,7 @@ from gateway.endpoints.responses import ResponsesRequest
 from gateway.endpoints.tools import ToolUse
 from gateway.ports import Sampling
 from gateway.routes import ROUTES
-from speculation.messages import PROMPT_LOGPROBS
+from speculation.request_names import PROMPT_LOGPROBS
 from tests.gateway.scripted import (
     COUNTED,
     MODEL,

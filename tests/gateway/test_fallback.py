@@ -11,10 +11,10 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from gateway.app import create_app
-from gateway.endpoints.services import Forward, Json, one_model
+from gateway.endpoints.services import Backend, Forward, Json, OneModel
 from gateway.errors import Unavailable
 from gateway.hosting.settings import GatewaySettings
-from gateway.ports import Facts, GatewayTokenizer
+from gateway.ports import Facts, GatewayTokenizer, TokenizerSource
 from tests.gateway.scripted import (
     MODEL,
     Body,
@@ -48,7 +48,7 @@ class Fallback:
     async def tokenizer(self, _: str) -> GatewayTokenizer:
         return ByteTokenizer()
 
-    async def is_needed(self) -> bool:
+    async def is_away(self) -> bool:
         return self.needed
 
     async def can_answer(self, path: str) -> bool:
@@ -68,6 +68,11 @@ def fallback() -> Fallback:
     return Fallback()
 
 
+def spared(engine: ScriptedEngine, source: TokenizerSource, spares: list[Fallback]) -> OneModel:
+    away = spares[0].is_away if spares else Fallback().is_away
+    return OneModel(Backend(engine, source, spares=spares, is_away=away))
+
+
 def client(engine: ScriptedEngine, fallback: Fallback | None) -> httpx.AsyncClient:
     async def source(_: str) -> GatewayTokenizer:
         if engine.down:
@@ -75,9 +80,7 @@ def client(engine: ScriptedEngine, fallback: Fallback | None) -> httpx.AsyncClie
         return ByteTokenizer()
 
     settings = GatewaySettings()
-    app = create_app(
-        one_model(engine, source, settings, [fallback] if fallback else []), settings
-    )
+    app = create_app(spared(engine, source, [fallback] if fallback else []), settings)
     return client_of(app)
 
 
@@ -160,6 +163,9 @@ class Undrafted:
     def own_api(self, *_: object) -> Forward:
         raise Unavailable("no verifier answers")
 
+    async def prompt(self, *_: object) -> tuple[int, ...]:
+        raise Unavailable("no verifier answers")
+
     async def answer(self, *_: object) -> Response:
         raise Unavailable("no verifier answers")
 
@@ -171,7 +177,7 @@ async def test_the_fallback_answers_whatever_the_verifier_was_that_went_away(
         return ByteTokenizer()
 
     settings = GatewaySettings()
-    models = one_model(away(), source, settings, [fallback])
+    models = spared(away(), source, [fallback])
     app = create_app(models, settings, proxy=Undrafted())
     async with client_of(app) as asked:
         answer = await asked.post("/v1/chat/completions", json=CHAT)
@@ -210,7 +216,7 @@ async def test_the_first_in_the_order_that_can_answers_at_each_endpoint(
     server = Elsewhere((path,) if "server" in order else ())
     spares = [server, *([fallback] if "draft" in order else [])]
     settings, proxy = GatewaySettings(), Asked()
-    app = create_app(one_model(away(), source, settings, spares), settings, proxy=proxy)
+    app = create_app(spared(away(), source, spares), settings, proxy=proxy)
     async with client_of(app) as asked:
         answer = await asked.post(path, json={"stream": stream, **ENDPOINTS[path]})
 

@@ -25,12 +25,12 @@ from speculation.messages import (
     Down,
     Fault,
     Heartbeat,
-    Limits,
     Multiplexed,
     Opened,
     Reject,
     TokenLogprob,
 )
+from speculation.model_facts import Limits
 from tests.edge_agent import fake_verifier
 from tests.edge_agent.fake_verifier import FACTS, Receive, Send, target_at
 from tests.edge_agent.processes import ROOT, wait_for

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bench.run.services import free_port
 from edge_agent import proposals
-from edge_agent.link.session import Posts
+from edge_agent.link.posts import Posts
 from edge_agent.proposals import ProposalFinder
 from edge_agent.settings import EdgeSettings
 from gateway.errors import InvalidRequest
@@ -25,15 +25,9 @@ from gateway.ports import Job
 from gateway.ports import opening as lookup_opening
 from speculation import wire
 from speculation.draft_machine import Outcome
-from speculation.messages import (
-    Draft,
-    Fault,
-    Pushed,
-    Redraw,
-    RemoteProtocolError,
-    Sampling,
-    TokenId,
-)
+from speculation.errors import RemoteProtocolError
+from speculation.messages import Draft, Fault, Pushed, Redraw, Sampling
+from speculation.model_facts import TokenId
 from speculation.ngrams import PromptGrams
 from speculation.wire import Framed
 from tests.edge_agent.fakes import FACTS as LOOKUP_FACTS

@@ -25,7 +25,7 @@ from tests.verifier import test_tenants as verifier
 from tests.verifier.conftest import fake_command, serving
 from tests.verifier.fake_target import FACTS, FakeTarget
 from tests.verifier.test_uploads import UploadStream
-from verifier.sessions.session import MIN_UPLOADS
+from verifier.sessions.admission import MIN_UPLOADS
 
 CONNECTIONS = 60
 KEPT = CONNECTIONS // 4

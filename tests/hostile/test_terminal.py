@@ -10,9 +10,10 @@ import httpx
 import pytest
 from rich.console import Console
 
-from picospec.chat import answer
-from picospec.chat_client import AnswerProgress, ChatError, Turn, first_model
-from picospec.doctor import Finding, report
+from picospec.answer_progress import AnswerProgress
+from picospec.answer_view import answer
+from picospec.chat_client import ChatError, Turn, first_model
+from picospec.findings import Finding, report
 
 ORDERS = "\x1b]52;c;aGk=\x07\x1b[2J\x9b2J\x00\x08\x7f\r"
 """Fill the clipboard, clear the screen, by 7 and by 8 bits, and what moves the cursor."""

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from edge_agent.draft import loading
 from edge_agent.draft.late import Drafts
-from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.link.names import Name
 from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import EdgeMetrics

@@ -18,7 +18,7 @@ import tokenizers
 from msgspec.structs import replace
 from tokenizers import Regex, models, pre_tokenizers
 
-from edge_agent.draft.loading import TargetTokenizer
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
 from gateway.endpoints.services import one_model
 from gateway.errors import Unavailable
@@ -30,7 +30,7 @@ from local_models.hugging_face import HuggingFaceEncoder
 from local_models.store import open_store
 from local_models.tokenizer_cache import MAX_KEPT, TokenizerCache
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
-from speculation.messages import ModelFacts
+from speculation.model_facts import ModelFacts
 from tests.edge_agent.fakes import FACTS
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of
 from tests.guards import GUARD_S

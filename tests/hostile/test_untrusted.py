@@ -25,7 +25,7 @@ from gateway.background_work import start
 from gateway.errors import ApiError, EngineFault, InvalidRequest
 from local_models.errors import CannotOpen
 from local_models.tokenizer_file import TokenizerFile
-from speculation.messages import ModelFacts
+from speculation.model_facts import ModelFacts
 from speculation.untrusted import Malformed, decode_json, decode_msgpack, encode_json
 from tests.edge_agent.proxying import OwnApi, saying
 from tests.edge_agent.test_names import Fleet

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from picospec.client_files import Edge, read_clients
 from picospec.connect import NO_KEY, find_edge
+from picospec.known_clients import Edge, read_clients
 from tests.page.visiting import Visit
 
 

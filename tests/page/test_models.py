@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from picospec.client_files import read_clients
 from picospec.connect import find_edge
+from picospec.known_clients import read_clients
 from tests.page.conftest import SIZES
 from tests.page.visiting import Serving, Visit
 

@@ -23,7 +23,7 @@ from bench.run.services import (
     free_port,
     verifier_arguments,
 )
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from tests.page.service import PageEngine, page_app
 
 BUILD = Path(__file__).parents[2] / "build" / "page"

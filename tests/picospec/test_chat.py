@@ -13,26 +13,20 @@ import httpx
 import pytest
 from rich.live import Live
 
-from picospec.chat import (
-    AnswerView,
-    Conversation,
-    answer,
-    ask_once,
-    coloured,
-    question,
-    read_message,
-)
+from picospec.answer_progress import AnswerProgress, Race
+from picospec.answer_view import AnswerView, answer, coloured
+from picospec.chat import ask_once, question
 from picospec.chat_client import (
-    AnswerProgress,
     ChatError,
     Chunk,
     ListedModel,
-    Race,
     Speculation,
     Turn,
     first_model,
     stream_answer,
 )
+from picospec.conversation import Conversation
+from picospec.message_input import read_message
 from tests.picospec.screen import Screen
 
 DIRECT = "/v1/picospec/direct/chat/completions"

@@ -14,17 +14,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.client_files import (
-    Changed,
-    Client,
-    Copies,
-    Edge,
-    FilePart,
-    NotMergeable,
-    merged,
-    read_clients,
-)
+from picospec.client_files import Changed, Copies
+from picospec.client_settings import NotMergeable, merged
 from picospec.connect import run_client, show, show_list, undo, write
+from picospec.known_clients import Client, Edge, FilePart, read_clients
 from tests.picospec.screen import Screen
 
 CLIENTS = read_clients()
@@ -245,7 +238,7 @@ def test_the_list_and_what_to_paste_name_every_client_and_part(home: Path) -> No
 
 
 def test_toml_that_a_merge_would_change_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("picospec.client_files._set", lambda *_: None)
+    monkeypatch.setattr("picospec.client_settings._set", lambda *_: None)
 
     with pytest.raises(NotMergeable):
         merged("toml", "a = 1\n", "b = 2\n")

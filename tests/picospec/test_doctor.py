@@ -34,27 +34,25 @@ from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.segments import Segment
 from local_models.store import open_store
 from local_models.vocabulary import Vocabulary
-from picospec.doctor import (
-    Finding,
-    check_cache,
-    check_context,
-    check_engine,
+from picospec.draft_checks import (
     check_gain,
-    check_models,
     check_pace,
-    check_port,
-    check_protocol,
     check_speed,
-    check_verifier,
     check_vocabulary,
     draft_choice,
+)
+from picospec.expecting import CONTEXT_TOKENS, SAMPLE_TOKENS, MeasuredPace, TimedTarget, agreed
+from picospec.findings import Finding, report
+from picospec.machine_checks import check_cache, check_engine, check_models, check_port
+from picospec.up import told
+from picospec.verifier_checks import (
+    check_context,
+    check_protocol,
+    check_verifier,
     each_alone,
     encryption,
     not_reached,
-    report,
 )
-from picospec.expecting import CONTEXT_TOKENS, SAMPLE_TOKENS, MeasuredPace, TimedTarget, agreed
-from picospec.up import told
 from tests.edge_agent.fakes import FACTS
 from tests.picospec.screen import Screen
 
@@ -299,7 +297,7 @@ def test_up_tells_the_gain_and_what_would_make_it_larger() -> None:
         lines[0]
         == f"Vocabulary: {cross_vocabulary.found}. What to do: {cross_vocabulary.advice}."
     )
-    assert lines[1:] == [f"Gain: {gain.found}."]
+    assert lines[1:] == [f"E{gain.found[1:]}."]
 
 
 FAST: Final = MeasuredPace(0.08, 0.004, 1.05, 0.01, 0.012, 0.05, {"code": 0.9, "prose": 0.5})
@@ -331,7 +329,7 @@ def test_the_gain_is_predicted_by_the_text_and_a_host_without_one_is_warned_of()
     assert gains["code"] > 1.5 * gains["prose"] > 1.4
     assert all(0.9 < gain < 1.05 for gain in none.values())
     assert [check_gain(pace).warns for pace in (FAST, slow)] == [False, True]
-    assert "the draft model has 90% and 50% of its tokens" in check_gain(FAST).found
+    assert "The draft model guesses 90% and 50% of the tokens" in check_gain(FAST).found
 
 
 async def test_the_first_token_and_the_link_are_no_part_of_a_tokens_time() -> None:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.link import Conditions, Link, Path
+from picospec.link import Link
+from picospec.link_path import Conditions, Path
 from tests.guards import GUARD_S
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

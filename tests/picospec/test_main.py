@@ -20,6 +20,7 @@ from bench.__main__ import app as bench_app
 from edge_agent.__main__ import app as edge_app
 from gateway.keys import KeyLimits, digest_of, read_keys
 from picospec import doctor as examination
+from picospec import findings
 from picospec.main import app
 from verifier.__main__ import app as verifier_app
 
@@ -149,7 +150,7 @@ def test_the_doctor_goes_to_the_verifiers_of_the_environment(
 ) -> None:
     asked: list[tuple[object, ...]] = []
 
-    def examine(*given: object, named: bool) -> list[examination.Finding]:
+    def examine(*given: object, named: bool) -> list[findings.Finding]:
         asked.append((*given, named))
         return []
 
@@ -162,8 +163,8 @@ def test_the_doctor_goes_to_the_verifiers_of_the_environment(
 
 def test_what_a_doctor_finds_is_there_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [
-        examination.Finding("a", True, "fine"),
-        examination.Finding("b", False, "no", "do"),
+        findings.Finding("a", True, "fine"),
+        findings.Finding("b", False, "no", "do"),
     ]
     monkeypatch.setattr(examination, "examine", lambda *_, **__: found)
     monkeypatch.setattr("picospec.main.check_backends", list)

@@ -13,7 +13,8 @@ from speculation.draft_policy import DraftPolicy
 from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
 from speculation.judges import JUDGES
-from speculation.messages import Limits, Open, Reject, Sampling, TokenId
+from speculation.messages import Open, Reject, Sampling
+from speculation.model_facts import Limits, TokenId
 from speculation.proposer import Latencies, Proposer
 from speculation.speedup import SpeedupEstimates
 

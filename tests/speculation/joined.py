@@ -23,7 +23,8 @@ from speculation.draft_policy import StreamPolicy
 from speculation.draft_token import DraftToken
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
-from speculation.messages import Down, Draft, Finish, Limits, Open, Opened, Redraw
+from speculation.messages import Down, Draft, Finish, Open, Opened, Redraw
+from speculation.model_facts import Limits
 from speculation.noise import noise_index
 from speculation.speedup import SpeedupEstimates
 from speculation.verify_machine import Offer, PassPlan, PassRecord, Verdict, VerifyMachine

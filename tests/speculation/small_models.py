@@ -18,7 +18,8 @@ from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import StreamPolicy
 from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
-from speculation.messages import Down, Limits, Open, Sampling, TokenId
+from speculation.messages import Down, Open, Sampling
+from speculation.model_facts import Limits, TokenId
 from speculation.ngrams import LENGTHS, Match
 from speculation.noise import noise_index
 from speculation.separate import SeparateEdge

@@ -8,9 +8,11 @@ import pytest
 
 from speculation.answer_cache import SHARED, Owner
 from speculation.chain import ACCEPTANCE_PRIOR, ACCEPTANCE_WEIGHT, Chain
+from speculation.errors import RemoteProtocolError
 from speculation.judge import Judgement
 from speculation.lookup import MATCH_PRIORS
-from speculation.messages import Commit, Draft, Finish, Limits, RemoteProtocolError
+from speculation.messages import Commit, Draft, Finish
+from speculation.model_facts import Limits
 from speculation.ngram_drafts import MAX_ANSWER_CACHES, MAX_DROPPED, AnswerCaches
 from speculation.verify_machine import VerifyMachine
 from speculation.verify_session import VerifyingSession

@@ -8,21 +8,20 @@ from speculation.draft_machine import DraftStep, Outcome
 from speculation.draft_policy import StreamPolicy
 from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
+from speculation.errors import RemoteProtocolError
 from speculation.lookup import PromptLookup
 from speculation.messages import (
-    MAX_VOCABULARY,
     CachedPromptTokens,
     Commit,
     Draft,
     Fault,
     Finish,
-    Limits,
     Opened,
     Reject,
-    RemoteProtocolError,
     TokenLogprob,
     Totals,
 )
+from speculation.model_facts import MAX_VOCABULARY, Limits
 from speculation.proposer import Latencies
 from tests.speculation.edges import LIMITS, STOP, Policy, chain_of, machine, step
 

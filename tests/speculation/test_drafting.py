@@ -15,15 +15,9 @@ from speculation.draft_policy import (
 )
 from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
-from speculation.messages import (
-    Commit,
-    Draft,
-    Limits,
-    LocalProtocolError,
-    Reject,
-    RemoteProtocolError,
-    TokenLogprob,
-)
+from speculation.errors import LocalProtocolError, RemoteProtocolError
+from speculation.messages import Commit, Draft, Reject, TokenLogprob
+from speculation.model_facts import Limits
 from speculation.proposer import Latencies
 from tests.speculation.edges import STOP, Q, chain_of, drafting
 

@@ -24,8 +24,9 @@ from speculation.distributions import (
     distribution,
     quantise,
 )
+from speculation.errors import RemoteProtocolError
 from speculation.judge import Judgement, Rejection, Row
-from speculation.messages import Commit, Reject, RemoteProtocolError, Sampling
+from speculation.messages import Commit, Reject, Sampling
 from speculation.separate import PendingRejection, Separate, as_sent, recover
 from tests.speculation.small_models import (
     ALMOST_1,

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speculation import logits as adjustments
+from speculation.errors import InvalidSetting
 from speculation.logit_settings import MAX_BIASES
 from speculation.logits import Adjust, adjustment, in_turn
-from speculation.messages import InvalidSetting, Open, Sampling
+from speculation.messages import Open, Sampling
 from tests.speculation.small_models import slow
 
 V = 12

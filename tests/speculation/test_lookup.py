@@ -19,7 +19,8 @@ from speculation.lookup import (
     ahead_size,
     pays_unread,
 )
-from speculation.messages import Commit, TokenId
+from speculation.messages import Commit
+from speculation.model_facts import TokenId
 from speculation.proposer import Latencies
 from tests.speculation.edges import chain_of
 from tests.speculation.small_models import search, texts

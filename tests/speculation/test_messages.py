@@ -10,24 +10,15 @@ import numpy as np
 import pytest
 
 from gateway.ports import Job, opening
-from speculation import codecs, messages, noise, upload_records, wire
+from speculation import codecs, messages, model_facts, noise, upload_records, wire
 from speculation import separate as verifier
 from speculation.distributions import Q_SCALE
-from speculation.messages import (
-    Draft,
-    InvalidSetting,
-    Limits,
-    ModelFacts,
-    Open,
-    Pushed,
-    Recovered,
-    Redraw,
-    RemoteProtocolError,
-    Sampling,
-)
+from speculation.errors import InvalidSetting, RemoteProtocolError
+from speculation.messages import Draft, Open, Pushed, Recovered, Redraw, Sampling
+from speculation.model_facts import Limits, ModelFacts
 from speculation.verify_session import VerifyingSession
 from tests.speculation.verifiers import V, rejecting, session, state
-from verifier.sessions import streams
+from verifier.sessions import upstream
 
 DISHONEST: dict[str, tuple[VerifyingSession, Pushed, str]] = {
     "no tokens": (session(), Draft(0, 0, 0, ()), "Draft.tokens"),
@@ -174,12 +165,12 @@ def test_there_are_vectors() -> None:
         f"1 to {codecs.MAX_VARINT_BYTES} bytes",
         f"in 1/{Q_SCALE}, 1 to {Q_SCALE}",
         f"at most {upload_records.MAX_RECORD_BYTES}",
-        f"no record has come\nfor {streams.SILENT_S:g} s",
-        f"when {streams.MAX_UNREAD_BYTES >> 10} KiB are unread",
+        f"no record has come\nfor {upstream.SILENT_S:g} s",
+        f"when {upstream.MAX_UNREAD_BYTES >> 10} KiB are unread",
         f"one byte, {upload_records.ACKNOWLEDGED.hex()}",
         f"at most {verifier.HEAD_TOKENS} tokens",
         f"{verifier.HEAD_COVERS:0.1%}".replace("%", " %"),
-        f"version {messages.PROTOCOL_VERSION}",
+        f"version {model_facts.PROTOCOL_VERSION}",
     ],
 )
 def test_the_numbers_are_the_codes(fact: str) -> None:

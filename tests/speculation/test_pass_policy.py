@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from speculation.arrivals import MAX_COMMITS, MIN_INTERVAL_S, Arrivals
 from speculation.judge import Judgement
 from speculation.latency import TRIED_ROWS, PassLatency, measured
-from speculation.messages import Draft, Limits
+from speculation.messages import Draft
+from speculation.model_facts import Limits
 from speculation.pass_policy import (
     MAX_AWAITED,
     Calibration,
@@ -38,7 +39,7 @@ def sloping(first_s: float = 0.2, row_s: float = 0.002) -> PassLatency:
 def case(**changes: object) -> Waiting:
     fields = {
         "fill": "auto", "pending": 0, "acceptance": 0.8, "due_s": 0.03, "lag_tokens": 0,
-        "interval_s": 0.02, "restart_s": 0.0,
+        "interval_s": 0.02,
     }  # fmt: skip
     return Waiting(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -56,8 +57,7 @@ DRAFT_WAITS = {
     "one is overtaken": (case(acceptance=0.9, due_s=0, interval_s=0.01, lag_tokens=1), 0.02),
     "many are overtaken": (case(acceptance=0.9, due_s=0, interval_s=0.01, lag_tokens=8), 0.0),
     "they are useless": (case(acceptance=0.01), 0.0),
-    "a chain takes long to begin again": (case(due_s=0.1, restart_s=0.3), 0.14),
-    "a chain begins again at once": (case(due_s=0.1), 0.0),
+    "they come too late to earn the wait": (case(due_s=0.1), 0.0),
     "the draft token is late": (case(due_s=-0.04), 0.0),
     "the draft token is a little late": (case(due_s=-0.03), 0.01),
 }
@@ -139,7 +139,7 @@ def test_what_decides_is_read_from_the_session_and_its_arrivals() -> None:
 
     found = _Observed(session, 0.0, arrivals=arrivals).waiting(1.04)
 
-    assert found == Waiting("auto", 2, 0.9, pytest.approx(0.06), 0, 0.1, pytest.approx(0.5))
+    assert found == Waiting("auto", 2, 0.9, pytest.approx(0.06), 0, 0.1)
 
 
 # What the verifier learns from the times at which drafts come.
@@ -166,12 +166,10 @@ def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
     seen.drafts_arrived(0.5, 2)
     text.into(seen, 1.0, wrong_at=0)
     seen.drafts_arrived(1.4, 1)
-    assert seen.restart_s == pytest.approx(0.4)
     seen.drafts_arrived(1.6, 2)
 
     assert seen.first_s == pytest.approx(0.4)
     assert seen.interval_s == pytest.approx(0.1)
-    assert seen.restart_s == pytest.approx(0.5)
 
 
 def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
@@ -451,16 +449,6 @@ def test_the_best_rate_is_that_of_the_pass_that_earns_most_a_second() -> None:
     assert best_rate(0.5, flat, 2) == pytest.approx(1.75 / 0.2, rel=0.01)
     assert best_rate(0.5, costly, 2) == pytest.approx(1 / 0.2, rel=0.01)
     assert best_rate(0.5, PassLatency(), 2) == inf
-
-
-def test_a_chain_that_begins_again_slowly_brings_the_rate_towards_the_target_alone() -> None:
-    flat = latency(0.2, 0.2)
-
-    rates = [best_rate(0.5, flat, 1, restart_s=restart_s) for restart_s in (0.0, 0.1, 100.0)]
-
-    assert rates == sorted(rates, reverse=True)
-    assert rates[1] == pytest.approx((1.5 + 0.05 / 0.2) / 0.25, rel=0.01)
-    assert rates[2] == pytest.approx(1 / 0.2, rel=0.01)
 
 
 LIMITS = Limits(max_verify=32, max_ahead=64)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speculation.judge import Judgement
-from speculation.messages import Limits, Open, Sampling, TokenId
+from speculation.messages import Open, Sampling
+from speculation.model_facts import Limits, TokenId
 from speculation.prediction import SURE, Prediction
 from speculation.verify_session import VerifyingSession
 from tests.speculation.joined import joining

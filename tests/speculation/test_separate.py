@@ -10,17 +10,9 @@ import pytest
 from speculation.distributions import Q_SCALE
 from speculation.draft_machine import DraftMachine, Outcome
 from speculation.draft_token import DraftToken
+from speculation.errors import RemoteProtocolError
 from speculation.judge import Judgement, Rejection
-from speculation.messages import (
-    Commit,
-    Draft,
-    Finish,
-    Pushed,
-    Recovered,
-    Redraw,
-    Reject,
-    RemoteProtocolError,
-)
+from speculation.messages import Commit, Draft, Finish, Pushed, Recovered, Redraw, Reject
 from speculation.separate import MAX_REDRAWS
 from speculation.verify_session import VerifyingSession
 from tests.speculation.edges import ONLY_TAIL, REJECT, Policy, Q, machine

@@ -16,20 +16,10 @@ from speculation import separate as verifier
 from speculation.distributions import Distribution
 from speculation.draft_machine import Outcome
 from speculation.draft_token import DraftToken
+from speculation.errors import LocalProtocolError, RemoteProtocolError
 from speculation.judge import Judgement
-from speculation.messages import (
-    Commit,
-    Draft,
-    Finish,
-    Limits,
-    LocalProtocolError,
-    Recovered,
-    Redraw,
-    Reject,
-    RemoteProtocolError,
-    TokenId,
-    Totals,
-)
+from speculation.messages import Commit, Draft, Finish, Recovered, Redraw, Reject, Totals
+from speculation.model_facts import Limits, TokenId
 from speculation.verify_session import VerifyingSession
 from tests.speculation.edges import LIMITS, ONLY_TAIL, Q, machine
 from tests.speculation.edges import STOP as REOPENING_STOP

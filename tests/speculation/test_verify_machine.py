@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speculation.errors import RemoteProtocolError
 from speculation.head import Head
 from speculation.judge import Judgement, Rejection
-from speculation.messages import Commit, Draft, RemoteProtocolError, TokenLogprob
+from speculation.messages import Commit, Draft, TokenLogprob
 from speculation.separate import Separate
 from speculation.verify_machine import (
     MIN_DRAFT_WAIT_S,

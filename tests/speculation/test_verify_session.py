@@ -5,15 +5,9 @@ from __future__ import annotations
 import pytest
 
 from speculation.chain import ACCEPTANCE_PRIOR
+from speculation.errors import LocalProtocolError
 from speculation.judge import Judgement
-from speculation.messages import (
-    Commit,
-    Draft,
-    Finish,
-    LocalProtocolError,
-    Recovered,
-    TokenLogprob,
-)
+from speculation.messages import Commit, Draft, Finish, Recovered, TokenLogprob
 from tests.speculation.verifiers import begin, generate, rejecting, session, state
 
 

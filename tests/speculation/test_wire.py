@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from speculation import wire
 from speculation.codecs import UINT, Reader
+from speculation.errors import LocalProtocolError, MalformedFrame
 from speculation.messages import (
     CachedPromptTokens,
     Commit,
@@ -20,9 +21,6 @@ from speculation.messages import (
     Fault,
     Finish,
     Heartbeat,
-    Limits,
-    LocalProtocolError,
-    MalformedFrame,
     Message,
     Multiplexed,
     Open,
@@ -34,6 +32,7 @@ from speculation.messages import (
     TokenLogprob,
     Totals,
 )
+from speculation.model_facts import Limits
 
 UINTS = st.one_of(st.integers(0, 300), st.integers(0, 2**63 - 1))
 TOKENS = st.lists(UINTS, max_size=12).map(tuple)

@@ -11,7 +11,8 @@ import numpy as np
 from speculation.distributions import Q_SCALE, Distribution
 from speculation.judge import Judgement, Rejection
 from speculation.latency import PassLatency
-from speculation.messages import Down, Draft, Limits, Open, Sampling, TokenId
+from speculation.messages import Down, Draft, Open, Sampling
+from speculation.model_facts import Limits, TokenId
 from speculation.verify_machine import PassRecord, Verdict, VerifyMachine
 from speculation.verify_session import Pass, VerifyingSession
 

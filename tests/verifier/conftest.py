@@ -21,7 +21,7 @@ from pyqwest.httpx import AsyncPyqwestTransport
 from bench.run.services import free_port
 from tests.guards import GUARD_S
 from tests.verifier import served_llama
-from verifier.target import Host
+from verifier.host import Host
 
 KEY = "correct-horse"
 ROOT = Path(__file__).parents[2]

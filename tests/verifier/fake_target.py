@@ -24,17 +24,9 @@ from gateway.hosting.server import serve
 from gateway.ports import MAX_CHAT_BYTES, NONE, Json
 from speculation.answer_cache import Owner
 from speculation.distributions import Distribution
-from speculation.messages import (
-    PROMPT_LOGPROBS,
-    SALT,
-    Finish,
-    Limits,
-    ModelFacts,
-    Open,
-    Pushed,
-    Sampling,
-    TokenLogprob,
-)
+from speculation.messages import Finish, Open, Pushed, Sampling, TokenLogprob
+from speculation.model_facts import Limits, ModelFacts
+from speculation.request_names import PROMPT_LOGPROBS, SALT
 from speculation.verify_session import VerifyingSession
 from speculation.wire import Framed
 from verifier.app import build

@@ -18,14 +18,16 @@ from local_models.store import StoredModel, open_store
 from speculation.distributions import QuantisedDistribution
 from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
-from speculation.messages import Commit, Draft, Finish, Limits, Open, Sampling, TokenId
+from speculation.messages import Commit, Draft, Finish, Open, Sampling
+from speculation.model_facts import Limits, TokenId
 from speculation.wire import Framed
 from tests.verifier.down import begun, replies_of
+from verifier.host import Host
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import VerifierMetrics
 from verifier.plain_engine import PlainEngine
 from verifier.settings import LlamaSettings
-from verifier.target import Host, Target, UnknownSession
+from verifier.target import Target, UnknownSession
 
 LONG = "Here is what I know of the sea. " * 12
 PROMPTS = ("Count from one to twenty.", "Write a haiku.", LONG, "What is 12 times 12?")

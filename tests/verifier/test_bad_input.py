@@ -11,16 +11,8 @@ import pytest
 from msgspec import Raw, structs
 
 from speculation import wire
-from speculation.messages import (
-    MAX_PREDICTED,
-    MAX_VOCABULARY,
-    PROTOCOL_VERSION,
-    Draft,
-    Fault,
-    Finish,
-    Open,
-    Sampling,
-)
+from speculation.messages import MAX_PREDICTED, Draft, Fault, Finish, Open, Sampling
+from speculation.model_facts import MAX_VOCABULARY, PROTOCOL_VERSION
 from tests.golden import Json, Line, grown, lines_of
 from tests.verifier.conftest import KEY, http2_client, sessions_open, until_open
 from tests.verifier.down import opened, push

@@ -18,7 +18,8 @@ import pytest_asyncio
 from gateway.ports import opening
 from local_models.errors import CannotOpen
 from local_models.file_hashes import FileHashes
-from speculation.messages import Draft, Limits, TokenId
+from speculation.messages import Draft
+from speculation.model_facts import Limits, TokenId
 from speculation.wire import Framed
 from tests.local_models.llama_cpp.hybrids import ARCHITECTURES, ROLLBACK, write
 from tests.verifier.down import begun, replies_of
@@ -41,10 +42,10 @@ from tests.verifier.test_llama_target import (  # noqa: F401
     test_sessions_side_by_side_do_not_change_each_other,
     test_the_next_turn_reads_only_what_is_new_and_generates_the_same,
 )
+from verifier.host import Host
 from verifier.llama_target.pass_part import PassPart
 from verifier.llama_target.pass_runner import PassRunner
 from verifier.settings import LlamaSettings
-from verifier.target import Host
 
 pytestmark = [pytest.mark.system, pytest.mark.asyncio(loop_scope="module")]
 

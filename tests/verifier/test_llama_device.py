@@ -20,7 +20,8 @@ from local_models.file_hashes import FileHashes
 from local_models.llama_cpp.devices import all_devices, computing
 from local_models.llama_cpp.library import has_llama
 from local_models.store import open_store
-from speculation.messages import CachedPromptTokens, Commit, Limits, Open, TokenId, TokenLogprob
+from speculation.messages import CachedPromptTokens, Commit, Open, TokenLogprob
+from speculation.model_facts import Limits, TokenId
 from tests.verifier import served_llama
 from tests.verifier.served_llama import (
     PROMPTS,
@@ -35,11 +36,11 @@ from tests.verifier.served_llama import (
     useless,
     with_drafts,
 )
+from verifier.host import Host
 from verifier.llama_target import exactness
 from verifier.llama_target.exactness import NEAR
 from verifier.llama_target.pass_runner import PassRunner
 from verifier.settings import LlamaSettings
-from verifier.target import Host
 from verifier.vllm_target.serving import selftest
 from verifier.vllm_target.serving.selftest import Precision, self_test
 

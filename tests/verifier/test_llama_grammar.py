@@ -34,7 +34,8 @@ from tests.verifier.served_llama import (
     useless,
     with_drafts,
 )
-from verifier.target import Host, TargetFull, Unservable
+from verifier.host import Host
+from verifier.target import TargetFull, Unservable
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 

@@ -19,7 +19,8 @@ from prometheus_client import CollectorRegistry
 
 from gateway.channel import Channel
 from speculation.judge import Judgement
-from speculation.messages import Commit, Draft, Finish, Limits, TokenLogprob
+from speculation.messages import Commit, Draft, Finish, TokenLogprob
+from speculation.model_facts import Limits
 from speculation.verify_machine import Verdict, VerifyMachine
 from speculation.verify_session import VerifyingSession
 from speculation.wire import Framed

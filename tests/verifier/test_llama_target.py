@@ -19,16 +19,8 @@ from local_models.store import open_store
 from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import StreamPolicy
 from speculation.judges import JUDGES
-from speculation.messages import (
-    Commit,
-    Draft,
-    Finish,
-    Limits,
-    Open,
-    Reject,
-    TokenId,
-    TokenLogprob,
-)
+from speculation.messages import Commit, Draft, Finish, Open, Reject, TokenLogprob
+from speculation.model_facts import Limits, TokenId
 from speculation.wire import Framed
 from tests.verifier.down import begun, replies_of
 from tests.verifier.served_llama import (
@@ -47,8 +39,9 @@ from tests.verifier.served_llama import (
     useless,
     with_drafts,
 )
+from verifier.host import Host
 from verifier.plain_engine import PlainEngine
-from verifier.target import Host, TargetFull
+from verifier.target import TargetFull
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 

@@ -29,13 +29,13 @@ from tests.verifier.fake_target import FakeTarget, opening, said
 from tests.verifier.test_sessions import running, tenant
 from tests.verifier.test_tenants import BEN
 from tests.verifier.test_uploads import NEVER, UploadStream, failed, opened, record
+from verifier.host import Host
 from verifier.metrics import VerifierMetrics
-from verifier.sessions import multiplexed_stream, streams
+from verifier.sessions import downstream, multiplexed_stream
+from verifier.sessions.admission import Sessions
+from verifier.sessions.downstream import Downstream
 from verifier.sessions.multiplexed_stream import PART_BYTES, MultiplexedStream
-from verifier.sessions.session import Sessions
-from verifier.sessions.streams import Downstream
 from verifier.settings import SessionSettings
-from verifier.target import Host
 
 LENGTH = NEVER.max_tokens
 TEXT = [said(NEVER.prompt, at) for at in range(LENGTH)]
@@ -122,7 +122,7 @@ async def test_what_tasks_write_in_one_turn_of_the_event_loop_goes_in_one_piece(
 async def test_a_session_that_generates_nothing_has_heartbeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "KEEP_S", 0.1)
+    monkeypatch.setattr(downstream, "KEEP_S", 0.1)
     async with opened(tmp_path, FakeTarget()) as (app, names, answers):
         stream = UploadStream(app, has_records=True)
         await move(stream, names)

@@ -63,7 +63,9 @@ def test_states_of_recurrent_layers_are_counted_and_must_fit(
     monkeypatch.setattr(placing, "memory_bytes", lambda: length.state_bytes - 1)
 
     assert length.state_bytes == 2 * (17 + CHECKPOINTS) * state_bytes(model.metadata())
-    with pytest.raises(CannotOpen, match="16 draft tokens and 4 more in each of 2 slots"):
+    with pytest.raises(
+        CannotOpen, match="Each of 2 slots has one for each of 16 draft tokens, and 4 more"
+    ):
         plan.length(model, 512, max_verify=16)
     plan.length(model, 512, max_verify=15)
     model.close()

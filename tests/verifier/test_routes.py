@@ -46,12 +46,16 @@ from tests.verifier.conftest import http2_client, metrics, sessions_open, until_
 from tests.verifier.down import opened, push, text_of
 from tests.verifier.fake_target import FACTS, FAILS, STALLS, STREAMS, FakeTarget, opening, said
 from tests.verifier.test_sessions import tenant
+from verifier.host import Host
 from verifier.metrics import VerifierMetrics
 from verifier.routes import Routes
-from verifier.sessions.session import Session, Sessions, SessionUsage, Timeouts
+from verifier.sessions.admission import Sessions
+from verifier.sessions.session import Session
+from verifier.sessions.timeouts import Timeouts
+from verifier.sessions.usage import SessionUsage
 from verifier.settings import SessionSettings
-from verifier.target import Host
 from verifier.vllm_target.core.slot import OutgoingFrame
+from verifier.vllm_target.packing import packed, unpacked
 from verifier.vllm_target.serving.target import VllmTarget
 
 
@@ -265,6 +269,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
 
 BODY = b"".join(map(wire.encode, DRAFTS))
 FRAMES = [wire.encode(message) for message in REPLIES]
+PACKED = [packed(message) for message in REPLIES]
 
 
 async def test_drafts_reach_the_target_as_the_bytes_that_the_edge_sent(
@@ -299,7 +304,7 @@ async def _of_tenant(
 
 
 async def test_drafts_reach_the_core_as_they_came(encoded: list[Message]) -> None:
-    engine = FakeEngine(FRAMES)
+    engine = FakeEngine(PACKED)
     target = vllm_target(engine)
     async with aclosing(target.replies("s", opening())) as replies:
         await anext(replies)
@@ -307,21 +312,21 @@ async def test_drafts_reach_the_core_as_they_came(encoded: list[Message]) -> Non
         for framed in wire.Decoder().frames(BODY):
             await target.push("s", framed)  # type: ignore[arg-type]
 
-    assert b"".join(engine.pushed) == BODY
+    assert [unpacked(each) for each in engine.pushed] == list(DRAFTS)
     assert encoded == []
 
 
-async def test_what_the_core_encoded_reaches_the_stream_unchanged(
+async def test_what_the_core_sent_is_encoded_once_for_the_stream(
     encoded: list[Message],
 ) -> None:
-    target = vllm_target(FakeEngine(FRAMES))
+    target = vllm_target(FakeEngine(PACKED))
     opened, timeouts = Opened("s", FACTS.limits), Timeouts(SessionSettings(), 0.0, 0.0)
     context = SessionUsage(session_metrics().gateway.of("m"), NO_SPAN, 0.0)
     session = Session(opened, opening(), target, timeouts, context, tenant())
     await session.task
 
     assert [entry.frame for entry in await session.read()] == FRAMES
-    assert encoded == []
+    assert encoded == list(REPLIES)
 
 
 def test_a_frame_is_encoded_when_it_is_first_needed_and_never_again(

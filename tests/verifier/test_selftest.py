@@ -13,17 +13,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from speculation.messages import (
-    Commit,
-    Draft,
-    Finish,
-    Limits,
-    ModelFacts,
-    Open,
-    Pushed,
-    TokenLogprob,
-    Totals,
-)
+from speculation.messages import Commit, Draft, Finish, Open, Pushed, TokenLogprob, Totals
+from speculation.model_facts import Limits, ModelFacts
 from speculation.noise import gumbel, noise_index
 from speculation.wire import Framed
 from tests.verifier.fake_target import FACTS

@@ -19,6 +19,7 @@ from gateway.request_context import RequestOutcome
 from gateway.tenant_limits import Tenant, TenantMetrics
 from gateway.tracing import NO_SPAN
 from speculation import wire
+from speculation.errors import RemoteProtocolError
 from speculation.messages import (
     RUN_CHARACTERS,
     CachedPromptTokens,
@@ -29,18 +30,20 @@ from speculation.messages import (
     Message,
     Open,
     Redraw,
-    RemoteProtocolError,
 )
 from speculation.wire import Framed
 from tests.verifier.conftest import metrics, until_open
 from tests.verifier.down import opened, text_of
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
+from verifier.host import Host
 from verifier.metrics import VerifierMetrics
 from verifier.sessions import session as sessions_module
-from verifier.sessions.session import Session, Sessions, SessionUsage
-from verifier.sessions.streams import Downstream
+from verifier.sessions.admission import Sessions
+from verifier.sessions.downstream import Downstream
+from verifier.sessions.session import Session
+from verifier.sessions.usage import SessionUsage
 from verifier.settings import SessionSettings
-from verifier.target import Deliver, Host, TargetFull, Unservable
+from verifier.target import Deliver, TargetFull, Unservable
 
 QUICK = 0.05
 

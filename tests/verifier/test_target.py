@@ -28,17 +28,18 @@ from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.segments import Segment
 from local_models.store import StoredModel, open_store
 from local_models.vocabulary import relate
-from speculation.messages import Limits
+from speculation.model_facts import Limits
 from tests.local_models.conftest import pad
 from tests.local_models.test_gguf import Q8_0, gguf
 from tests.verifier.fake_target import FakeTarget
 from tests.verifier.served_llama import job_of, plain, serving
-from verifier import target as targets
+from verifier import host, identity
 from verifier.app import make_target
+from verifier.host import Host
+from verifier.identity import identity_of
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import VerifierMetrics
 from verifier.settings import LlamaSettings, load
-from verifier.target import Host, identity_of
 from verifier.vllm_target.serving.target import VllmTarget
 
 SIZE = 3_000_000
@@ -54,7 +55,7 @@ def weights(path: Path, changed: int | None = None) -> Path:
 
 
 def weights_of(path: Path) -> object:
-    return targets.weights_of(path, FileHashes())
+    return identity.weights_of(path, FileHashes())
 
 
 def test_the_same_weights_elsewhere_are_the_same(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_a_repository_on_vllm_is_known_by_the_commit_that_was_loaded(
 
 
 async def test_a_target_that_is_lost_ends_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "CHECK_S", 0.01)
+    monkeypatch.setattr(host, "CHECK_S", 0.01)
     target, drain = FakeTarget(), Drain()
     served = Host(target, drain)
     async with served.running():

@@ -14,13 +14,14 @@ from starlette.types import Message, Scope
 
 from gateway.drain import Drain
 from speculation import upload_records, wire
-from speculation.messages import RUN_CHARACTERS, Draft, MalformedFrame, Pushed
+from speculation.errors import MalformedFrame
+from speculation.messages import RUN_CHARACTERS, Draft, Pushed
 from speculation.upload_records import ACKNOWLEDGED, ASK, encode_record
 from speculation.wire import Framed
 from tests.verifier.conftest import metrics
 from tests.verifier.fake_target import FakeTarget, opening, said
 from tests.verifier.test_tenants import ANN, BEN, app_of, client_of, write_keys
-from verifier.sessions import streams
+from verifier.sessions import upstream
 
 OTHER = "x" * 16
 
@@ -184,7 +185,7 @@ async def test_a_slow_session_delays_no_other_one(tmp_path: Path) -> None:
 async def test_a_session_that_leaves_too_much_unread_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_UNREAD_BYTES", 100)
+    monkeypatch.setattr(upstream, "MAX_UNREAD_BYTES", 100)
     target = Slow()
     async with opened(tmp_path, target) as (app, names, answers):
         target.slow, stream = names[0], UploadStream(app)
@@ -235,7 +236,7 @@ async def test_records_for_sessions_of_others_are_dropped_and_counted(tmp_path: 
 async def test_a_revoked_key_ends_the_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "CHECK_S", 0.0)
+    monkeypatch.setattr(upstream, "CHECK_S", 0.0)
     monkeypatch.setattr("gateway.keys.CHECK_S", 0.0)
     target = FakeTarget()
     async with opened(tmp_path, target) as (app, names, _):
@@ -254,7 +255,7 @@ async def test_a_revoked_key_ends_the_stream(
 async def test_a_stream_without_a_record_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: bytes
 ) -> None:
-    monkeypatch.setattr(streams, "SILENT_S", 0.2)
+    monkeypatch.setattr(upstream, "SILENT_S", 0.2)
     async with opened(tmp_path, FakeTarget()) as (app, _, answers):
         stream = UploadStream(app)
         for _ in range(4):

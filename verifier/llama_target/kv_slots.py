@@ -16,9 +16,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from local_models.llama_cpp.prefix import common_prefix
-from speculation.messages import (
-    TokenId,
-)
+from speculation.model_facts import TokenId
 from verifier.llama_target.slot import Slot
 
 S = TypeVar("S", bound=Slot)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from speculation.distributions import Distribution, Logits, distribution, logprob_of
 from speculation.logits import Adjust
-from speculation.messages import Open, TokenId
+from speculation.messages import Open
+from speculation.model_facts import TokenId
 from speculation.verify_machine import Verdict
 from speculation.verify_session import Pass
 

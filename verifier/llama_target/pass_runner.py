@@ -19,8 +19,10 @@ from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.llama_cpp.segments import Segment
 from speculation.distributions import Logits, logprob_of
-from speculation.messages import TokenId, TokenLogprob
+from speculation.messages import TokenLogprob
+from speculation.model_facts import TokenId
 from speculation.verify_machine import Verdict
+from verifier.identity import weights_of
 from verifier.llama_target.exactness import (
     TEXT,
     Decode,
@@ -36,7 +38,6 @@ from verifier.llama_target.exactness import (
 from verifier.llama_target.pass_part import PassPart, judge
 from verifier.llama_target.placing import CHECKPOINTS, Plan
 from verifier.settings import LlamaSettings
-from verifier.target import weights_of
 
 
 class PassRunner:

@@ -143,11 +143,11 @@ class Plan:
         )
         if not self.devices and length.state_bytes > (most := memory_bytes()):
             raise CannotOpen(
-                f"the states of {model.architecture}'s recurrent layers, one for each of"
-                f" {max_verify} draft tokens and {CHECKPOINTS + 1} more in each of"
-                f" {length.sequences} slots, take"
-                f" {mib(length.state_bytes)} MiB of {mib(most)}; take fewer llama.slots, or a"
-                " lower speculation.max_verify"
+                f"the states of {model.architecture}'s recurrent layers take"
+                f" {mib(length.state_bytes)} MiB of {mib(most)}. Each of {length.sequences}"
+                f" slots has one for each of {max_verify} draft tokens, and"
+                f" {CHECKPOINTS + 1} more. Take fewer llama.slots, or a lower"
+                " speculation.max_verify"
             )
         return length
 

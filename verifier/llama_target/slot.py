@@ -6,14 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 from speculation.logits import Adjust
-from speculation.messages import (
-    CachedPromptTokens,
-    Down,
-    Finish,
-    Open,
-    TokenId,
-    TokenLogprob,
-)
+from speculation.messages import CachedPromptTokens, Down, Finish, Open, TokenLogprob
+from speculation.model_facts import TokenId
 from speculation.verify_session import Pass, VerifyingSession
 from speculation.wire import Framed
 from verifier.llama_target.pass_part import PassPart

@@ -20,13 +20,9 @@ from local_models.tokenizer_file import tokenizer_file
 from speculation.answer_cache import Owner
 from speculation.latency import measured
 from speculation.logits import Adjust, adjustment, in_turn
-from speculation.messages import (
-    PROMPT_LOGPROBS,
-    Limits,
-    Open,
-    Pushed,
-    TokenLogprob,
-)
+from speculation.messages import Open, Pushed, TokenLogprob
+from speculation.model_facts import Limits
+from speculation.request_names import PROMPT_LOGPROBS
 from speculation.thinking_budget import BUDGET
 from speculation.verify_machine import VerifyMachine
 from speculation.verify_session import VerifyingSession

@@ -1,5 +1,4 @@
-"""A session has a task, unsent replies and timeouts between the routes and the target; all that
-run are admitted, found and ended here.
+"""A session has a task, unsent replies and timeouts between the routes and the target.
 
 A session lives as long as the stream that opened it. However it ends, the last message that
 `read` returns is a Finish or a Fault.
@@ -8,26 +7,16 @@ A session lives as long as the stream that opened it. However it ends, the last 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Final
-
-import structlog
 
 from gateway.background_work import start
 from gateway.channel import Channel, ChannelFull
-from gateway.errors import RateLimited
-from gateway.metrics import ModelMetrics
 from gateway.tenant_limits import Tenant
-from gateway.tracing import NO_SPAN, Fact, Span
 from speculation import wire
+from speculation.errors import RemoteProtocolError
 from speculation.messages import (
-    PROTOCOL_VERSION,
     CachedPromptTokens,
     Commit,
     Draft,
@@ -38,104 +27,12 @@ from speculation.messages import (
     Opened,
     Pushed,
     Reject,
-    RemoteProtocolError,
-    Totals,
 )
 from speculation.wire import Framed
-from verifier.metrics import VerifierMetrics
 from verifier.sessions.multiplexed_stream import MultiplexedStream
-from verifier.settings import SessionSettings
-from verifier.target import (
-    Host,
-    Reply,
-    Target,
-    TargetError,
-    TargetFull,
-    UnknownSession,
-    Unservable,
-)
-
-# These rules say how long a session may wait, and for what. They have no clock.
-#
-# All times are in seconds, on one monotonic clock.
-
-
-@dataclass(slots=True)
-class Timeouts:
-    settings: SessionSettings
-    opened_at: float
-    active_at: float
-    """The edge's last draft arrived then, or the target's last reply was generated."""
-
-    started: bool = False
-    """True once the target has sent a reply."""
-
-    rejected_at: float | None = None
-    """A replacement has been awaited since this time; None while none is awaited."""
-
-    def expiry(self) -> tuple[float, Fault]:
-        """Return when the session expires if nothing happens, and the Fault that ends it."""
-        at, wait_s, code, text = min(self._rules(), key=lambda rule: rule[0] + rule[1])
-        return at + wait_s, Fault(code, f"{text} {wait_s:g} s", retryable=code != "max_age")
-
-    def _rules(self) -> Iterator[tuple[float, float, str, str]]:
-        """Yield for each wait its beginning, its limit, and the code and text of its Fault."""
-        allowed, reason = self.settings, "no draft came and nothing was said for"
-        idle_s = allowed.idle_timeout_s if self.started else allowed.first_token_timeout_s
-        yield self.active_at, idle_s, "idle_timeout", reason
-        yield self.opened_at, allowed.max_age_s, "max_age", "an answer may take at most"
-        if self.rejected_at is not None:
-            reason = "no replacement for the rejected token within"
-            yield self.rejected_at, allowed.replacement_timeout_s, "replacement_timeout", reason
-
-
-# Counts and times the tokens of one session, as gateway.request_context does for requests.
-
-
-@dataclass(slots=True)
-class SessionUsage:
-    """Counts for one session. span: the session's. opened: time of its admission, by the clock
-    of `now`."""
-
-    metrics: ModelMetrics
-    span: Span
-    opened: float
-    _tokens: int = 0
-    _first_token_s: float = 0.0
-    _last: float | None = None  # time of the latest Commit
-
-    def committed(self, tokens: int, now: float) -> None:
-        """Count a Commit. The gap before it is observed once, as the mean over its tokens."""
-        self._tokens += tokens
-        self.metrics.generation_tokens.inc(tokens)
-        if self._last is None:
-            self._first_token_s = now - self.opened
-            self.metrics.first_token_s.observe(self._first_token_s)
-        else:
-            self.metrics.token_gap_s.observe((now - self._last) / tokens)
-        self._last = now
-
-    def finished(self, now: float) -> None:
-        """Record that the answer is complete."""
-        self.metrics.request_s.observe(now - self.opened)
-
-    def close(self, ending: Finish | Fault | None) -> None:
-        """End the span with the counts, and with the error code of a Fault."""
-        totals = ending.totals if isinstance(ending, Finish) else Totals()
-        if isinstance(ending, Finish):
-            self.metrics.ended(ending.reason)
-        elif ending is not None:
-            self.metrics.success["abort" if ending.code == "cancelled" else "error"].inc()
-        facts: dict[str, Fact] = {
-            "completion_tokens": self._tokens,
-            "first_token_s": self._first_token_s,
-            "passes": totals.passes,
-            "draft_tokens": totals.judged,
-            "accepted_tokens": totals.accepted,
-            "acceptance": totals.accepted / max(1, totals.judged),
-        }
-        self.span.end(ending.code if isinstance(ending, Fault) else None, **facts)
-
+from verifier.sessions.timeouts import Timeouts
+from verifier.sessions.usage import SessionUsage
+from verifier.target import Reply, Target, TargetError, TargetFull, UnknownSession, Unservable
 
 Entry = Framed[Reply | Fault | Heartbeat]
 
@@ -320,140 +217,3 @@ class Session:
             self._arm()
         else:
             self.cancel(fault)
-
-
-# Admits, finds and ends the running sessions.
-
-LEARNED_STATISTICS_S: Final = 1.0
-"""A status waits so long for what the target has learned, which may take a pass."""
-
-
-MIN_UPLOADS: Final = 4
-"""A tenant whose sessions are limited has as many upload streams as sessions, or these: an edge
-has one for each process of a verifier, and may not know yet that an older one is dead."""
-
-
-class Sessions:
-    def __init__(self, host: Host, settings: SessionSettings, metrics: VerifierMetrics) -> None:
-        self._host = host
-        self._settings = settings
-        self._metrics = metrics
-        self.running: dict[str, Session] = {}
-        self._uploads: Counter[Tenant] = Counter()
-        self.run = secrets.token_urlsafe(6)
-        """All session names begin with this. An edge recognises by it that this process was
-        only out of reach, and has not restarted."""
-
-    async def end_all(self) -> None:
-        """End every session with a Fault that gives the reason, and wait for their tasks."""
-        running = list(self.running.values())
-        fault = Fault("shutting_down", "the verifier is shutting down", True)
-        if self._host.state == "failed":  # a session may have caused it
-            fault = Fault("target_failed", "the target is lost", True)
-        for session in running:
-            session.cancel(fault)
-        if running:
-            await asyncio.wait([session.task for session in running])
-
-    async def open(self, request: Open, tenant: Tenant, span: Span = NO_SPAN) -> Session:
-        """Start a session that `find` returns to this tenant only. The session that it replaces
-        ends first, and frees its slot and its KV cache.
-
-        span: the span of the request that opens it. Raises TargetFull, Unservable, Overloaded,
-        or Unavailable while loading."""
-        target = self._host.ready()
-        await self._end_replaced(request.replaces, tenant)
-        with ExitStack() as undo:
-            tenant.begin(time.monotonic())  # first, because few checks can run at once
-            undo.callback(tenant.end)
-            await target.check(request, tenant.identity)
-            if len(self.running) >= (most := self._settings.max_sessions):
-                self._metrics.refused.inc()
-                raise TargetFull(f"all {most} sessions are taken")
-            self._host.drain.enter()  # after all that may raise, or the drain would never end
-            undo.pop_all()
-        now = time.monotonic()
-        opened = Opened(self.run + secrets.token_urlsafe(12), target.facts.limits)
-        timeouts = Timeouts(self._settings, now, now)
-        part = span.begin(
-            "session",
-            model=request.model,
-            judge=request.judge,
-            prompt_tokens=len(request.prompt),
-            committed_tokens=len(request.committed),
-        )
-        context = SessionUsage(self._metrics.gateway.of(request.model), part, now)
-        session = Session(opened, request, target, timeouts, context, tenant)
-        self.running[session.name] = session
-        self._metrics.open.inc()
-        session.task.add_done_callback(partial(self._over, session))
-        try:
-            await asyncio.sleep(0)  # a target rejects sessions before it first waits
-        except asyncio.CancelledError:
-            session.cancel(Fault("cancelled", "its edge has left"))  # nobody would read it
-            raise
-        if session.turned_away:
-            self._metrics.refused.inc(isinstance(session.turned_away, TargetFull))
-            raise session.turned_away
-        return session
-
-    @contextmanager
-    def uploading(self, tenant: Tenant) -> Iterator[None]:
-        """Count an upload stream of a tenant while it lasts. Raises RateLimited."""
-        most = tenant.limits.sessions
-        if most is not None and self._uploads[tenant] >= (most := max(most, MIN_UPLOADS)):
-            raise RateLimited(f"no more than {most} upload streams at once")
-        self._uploads[tenant] += 1
-        try:
-            yield
-        finally:
-            self._uploads[tenant] -= 1
-            self._uploads += Counter()  # keeps the positive counts
-
-    async def _end_replaced(self, name: str, tenant: Tenant) -> None:
-        """End the session that a new one replaces, if it still runs: the connection of its
-        stream may be dead without anybody having noticed."""
-        with suppress(UnknownSession):
-            replaced = self.find(name, tenant)
-            replaced.cancel(Fault("cancelled", "another session takes its place"))
-            await asyncio.wait([replaced.task])
-
-    @property
-    def load(self) -> float:
-        """Return the share of the allowed sessions that are running, from 0 to 1."""
-        return len(self.running) / self._settings.max_sessions
-
-    async def about(self) -> dict[str, object]:
-        """Return the part of /status that only a verifier has."""
-        sessions = {"running": len(self.running), "limit": self._settings.max_sessions}
-        about: dict[str, object] = {
-            "service": "verifier",
-            "protocol": PROTOCOL_VERSION,
-            "sessions": sessions,
-        }
-        with suppress(Exception):  # a status is answered whatever state the target is in
-            async with asyncio.timeout(LEARNED_STATISTICS_S):
-                about["learned_statistics"] = await self._host.ready().learned_statistics()
-        return about
-
-    def find(self, name: str, tenant: Tenant) -> Session:
-        """Return a running session of this tenant. Raises UnknownSession, also for the session
-        of another tenant, as if it did not exist."""
-        session = self.running.get(name)
-        if session is None or session.tenant is not tenant:
-            raise UnknownSession(f"there is no session {name!r}")
-        return session
-
-    def _over(self, session: Session, task: asyncio.Task[None]) -> None:
-        del self.running[session.name]
-        self._host.drain.leave()
-        self._metrics.open.dec()
-        session.tenant.end()
-        session.end(Fault("cancelled", "cancelled before it began"))
-        session.context.close(session.ending)
-        if session.turned_away:
-            return
-        if isinstance(session.ending, Fault):
-            self._metrics.faults.labels(session.ending.code).inc()
-        if not task.cancelled() and (bug := task.exception()):
-            structlog.get_logger("verifier").error("session failed", exc_info=bug)

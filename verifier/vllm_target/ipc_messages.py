@@ -11,7 +11,8 @@ import msgspec
 
 from speculation.answer_cache import Owner
 from speculation.logit_settings import LogitSettings
-from speculation.messages import Limits, Open
+from speculation.messages import Open
+from speculation.model_facts import Limits
 
 FIELD: Final = "picospec"
 """Our entry in SamplingParams.extra_args and in outputs' kv_transfer_params has this key."""
@@ -20,7 +21,7 @@ PUSH: Final = "picospec_push"
 """A call of this name has a Batch. A core passes it to its scheduler, and does not answer."""
 
 Batch = Sequence[tuple[str, bytes]]
-"""A Batch has the names of sessions, each with the frames of its messages."""
+"""A Batch has the names of sessions, each with a packed message."""
 
 
 @dataclass(frozen=True, slots=True)

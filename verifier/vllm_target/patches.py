@@ -121,7 +121,7 @@ PATCHES: Final = (
     Patch(
         "plugin", "vllm.sampling_params:SamplingParams._validate_spec_decode",
         "plugin:check_request",
-        "vLLM refuses min_p and logit_bias beside speculation, which its samplers serve, and "
+        "vLLM refuses min_p and logit_bias beside speculation, which its samplers serve. It "
         "takes more tokens in some settings than V2's worker has room for.",
         "vLLM refuses what its samplers cannot serve, and only that",
     ),
@@ -204,7 +204,7 @@ PATCHES: Final = (
     ),
     Patch(
         "v1", f"{_V1}._sample", "worker.v1:SamplerHooks._sample",
-        "A step without draft tokens does not need the rejection sampler, which fails on top-k "
+        "A step without draft tokens does not need the rejection sampler. That fails on top-k "
         "if there are no rows, and copies all logits.", _V1_GOES, on="runner",
     ),
     Patch(
@@ -330,6 +330,13 @@ PATCHES: Final = (
         "worker.v2:RunnerHooks._cut_padding",
         "No session receives an id that is no token.",
         "vLLM never draws the padding of a vocabulary", on="runner.sampler",
+    ),
+    Patch(
+        "v2 sampler", f"{_V2}.sample.sampler:Sampler.add_request",
+        "worker.v2:RunnerHooks._add_request",
+        "A session's seed may be -1, which vLLM takes for none.",
+        "a seed of -1 is one, or seeds are unsigned", on="runner.sampler",
+        needs=("sampling_states",),
     ),
     Patch(
         "v2 sampler", f"{_REJECTION}:gather_draft_sampled", "worker.v2:RunnerHooks._gather",

@@ -14,7 +14,8 @@ from typing import Final
 from speculation.distributions import Distribution, Logits, distribution
 from speculation.judge import Judgement, Row, Rule
 from speculation.logits import Adjustment
-from speculation.messages import Sampling, TokenId
+from speculation.messages import Sampling
+from speculation.model_facts import TokenId
 
 MOST_ROWS: Final = 1024
 """A step with draft tokens has at most this many rows, or one for each request if that is more:

@@ -20,7 +20,7 @@ from typing import Final, Self
 import httpx
 
 from local_models.store import open_store
-from picospec.link import Conditions
+from picospec.link_path import Conditions
 from tests.edge_agent.processes import ROOT
 from tests.faults.rig.asking import Answer, Watch, ask
 from tests.faults.rig.services import Service, Verifier

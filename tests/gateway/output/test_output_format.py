@@ -19,6 +19,7 @@ from gateway.output.formats.mistral import Mistral
 from gateway.output.message import ParsedMessage
 from gateway.output.output_format import (
     FORMATS,
+    CallRules,
     FormatName,
     OutputFormat,
     OutputFormats,
@@ -68,7 +69,9 @@ def read(output_format: OutputFormat, text: str, prompt: str = "", **wanted: boo
     """Return the message for a text, whose markers are special tokens."""
     tokenizer = output_format.tokenizer
     assert isinstance(tokenizer, MarkedTokenizer)
-    reader = output_format.reader(detokeniser, tokenizer.tokens(prompt), TOOLS, **wanted)
+    reader = output_format.reader(
+        detokeniser, tokenizer.tokens(prompt), CallRules(TOOLS, **wanted)
+    )
     message = Read()
     for token in tokenizer.tokens(text):
         delta = reader.read(Delta((token,)))
@@ -89,7 +92,9 @@ def read(output_format: OutputFormat, text: str, prompt: str = "", **wanted: boo
 def test_an_answer_is_parsed_for_calls_and_for_reasoning_that_the_request_wants(
     template: str, tools: Tools, splits: bool, reader: type
 ) -> None:
-    found = output_format(template).reader(detokeniser, (), tools, splits_reasoning=splits)
+    found = output_format(template).reader(
+        detokeniser, (), CallRules(tools), splits_reasoning=splits
+    )
 
     assert isinstance(found, reader)
 
@@ -191,7 +196,7 @@ def parse(
     def detokeniser(piece: Piece) -> Detokeniser:
         return Detokeniser(piece, stop_tokens=frozenset({END}), stops=stops)
 
-    reader = output_format.reader(detokeniser, (), TOOLS, parallel=parallel)
+    reader = output_format.reader(detokeniser, (), CallRules(TOOLS, parallel))
     shown = []
     for delta in deltas:
         shown.append(reader.read(delta))

@@ -28,7 +28,8 @@ from prometheus_client import CollectorRegistry
 from local_models.dequantise import dequantise
 from local_models.store import open_store
 from picospec import ROOMS
-from speculation.messages import Commit, Draft, Finish, Limits, Open
+from speculation.messages import Commit, Draft, Finish, Open
+from speculation.model_facts import Limits
 from tests.verifier.conftest import KEY
 from tests.verifier.down import opened, push, text_of
 from verifier.metrics import VerifierMetrics

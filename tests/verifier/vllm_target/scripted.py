@@ -21,7 +21,6 @@ from speculation.messages import (
     Commit,
     Draft,
     Finish,
-    ModelFacts,
     Open,
     Pushed,
     Recovered,
@@ -29,6 +28,7 @@ from speculation.messages import (
     Sampling,
     TokenLogprob,
 )
+from speculation.model_facts import ModelFacts
 from speculation.wire import Framed
 from tests.verifier.down import replies_of
 from verifier.target import UnknownSession

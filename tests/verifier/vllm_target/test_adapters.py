@@ -19,12 +19,8 @@ import pytest_asyncio
 
 from bench.run.services import free_port
 from gateway.errors import NotFound
-from speculation.messages import (
-    Finish,
-    ModelFacts,
-    Open,
-    Sampling,
-)
+from speculation.messages import Finish, Open, Sampling
+from speculation.model_facts import ModelFacts
 from tests.guards import GUARD_S
 from tests.verifier.conftest import http2_client
 from tests.verifier.down import HEADERS, opened

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from speculation import wire
-from speculation.messages import CachedPromptTokens, RemoteProtocolError
+from speculation.errors import RemoteProtocolError
+from speculation.messages import CachedPromptTokens
 from tests.guards import GUARD_S
 from verifier.target import TargetFailed
 from verifier.vllm_target.core.slot import OutgoingFrame
 from verifier.vllm_target.ipc_messages import FIELD, PUSH, Batch
+from verifier.vllm_target.packing import packed
 from verifier.vllm_target.serving.ranks import MAX_IN_FLIGHT, UTILITY, CoreChannel, Ranks
 
 
@@ -261,7 +262,7 @@ async def test_what_was_cached_is_said_first_and_a_reader_that_fails_loses_its_s
         await reader(llm).generate("s", (1,), ASKED, take)
 
     assert isinstance(failed.value.__cause__, ZeroDivisionError)
-    assert frames == [wire.encode(CachedPromptTokens(7)), b"a", b"b"]
+    assert frames == [packed(CachedPromptTokens(7)), b"a", b"b"]
 
 
 @pytest.mark.vllm

@@ -12,16 +12,8 @@ from random import Random
 
 import pytest
 
-from speculation.messages import (
-    Commit,
-    Draft,
-    Open,
-    Pushed,
-    Recovered,
-    Redraw,
-    Reject,
-    RemoteProtocolError,
-)
+from speculation.errors import RemoteProtocolError
+from speculation.messages import Commit, Draft, Open, Pushed, Recovered, Redraw, Reject
 from speculation.wire import Framed
 from tests.guards import GUARD_S
 from tests.verifier.down import begun, replies_of

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from speculation import wire
 from speculation.logit_settings import LogitSettings
-from speculation.messages import Draft, Fill, Limits, Open, Sampling
+from speculation.messages import Draft, Fill, Open, Sampling
+from speculation.model_facts import Limits
 from tests.verifier.vllm_target.test_plugin import GENERATES
 from verifier.vllm_target.ipc_messages import FIELD, Admission
+from verifier.vllm_target.packing import packed
 from verifier.vllm_target.patcher import original
 from verifier.vllm_target.runner_choice import RunnerChoice
 
@@ -83,7 +84,7 @@ class Planner:
 
     def drafted(self, name: str, known: int, *tokens: int) -> None:
         """Send draft tokens after `known` ones, each of which ended a chain."""
-        self.scheduler.push(name, wire.encode(Draft(known, known, 0, tokens)), 0.0)
+        self.scheduler.push(name, packed(Draft(known, known, 0, tokens)), 0.0)
 
     def remove(self, *names: str) -> None:
         from vllm.v1.request import RequestStatus

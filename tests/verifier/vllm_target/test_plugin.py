@@ -28,7 +28,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.engine.core import EngineCoreProc
 
-from verifier.target import identity_of
+from verifier.identity import identity_of
 from verifier.vllm_target import conflicts, parent_watchdog, plugin
 from verifier.vllm_target.launch_variables import CONFIG, SOCKET
 from verifier.vllm_target.runner_choice import NAME, RunnerChoice
@@ -454,6 +454,7 @@ def test_the_folder_of_the_socket_is_gone_and_one_that_is_not_ours_stays(
         ("disable_sliding_window", True),
         ("use_fp64_gumbel", True),
         ("VLLM_BATCH_INVARIANT", "1"),
+        ("VLLM_USE_V2_MODEL_RUNNER", "1"),
     ],
 )
 def test_what_changes_a_text_is_part_of_the_identity(
@@ -461,8 +462,9 @@ def test_what_changes_a_text_is_part_of_the_identity(
 ) -> None:
     def identity() -> str:
         llm = SimpleNamespace(vllm_config=config)
-        engine = SimpleNamespace(_llm=llm, model=config.model_config)
-        return identity_of(VllmEngine.shapes.fget(engine))  # type: ignore[attr-defined]
+        engine = VllmEngine.__new__(VllmEngine)
+        engine._llm = llm
+        return identity_of(engine.shapes)
 
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "0")
     config = configured()

@@ -31,7 +31,8 @@ from local_models.template import ChatTemplate
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.logit_settings import LogitSettings
-from speculation.messages import Limits, ModelFacts, Open, Sampling
+from speculation.messages import Open, Sampling
+from speculation.model_facts import Limits, ModelFacts
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 from tests.guards import GUARD_S
 from tests.local_models.chats import TEMPLATES
@@ -193,7 +194,7 @@ async def test_a_request_has_the_settings_that_vllm_gives_it(
 @pytest.mark.filterwarnings("default")
 def test_a_model_that_vllm_renders_by_code_has_a_template_that_says_so() -> None:
     pytest.importorskip("vllm")
-    from verifier.vllm_target.serving.served_tokenizer import NO_TEMPLATE
+    from verifier.vllm_target.serving.rendering import NO_TEMPLATE
 
     with pytest.raises(ValueError, match="ask vLLM"):
         ChatTemplate(NO_TEMPLATE, {}).render([{"role": "user", "content": "Hi"}], (), {})

@@ -13,23 +13,15 @@ from typing import Any
 
 import pytest
 
-from speculation import wire
 from speculation.distributions import Q_SCALE
 from speculation.logit_settings import LogitSettings
-from speculation.messages import (
-    Draft,
-    Limits,
-    Message,
-    Open,
-    Opened,
-    Pushed,
-    Reject,
-    Sampling,
-)
+from speculation.messages import Draft, Finish, Message, Open, Pushed, Reject, Sampling
+from speculation.model_facts import Limits
 from speculation.verify_machine import Offer, VerifyMachine
 from tests.guards import GUARD_S
 from verifier.vllm_target.core.slot import SessionSlot
 from verifier.vllm_target.ipc_messages import PUSH, Admission
+from verifier.vllm_target.packing import packed, unpacked
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -271,9 +263,7 @@ def test_passes_end_in_the_order_of_their_batches_and_last_from_one_end_to_the_n
         )  # fmt: skip
         (batch,) = scheduler.update_from_output(output, result).values()
         sent = [each.kv_transfer_params["picospec"] for each in batch.outputs]
-        return {
-            name: next(iter(wire.Decoder().feed(frames[0].frame))) for name, frames, _ in sent
-        }
+        return {name: unpacked(frames[0].frame) for name, frames, _ in sent}
 
     first = planned(1.0, {"1": [5, 6]}, "0", "1")
     second = planned(2.0, {}, "0")
@@ -342,8 +332,8 @@ class Scheduler(SimpleNamespace):
         pytest.importorskip("vllm")
         from verifier.vllm_target.core.sessions import SessionScheduler
 
-        frames = b"".join(map(wire.encode, messages))
-        SessionScheduler.push(self, session, frames, 12.5)  # type: ignore[arg-type]
+        for message in messages:
+            SessionScheduler.push(self, session, packed(message), 12.5)  # type: ignore[arg-type]
 
 
 def test_a_message_keeps_the_time_at_which_it_reached_the_host() -> None:
@@ -396,7 +386,7 @@ def test_a_batch_is_taken_without_an_answer_and_a_bug_ends_the_session_that_has_
 @pytest.mark.parametrize(
     ("message", "error"),
     [
-        (Opened("x", Limits()), "Opened"),
+        (Finish("stop"), "Finish"),
         (Draft(1, 0, 0, (1000,)), "not a token"),
         (Draft(1, 0, 0, (5,), (Q_SCALE,)), "Draft.q"),
     ],
@@ -526,6 +516,6 @@ def test_a_core_asks_once_a_step_whether_its_sessions_wait(
     assert scheduler.has_requests()
     assert len(asked) == 1
 
-    scheduler.push("s", wire.encode(Draft(0, 0, 0, (5,))), 0.0)
+    scheduler.push("s", packed(Draft(0, 0, 0, (5,))), 0.0)
     assert scheduler.has_requests()
     assert len(asked) == 2

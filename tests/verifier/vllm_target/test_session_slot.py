@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from speculation import wire
 from speculation.coupled import Coupled
 from speculation.distributions import Distribution
 from speculation.judge import Judgement, Rejection
@@ -18,18 +17,19 @@ from speculation.messages import (
     Commit,
     Draft,
     Finish,
-    Limits,
     Message,
     Open,
     Pushed,
     Recovered,
     Sampling,
 )
+from speculation.model_facts import Limits
 from speculation.noise import noise_index
 from speculation.separate import Separate
 from speculation.verify_machine import PassPlan, Verdict, VerifyMachine
 from verifier.vllm_target.core.slot import SessionSlot
 from verifier.vllm_target.ipc_messages import Admission
+from verifier.vllm_target.packing import unpacked
 from verifier.vllm_target.verify_request import VerifyRequest
 
 PROMPT_TOKENS = 10
@@ -77,7 +77,7 @@ class Core:
 
     @property
     def sent(self) -> list[Message]:
-        return [m for each in self.slot.frames for m in wire.Decoder().feed(each.frame)]
+        return [unpacked(each.frame) for each in self.slot.frames]
 
 
 def rejected(token: int, *allowed: int) -> Rejection:

@@ -30,13 +30,14 @@ from vllm.v1.engine import (
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import Request, RequestStatus
 
-from speculation import wire
 from speculation.answer_cache import Owner
-from speculation.messages import Pushed, RemoteProtocolError
+from speculation.errors import RemoteProtocolError
+from speculation.messages import Pushed
 from speculation.verify_machine import VerifyMachine
 from verifier.vllm_target import patcher
 from verifier.vllm_target.core.slot import SessionSlot
 from verifier.vllm_target.ipc_messages import FIELD, PUSH, Admission, Batch
+from verifier.vllm_target.packing import unpacked
 from verifier.vllm_target.patches import Original
 from verifier.vllm_target.runner_choice import RunnerChoice
 
@@ -245,9 +246,9 @@ class SessionScheduler(Scheduler):
     def push_batch(self, batch: Batch, arrived: float) -> None:
         """Hand messages to their sessions. One that cannot take them, which is our bug, ends:
         it has no answer that could say so, and the core must not end with it."""
-        for session, frames in batch:
+        for session, frame in batch:
             try:
-                self.push(session, frames, arrived)
+                self.push(session, frame, arrived)
             except Exception:
                 structlog.get_logger("verifier").exception("a message ended its session")
                 if request_id := self._request_of.get(session):
@@ -256,20 +257,20 @@ class SessionScheduler(Scheduler):
                     over = EngineCoreOutput(request_id, [], finish_reason=FinishReason.ABORT)
                     self._emit(request, over)
 
-    def push(self, session: str, frames: bytes, arrived: float) -> None:
-        """Hand messages to a session. An error in them becomes its `error`, which is sent and
-        ends the session.
+    def push(self, session: str, frame: bytes, arrived: float) -> None:
+        """Hand a packed message to a session. An error in it becomes its `error`, which is sent
+        and ends the session.
 
-        arrived: the time when they reached this process. A step may have passed since then.
+        arrived: the time when it reached this process. A step may have passed since then.
         """
         if (request_id := self._request_of.get(session)) is None:
             return
         slot, self._is_due = self._slots[request_id], False
         try:
-            for message in wire.Decoder().feed(frames):
-                if not isinstance(message, Pushed):
-                    raise RemoteProtocolError(f"{type(message).__name__}: not from an edge")
-                slot.send(self._machine.received(session, message, arrived=arrived))
+            message = unpacked(frame)
+            if not isinstance(message, Pushed):
+                raise RemoteProtocolError(f"{type(message).__name__}: not from an edge")
+            slot.send(self._machine.received(session, message, arrived=arrived))
         except RemoteProtocolError as error:
             slot.error = str(error)
         if slot.error or slot.frames:

@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from speculation import wire
 from speculation.logits import Adjustment
-from speculation.messages import Down, TokenId
+from speculation.messages import Down
+from speculation.model_facts import TokenId
 from speculation.verify_session import Pass, VerifyingSession
 from verifier.vllm_target.ipc_messages import Admission
+from verifier.vllm_target.packing import packed
 from verifier.vllm_target.verify_request import VerifyRequest
 
 
 class OutgoingFrame(NamedTuple):
-    """A frame has the cost of its pass with it. It is a tuple because vLLM carries tuples."""
+    """A frame is a packed message that has the cost of its pass with it. It is a tuple because
+    vLLM carries tuples."""
 
     frame: bytes
     judged: int = 0
@@ -111,5 +113,5 @@ class SessionSlot:
     def send(self, messages: Iterable[Down], *, judged: int = 0, rows: int = 0) -> None:
         """Append messages to the frames. judged, rows: counts of the pass that caused them."""
         for message in messages:
-            self.frames.append(OutgoingFrame(wire.encode(message), judged, rows))
+            self.frames.append(OutgoingFrame(packed(message), judged, rows))
             judged = rows = 0

@@ -17,13 +17,8 @@ import structlog
 from local_models.errors import WrongHash
 from local_models.file_hashes import FileHashes
 from local_models.hugging_face import commit_of
-from speculation.messages import (
-    MAX_ADAPTERS,
-)
-from verifier.target import (
-    identity_of,
-    weights_of,
-)
+from speculation.model_facts import MAX_ADAPTERS
+from verifier.identity import identity_of, weights_of
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest

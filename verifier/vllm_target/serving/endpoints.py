@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from gateway.drain import Drain
+from gateway.endpoints.rendering import PATH
 from gateway.hosting import logs
 from gateway.hosting.server import check_free, served_alongside
 from gateway.metrics import WithoutCreatedSeries
@@ -35,6 +36,7 @@ from verifier.vllm_target.serving.service import VllmService
 
 PATHS: Final = (
     f"{OPEN}/{{path:path}}", OPEN, "/ready", "/status", "/v1/model-facts", "/v1/tokenizer",
+    PATH,
 )  # fmt: skip
 """These paths are ours on vLLM's port; /health and /metrics there are vLLM's own."""
 

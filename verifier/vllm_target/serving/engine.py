@@ -23,13 +23,14 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from speculation import wire
 from speculation.answer_cache import Owner
-from speculation.messages import CachedPromptTokens, RemoteProtocolError
+from speculation.errors import RemoteProtocolError
+from speculation.messages import CachedPromptTokens
 from verifier.target import TargetFailed, Unservable
 from verifier.vllm_target import patcher
 from verifier.vllm_target.core.slot import OutgoingFrame
 from verifier.vllm_target.ipc_messages import FIELD
+from verifier.vllm_target.packing import packed
 from verifier.vllm_target.patches import Original
 from verifier.vllm_target.serving.ranks import Ranks
 from verifier.vllm_target.serving.selftest import Precision
@@ -57,7 +58,7 @@ class _Reader:
         """Take the frames of an output, and before the first of all what the KV cache had."""
         try:
             if not self._has_begun and cached_tokens:
-                self.take(OutgoingFrame(wire.encode(CachedPromptTokens(cached_tokens))))
+                self.take(OutgoingFrame(packed(CachedPromptTokens(cached_tokens))))
             self._has_begun = True
             for frame in frames:
                 self.take(OutgoingFrame(*frame))
@@ -133,7 +134,8 @@ class VllmEngine:
         device = current_platform.get_device_name()
         if current_platform.is_cpu():
             device = torch.backends.cpu.get_cpu_capability()
-        version = f"vllm {vllm.__version__} torch {torch.__version__} {device}"
+        runner = "v2" if self.drawn_by_vllm else "v1"  # they cut and round in other ways
+        version = f"vllm {vllm.__version__} {runner} torch {torch.__version__} {device}"
         parts = {each.name: getattr(configured, each.name) for each in fields(configured)}
         digests = {
             name: part.compute_hash()
@@ -232,9 +234,9 @@ class VllmEngine:
         processor._update_stats_from_output(state, output, timestamp, stats)
         return True
 
-    async def push(self, session: str, frames: bytes) -> None:
-        """Send messages of a running session, see CoreChannel.push."""
-        await self._ranks.push(session, frames)
+    async def push(self, session: str, frame: bytes) -> None:
+        """Send a packed message of a running session, see CoreChannel.push."""
+        await self._ranks.push(session, frame)
 
     async def forget(self, owner: Owner) -> None:
         """Forget an owner's answers in all cores."""
@@ -264,7 +266,6 @@ def _parameters(wanted: Mapping[str, Any]) -> SamplingParams:
     parameters = SamplingParams(**wanted, output_kind=RequestOutputKind.DELTA)
     if structured := wanted["structured_outputs"]:
         parameters.structured_outputs = StructuredOutputsParams(**structured)
-    parameters.seed = wanted.get("seed")  # the constructor takes -1 for none
     return parameters
 
 

@@ -15,12 +15,8 @@ import msgspec
 from local_models.constraints import Constraint
 from speculation.answer_cache import Owner
 from speculation.logit_settings import LogitSettings
-from speculation.messages import (
-    Limits,
-    ModelFacts,
-    Open,
-    Sampling,
-)
+from speculation.messages import Open, Sampling
+from speculation.model_facts import Limits, ModelFacts
 from verifier.target import (
     asked_grammar,
     unservable,

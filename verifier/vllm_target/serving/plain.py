@@ -28,8 +28,9 @@ from gateway.output.detokenise import TextDelta
 from gateway.request_context import RequestContext
 from local_models.constraints import NAME, Constraint
 from speculation.messages import FinishReason
+from verifier.identity import identity_of
 from verifier.routes import OPEN
-from verifier.target import Target, Unservable, identity_of, unservable
+from verifier.target import Target, Unservable, unservable
 from verifier.vllm_target import patcher
 from verifier.vllm_target.patches import Original
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from speculation.messages import RemoteProtocolError
+from speculation.errors import RemoteProtocolError
 from verifier.target import TargetFailed
 from verifier.vllm_target.ipc_messages import PUSH, Batch
 

@@ -17,7 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from gateway.answer_fields import OPERATORS
 from local_models.tokenizer_file import TokenizerFile
-from verifier.vllm_target.serving.served_tokenizer import NO_TEMPLATE
+from verifier.vllm_target.serving.rendering import is_by_code, listed_path
 
 REQUESTS: Final = {
     "/v1/chat/completions": ChatCompletionRequest,
@@ -40,11 +40,14 @@ def fields_of(
     vLLM's server uses it. A field that vLLM would ignore is left out. renders: True if paths
     exist that only render a prompt (--enable-scale-out); they have no lists of their own.
     scores_ids: see Charging."""
-    shows_documents = file.template == NO_TEMPLATE or "documents" in file.template
+    shows_documents = is_by_code(file) or "documents" in file.template
     unseen = _NO_CLIENTS if shows_documents else {*_NO_CLIENTS, "documents"}
     unseen = unseen if scores_ids else {*unseen, "logprob_token_ids"}
     listed = {path: sorted({*of.model_fields} - unseen) for path, of in REQUESTS.items()}
-    return listed | ({f"{path}/render": [] for path in REQUESTS} if renders else {})
+    more: dict[str, list[str]] = {}
+    if renders:
+        more = {f"{path}/render": [] for path in REQUESTS}
+    return listed | more | listed_path(file)
 
 
 _IN_RESPONSES: Final = {"input_text", "input_image", "output_text", "refusal"}

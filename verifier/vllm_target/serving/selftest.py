@@ -25,17 +25,8 @@ import numpy as np
 import structlog
 
 from speculation.latency import PassLatency, unmeasured
-from speculation.messages import (
-    Commit,
-    Draft,
-    Fill,
-    Finish,
-    ModelFacts,
-    Open,
-    Sampling,
-    TokenId,
-    TokenLogprob,
-)
+from speculation.messages import Commit, Draft, Fill, Finish, Open, Sampling, TokenLogprob
+from speculation.model_facts import ModelFacts, TokenId
 from speculation.noise import gumbel, noise_index
 from speculation.verify_machine import MIN_PASS_S
 from speculation.wire import Framed

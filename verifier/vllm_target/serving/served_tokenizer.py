@@ -20,11 +20,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from local_models.template import joined
 from local_models.tokenizer_file import TokenizerFile
-
-NO_TEMPLATE: Final = """{% if messages or tools %}{{ raise_exception(
-'vLLM makes the prompts of this model without a chat template, which an edge cannot: ask vLLM'
-) }}{% endif %}"""
-"""A model has this template if vLLM has code instead of a template for it, as for gpt-oss."""
+from verifier.vllm_target.serving.rendering import template_of
 
 _A_TOOL: Final[list[dict[str, Any]]] = [{}]
 _ALWAYS_GIVEN: Final = frozenset({"add_generation_prompt", "continue_final_message"})
@@ -51,7 +47,7 @@ def _template(renderer: Any, model: Any, args: Namespace) -> dict[str, Any]:
     """Return the template and whether it takes message parts. If vLLM uses another template for
     tools, the two are joined into one."""
     if type(renderer) is not HfRenderer or "GptOssForCausalLM" in model.architectures:
-        return {"template": NO_TEMPLATE}
+        return {"template": template_of(renderer, args)}
     named, tokenizer = load_chat_template(args.chat_template), renderer.get_tokenizer()
     default, with_tools = (
         resolve_chat_template(tokenizer, named, tools, model_config=model) or ""

@@ -31,6 +31,7 @@ from gateway.access import Access
 from gateway.app import HANDLERS, with_request_contexts
 from gateway.documents import VERSION
 from gateway.drain import Drain
+from gateway.endpoints.rendering import PATH
 from gateway.errors import ApiError, NotFound
 from gateway.hosting.strangers import check_listening, hosts_of
 from gateway.http import error_response, json_response
@@ -46,6 +47,7 @@ from verifier.vllm_target.runner_choice import RunnerChoice
 from verifier.vllm_target.serving.bodies import Bodies
 from verifier.vllm_target.serving.engine import VllmEngine
 from verifier.vllm_target.serving.plain import charge
+from verifier.vllm_target.serving.rendering import Rendering
 from verifier.vllm_target.serving.request_fields import fields_of, parts_of
 from verifier.vllm_target.serving.served_tokenizer import as_served
 from verifier.vllm_target.serving.target import VllmTarget
@@ -70,7 +72,12 @@ class VllmService(VerifierService):
         make = partial(_target, settings, llm, args, vllm_app.state)
         on_cpu = current_platform.is_cpu()
         super().__init__(settings, make, drain, device="cpu" if on_cpu else "gpu")
-        routes = [*self.routes, Route("/status", self._status)]
+        rendering = Rendering(vllm_app.state.online_renderer)
+        routes = [
+            *self.routes,
+            Route("/status", self._status),
+            Route(PATH, rendering.prompt, methods=["POST"]),
+        ]
         of_tenants = TenantMetrics(self.registry)
         limits = settings.key_limits
         tenants = Tenants(settings.key_digests, settings.keys_file, limits, of_tenants)

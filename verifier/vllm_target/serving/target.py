@@ -14,18 +14,12 @@ import structlog
 from local_models.file_hashes import FileHashes
 from local_models.hugging_face import commit_of, directory_of
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
-from speculation import wire
 from speculation.answer_cache import Owner
 from speculation.judges import JUDGES
-from speculation.messages import (
-    Commit,
-    Finish,
-    Judge,
-    Limits,
-    Open,
-    Pushed,
-)
+from speculation.messages import Commit, Finish, Open, Pushed
+from speculation.model_facts import Judge, Limits
 from speculation.wire import Framed
+from verifier.identity import weights_of
 from verifier.metrics import VerifierMetrics
 from verifier.target import (
     Deliver,
@@ -35,9 +29,9 @@ from verifier.target import (
     TargetFull,
     UnknownSession,
     Unservable,
-    weights_of,
 )
 from verifier.vllm_target import installation
+from verifier.vllm_target.packing import packed, unpacked
 from verifier.vllm_target.serving.adapters import Adapters
 from verifier.vllm_target.serving.engine_request import engine_request
 from verifier.vllm_target.serving.selftest import self_test
@@ -212,7 +206,7 @@ class VllmTarget(Target):
 
     def _decoded(self, outgoing: OutgoingFrame) -> Framed[Reply]:
         """Decode a frame from the core, and count the work of its pass."""
-        (message,) = wire.Decoder().feed(outgoing.frame)
+        message = unpacked(outgoing.frame)
         if not isinstance(message, Reply):
             raise TargetFailed(f"the engine sent {type(message).__name__}")
         commit = message if isinstance(message, Commit) else None
@@ -220,7 +214,7 @@ class VllmTarget(Target):
             self._metrics.passed(outgoing.rows, commit.pass_s)
         if outgoing.judged:
             self._metrics.judged(outgoing.judged, commit.drafts if commit else 0)
-        return Framed(message, outgoing.frame)
+        return Framed(message)
 
     async def push(self, session: str, message: Framed[Pushed]) -> None:
         """Hand a message to a running session, and return before the engine has processed it.
@@ -230,4 +224,4 @@ class VllmTarget(Target):
         """
         if session not in self._sessions:
             raise UnknownSession(f"no session {session}")
-        await self._engine.push(session, message.frame)
+        await self._engine.push(session, packed(message.message))

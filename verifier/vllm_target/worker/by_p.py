@@ -18,7 +18,7 @@ from torch import Tensor
 
 from speculation.distributions import GREEDY_BELOW, Distribution
 from speculation.judge import Judgement
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 from verifier.vllm_target.verify_request import VerifyRequest
 from verifier.vllm_target.worker.upload import upload
 

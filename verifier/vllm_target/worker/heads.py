@@ -35,7 +35,6 @@ BUFFERED_MASK_ROWS: Final = 2048
 """The masks of grammars have a buffer of this many rows on the device: 39 MB for 152,000
 tokens."""
 
-NO_TOKEN = -1
 DRAFT_SALT: int = gumbel._DRAFT_NOISE_SALT.value
 """vLLM adds this to the noise place of a head's draw, so that its noise is not the judge's."""
 
@@ -54,7 +53,7 @@ class HeadProposals:
     def widened(self, original: Original, *args: Any, **kwargs: Any) -> Tensor:
         """Return a speculator's proposal, padded to int[R, width]."""
         proposed = original(*args, **kwargs)
-        return pad(proposed, (0, self._width - proposed.shape[1]), value=NO_TOKEN)
+        return pad(proposed, (0, self._width - proposed.shape[1]), value=-1)
 
     def sample_draft(
         self, original: Original, hidden: Tensor, places: Tensor, slots: Tensor,

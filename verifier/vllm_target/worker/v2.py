@@ -19,8 +19,9 @@ from torch.nn.functional import pad
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from speculation.judge import Judgement
-from speculation.messages import TokenId
+from speculation.model_facts import TokenId
 from verifier.vllm_target import patcher
+from verifier.vllm_target.ipc_messages import FIELD
 from verifier.vllm_target.patches import Original, Place
 from verifier.vllm_target.runner_choice import RunnerChoice
 from verifier.vllm_target.verify_request import VerifyRequest
@@ -137,6 +138,13 @@ class RunnerHooks:
         if (ours := self._step.ours) is not None:
             logits[:, self._tokens :].masked_fill_(ours[rows, None], -torch.inf)
         return original(logits, rows, slots, slots_np, *args, **kwargs)
+
+    def _add_request(self, original: Original, slot: int, wanted: Any) -> Any:
+        """Draw a session of seed 2**64 - 1 with that seed. As a signed number it is -1, which
+        SamplingParams makes None of whenever it is copied or crosses between processes."""
+        if wanted.seed is None and isinstance((wanted.extra_args or {}).get(FIELD), bytes):
+            wanted.seed = -1
+        return original(slot, wanted)
 
     def _gather(
         self, original: Original, ids: Any, positions: Any, rows: Any, slots: Any, columns: Any,

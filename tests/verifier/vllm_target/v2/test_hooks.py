@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from triton_interpreted.kernels import gumbel_sample_kernel
+from vllm import SamplingParams
 from vllm.triton_utils.dispatcher import KernelOverride
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.sample import gumbel
@@ -21,6 +22,7 @@ from speculation.coupled import Coupled
 from speculation.messages import Sampling
 from speculation.separate import Separate
 from tests.verifier.vllm_target.synchronisations import synchronisations
+from verifier.vllm_target.ipc_messages import FIELD
 from verifier.vllm_target.runner_choice import RunnerChoice
 from verifier.vllm_target.verify_request import VerifyRequest
 from verifier.vllm_target.worker import by_p
@@ -51,7 +53,10 @@ def runner(head: int = 0) -> Any:
         req_states=states,
         lora_state=SimpleNamespace(make_lora_inputs=lambda names: (ADAPTERS, (), set())),
         vocab_size=PADDED,
-        sampler=SimpleNamespace(apply_sampling_params=lambda logits, *args: logits),
+        sampler=SimpleNamespace(
+            apply_sampling_params=lambda logits, *args: logits,
+            add_request=lambda slot, wanted: wanted.seed,
+        ),
         speculator=SimpleNamespace(propose=lambda **given: given),
         prepare_inputs=lambda plan: plan,
         _dummy_run=lambda rows, **given: (rows, given),
@@ -115,6 +120,15 @@ def test_the_draft_tokens_of_sessions_are_written_where_the_runner_reads_them(
     assert hooked.req_states.draft_tokens[3].tolist() == [7, 8, 9, 0]
     assert hooked.req_states.draft_tokens[2].tolist() == [5, 0, 0, 0]
     assert not hooked.req_states.draft_tokens[5].any()
+
+
+def test_vllm_loses_the_seed_minus_one_and_a_sessions_sampler_has_it(hooked: Any) -> None:
+    extra: dict[str, dict[str, object]] = {"ours": {FIELD: b"..."}, "theirs": {FIELD: "..."}}
+    wanted = {name: SamplingParams(seed=-1, extra_args=each) for name, each in extra.items()}
+
+    seeds = {name: hooked.sampler.add_request(3, each) for name, each in wanted.items()}
+
+    assert seeds == {"ours": -1, "theirs": None}
 
 
 def test_only_sessions_lose_the_padding_of_the_vocabulary(hooked: Any) -> None:

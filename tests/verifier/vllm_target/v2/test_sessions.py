@@ -59,6 +59,14 @@ async def test_a_session_goes_on_after_the_committed_tokens(
     assert [answer.tokens for answer in answers] == [whole] * 3
 
 
+async def test_the_last_of_all_seeds_is_one(target: VllmTarget, texts: Texts) -> None:
+    scripts = Script(wrong=0.3), Script(wrong=1.0)
+
+    answers = [await run(target, texts, "T=1", 0, script, seed=2**64 - 1) for script in scripts]
+
+    assert answers[0].tokens == answers[1].tokens
+
+
 async def own(target: VllmTarget, name: str, number: int = 0) -> list[int]:
     """Run a request of vLLM's own."""
     from tests.verifier.vllm_target.v2.stock import parameters

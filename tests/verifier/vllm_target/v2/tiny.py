@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from bench.pace import tiny_model
 from bench.pace.tiny_model import CONFIG, EOS, HEAD, INNER, KV_HEADS, TOKENS, WIDTH
-from speculation.messages import ModelFacts, Open, Sampling
+from speculation.messages import Open, Sampling
+from speculation.model_facts import ModelFacts
 from tests.verifier.vllm_target.scripted import PERSON, with_extras
 
 if TYPE_CHECKING:  # these are beside vLLM alone

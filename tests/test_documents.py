@@ -1,0 +1,93 @@
+"""What documents tell a reader to type exists: commands, options, make's targets, modules."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import pytest
+from typer.main import get_command
+
+from picospec.main import app
+from verifier.options import SETTINGS
+
+ROOT: Final = Path(__file__).parents[1]
+PAGES: Final = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")} - {ROOT / "docs/commands.md"}
+)
+REFERENCE: Final = runpy.run_path(str(ROOT / "scripts/reference.py"))
+COMMANDS: Final = {
+    name.removeprefix("picospec "): {option for each in command.params for option in each.opts}
+    for name, command in REFERENCE["commands"](get_command(app))
+}
+OLLAMAS: Final = {"list", "ps", "pull", "serve", "version"}
+ENGINES: Final = {name for names in SETTINGS.values() for name in names} | {"--exact"}
+
+
+def code(page: Path) -> list[str]:
+    """Return what a page shows as code, a line or a span each, joined where a line goes on."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text("utf-8"))
+    blocks = re.findall(r"^ *```[a-z]*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    spans = re.findall(r"`([^`]+)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.S | re.M))
+    lines = [line.split(" #")[0] for block in blocks for line in block.splitlines()]
+    return [*lines, *(" ".join(span.split()) for span in spans)]
+
+
+def test_prose_reads_the_texts_of_code_and_no_docstring() -> None:
+    prose, long = runpy.run_path(str(ROOT / "scripts/prose.py")), "word " * 23
+    sources = {
+        f'fail("{long}")': 1,
+        f'fail(f"{long}{{n:.2f}}")': 1,
+        f'"""{long}"""': 0,
+        'fail(f"it took {s:.2f} s")': 0,
+    }
+
+    for source, count in sources.items():
+        assert len(list(prose["faults"](prose["messages"](source)))) == count
+
+
+def test_there_are_commands_to_check() -> None:
+    assert sum("picospec " in each for page in PAGES for each in code(page)) > 100
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_have_the_options_that_a_page_shows(page: Path) -> None:
+    wrong = []
+    for line in code(page):
+        for words in re.findall(r"(?<![\w/.@=-])(?<!-n )picospec ([a-z][^|;&()]*)", line):
+            first, *rest = words.split(" -- ")[0].split()
+            pair = f"{first} {rest[0]}" if rest else first
+            name = pair if pair in COMMANDS else first
+            groups = {each.split()[0] for each in COMMANDS if " " in each}
+            if name not in COMMANDS and first not in OLLAMAS and (first not in groups or rest):
+                wrong.append(words)
+            known = COMMANDS.get(name, set()) | {"--help"}
+            if name in ("up", "verifier"):
+                known |= ENGINES
+            for option in re.findall(r"(?<!\S)--?[a-z][\w.-]*", " ".join(rest)):
+                if option not in known and not re.match(
+                    r"--(llama|vllm|speculation)\.", option
+                ):
+                    wrong.append(f"{words}: {option}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_targets_of_make_and_modules_that_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    targets = {
+        target for line in code(page) for target in re.findall(r"^make ([a-z0-9-]+)", line)
+    }
+    modules = {
+        each
+        for line in code(page)
+        for each in re.findall(r"python3? (?:-P )?-m ([\w.]+)", line)
+    }
+
+    assert {
+        each for each in targets if not re.search(rf"^{each}(?: \S+)*:", makefile, re.M)
+    } == set()
+    assert {each for each in modules - {"pip"} if find_spec(each) is None} == set()
