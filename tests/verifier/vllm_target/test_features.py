@@ -137,10 +137,11 @@ async def test_each_gets_as_many_log_probabilities_as_it_wants(target: VllmTarge
 async def test_a_stop_token_in_the_middle_of_a_verified_run_ends_the_answer(
     target: VllmTarget,
 ) -> None:
-    request = opening(target, PROMPTS[1], GREEDY, max_tokens=40)
+    hot = Sampling(temperature=1.5)  # in whose texts new tokens come late, too
+    request = opening(target, PROMPTS[1], hot, max_tokens=40)
     everything = (await plain(target, "no stop", request)).tokens
     stop = next(t for i, t in enumerate(everything) if i > 9 and t not in everything[:i])
-    stopped = opening(target, PROMPTS[1], GREEDY, max_tokens=40, stop_tokens=(stop,))
+    stopped = opening(target, PROMPTS[1], hot, max_tokens=40, stop_tokens=(stop,))
 
     answer = await drafted(target, "stop", stopped, everything, Script())
 
@@ -169,7 +170,7 @@ async def test_what_vllm_refuses_is_refused_before_anything_is_awaited(
 
 
 CONSTRAINTS: dict[str, tuple[dict[str, Any], str]] = {
-    "json": ({"json": PERSON}, r'(?s)\{\s*"name".*'),
+    "json": ({"json": PERSON}, r'(?s)\{\s*("name".*)?'),
     "compact": ({"json": {**PERSON, "x-guidance": {"whitespace_flexible": False}}}, r'\{"na.*'),
     "json_object": ({"json_object": True}, r"(?s)\{.*"),
     "regex": ({"regex": r"[A-Z][a-z]{2,8} \d{2}"}, r"[A-Z][a-z]{2,8} \d{2}"),
@@ -200,7 +201,7 @@ async def test_every_token_is_one_that_the_edge_allows_and_every_forced_one_is_t
         if (only := state.forced()) is not None:
             assert only == token
             forced += 1
-    assert forced > 0 or name in ("json_object", "regex")
+    assert forced > 0 or name in ("json", "json_object", "regex")
 
 
 async def test_a_grammar_is_tried_before_vllm_sees_it(target: VllmTarget) -> None:
