@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import subprocess
 import sys
 import time
@@ -137,7 +138,9 @@ def main() -> None:
     wanted = {name: PARTS[name] for name in options.part or PARTS}
 
     def run(command: Sequence[str]) -> int:
-        return subprocess.run(command, cwd=ROOT).returncode
+        own = {"MAKEFLAGS", "MAKEOVERRIDES", "ARGS"}  # of the make that has called this script
+        environ = {name: value for name, value in os.environ.items() if name not in own}
+        return subprocess.run(command, cwd=ROOT, env=environ).returncode
 
     sys.exit(run_due(wanted, Record(RECORD), options.within, run) > 0)
 
