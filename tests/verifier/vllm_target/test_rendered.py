@@ -41,6 +41,12 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
+
+@pytest.fixture(autouse=True, scope="module")
+def installed() -> None:
+    pytest.importorskip("vllm")
+
+
 CHATS = "/v1/chat/completions"
 BAR, SPACE = "\uff5c", "\u2581"
 MARKERS = (
