@@ -24,6 +24,11 @@ class Tags(NamedTuple):
     keeps_space: bool = False
     """True if the space after either tag is text."""
 
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Return the two tags as they are written."""
+        return self.opening, self.closing
+
 
 _SPACING: Final = {
     "whitespace_flexible": False,

@@ -1,4 +1,4 @@
-"""What documents tell a reader to type exists: commands, options, make's targets, modules."""
+"""Documents tell a reader to type what exists: commands, options, make's targets, modules."""
 
 from __future__ import annotations
 

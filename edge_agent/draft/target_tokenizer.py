@@ -86,7 +86,7 @@ class TargetTokenizer:
         self._open_ones.users.add(self)
         self.draft = draft
         self.digest = ""
-        """Of the tokenizer that was used last, while it is in memory."""
+        """This is the digest of the tokenizer that was used last, while it is in memory."""
 
         self.forgotten: Callable[[], None] = lambda: None
         """Called when that is dropped: nobody may keep it then."""

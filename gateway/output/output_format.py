@@ -104,7 +104,9 @@ class OutputFormat:
         tools, tags = calls.tools, self.tags if splits_reasoning else None
         if not tools and tags is None:
             return detokeniser(self.tokenizer.piece)
-        spell = self._spelling((*(tags or ())[:2], *(self.format.markers if tools else ())))
+        spell = self._spelling(
+            (*(tags.pair if tags else ()), *(self.format.markers if tools else ()))
+        )
         opened = tags is not None and is_opened(tags, prompt, spell)
         new_id = partial(_new_id, self.format.id_length)
         read = partial(self.format.read, tools=tools) if tools else pass_content
@@ -126,7 +128,7 @@ class OutputFormat:
         tags = self.tags if splits_reasoning else None
         if not allowed.tools and (allowed.content is None or tags is None):
             return allowed.content
-        opened = tags is not None and is_opened(tags, prompt, self._spelling(tags[:2]))
+        opened = tags is not None and is_opened(tags, prompt, self._spelling(tags.pair))
         return {"grammar": grammar(allowed, self.format, self.special, tags, opened=opened)}
 
     def budget(self, prompt: Sequence[int], tokens: int) -> dict[str, int]:
@@ -136,7 +138,7 @@ class OutputFormat:
         if self.tags is None or closing is None:
             raise ValueError("the model has no token that ends its reasoning")
         limits = {"tokens": tokens, "closing": closing}
-        if is_opened(self.tags, prompt, self._spelling(self.tags[:2])):
+        if is_opened(self.tags, prompt, self._spelling(self.tags.pair)):
             return limits
         if opening is None:
             raise ValueError("the model has no token that begins its reasoning")
@@ -189,8 +191,9 @@ class OutputFormats:
         encode."""
         form = FORMATS[self._name or choose(tokenizer.template)]
         tags = tags_of(tokenizer.template)
-        special = _special(tokenizer, (*(tags or ())[:2], *form.markers))
-        spelt = [tokenizer.encode(t, begin=False) for t in (tags or ())[:2]] or [[], []]
+        written = tags.pair if tags else ()
+        special = _special(tokenizer, (*written, *form.markers))
+        spelt = [tokenizer.encode(t, begin=False) for t in written] or [[], []]
         opening, closing = (ids[0] if len(ids) == 1 else None for ids in spelt)
         can = tuple(_capabilities(tokenizer, tags))
         parts = form, tags, special, (opening, closing), can

@@ -168,7 +168,7 @@ AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Exact:
-    """What a model says after a prompt."""
+    """Holds what a model says after a prompt."""
 
     prompt: str
     shape: Sampling

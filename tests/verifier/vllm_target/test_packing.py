@@ -1,4 +1,4 @@
-"""What crosses between the API server and the core arrives as it was, numbers included."""
+"""Messages arrive at the core and at the API server as they were sent, numbers included."""
 
 from __future__ import annotations
 

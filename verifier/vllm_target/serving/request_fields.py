@@ -44,10 +44,8 @@ def fields_of(
     unseen = _NO_CLIENTS if shows_documents else {*_NO_CLIENTS, "documents"}
     unseen = unseen if scores_ids else {*unseen, "logprob_token_ids"}
     listed = {path: sorted({*of.model_fields} - unseen) for path, of in REQUESTS.items()}
-    more: dict[str, list[str]] = {}
-    if renders:
-        more = {f"{path}/render": [] for path in REQUESTS}
-    return listed | more | listed_path(file)
+    paths = [f"{path}/render" for path in REQUESTS] if renders else []
+    return listed | {path: [] for path in paths} | listed_path(file)
 
 
 _IN_RESPONSES: Final = {"input_text", "input_image", "output_text", "refusal"}
