@@ -14,8 +14,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from bench.run.services import Services
-from tests.end_to_end.test_features import ATTEMPTS, FEATURES, SCHEMA, asked, post
-from tests.end_to_end.test_features import PROMPTS as ALL_PROMPTS
+from tests.end_to_end.test_features import ATTEMPTS, FEATURES, FEW, SCHEMA, asked, post
 from tests.guards import GUARD_S
 from tests.local_models.chats import Json
 
@@ -29,7 +28,6 @@ THERE: Final[Json] = {
     "reasoning": {"think": True},
 }
 BESIDE: Final[Json] = {"prompt": "One, two, three,", "n_predict": 20, "temperature": 0.0}
-PROMPTS: Final = ALL_PROMPTS[::3]
 CODE: Final = "def add(a, b):\n    return "
 
 
@@ -83,10 +81,10 @@ async def test_ollamas_chat_has_the_tokens_of_the_chat(
     options = {"seed": 7, "temperature": 1.0, "num_predict": own.get("max_tokens", 12)}
     bodies = [
         {"messages": [{"role": "user", "content": prompt}], "options": options, **there}
-        for prompt in PROMPTS
+        for prompt in FEW
     ]
 
-    chats = await asked(plain, 1.0, [own] * len(PROMPTS), PROMPTS)
+    chats = await asked(plain, 1.0, [own] * len(FEW), FEW)
     for url in (plain, services.edge_urls["eager"]):
         lines = await posted(url, "/api/chat", bodies)
         assert list(map(of_ollama, lines)) == list(map(of_chat, chats))
@@ -236,11 +234,11 @@ async def test_each_endpoint_has_the_tokens_of_the_chat(
     own, plain = FEATURES[feature], services.verifier_url
     fixed = {"seed": 7, "temperature": 1.0, "max_tokens": 12, **own}
 
-    chats = await asked(plain, 1.0, [own] * len(PROMPTS), PROMPTS)
+    chats = await asked(plain, 1.0, [own] * len(FEW), FEW)
     for url in (plain, services.edge_urls["eager"]):
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=300) as http:
             for translate, ask in ENDPOINTS:
-                asks = [ask(http, prompt, translate(fixed)) for prompt in PROMPTS]
+                asks = [ask(http, prompt, translate(fixed)) for prompt in FEW]
                 assert await asyncio.gather(*asks) == list(map(other_endpoints_of_chat, chats))
 
 
@@ -277,7 +275,7 @@ async def test_a_response_in_the_background_has_the_text_of_one_whose_connection
     services: Services, edge: str
 ) -> None:
     url = services.edge_urls[edge] if edge else services.verifier_url
-    body: Json = {"model": "smollm2-135m", "input": PROMPTS[0], "max_output_tokens": 40}
+    body: Json = {"model": "smollm2-135m", "input": FEW[0], "max_output_tokens": 40}
     body["extra_body"] = {"seed": 7, "temperature": 1.0, "ignore_eos": True}
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=12) as client:
         plain = await client.responses.create(**body)

@@ -92,10 +92,11 @@ FEATURES: Final[Mapping[str, Json]] = {
     "continued": {**CONTINUED, "tools": [TEXT, *TOOLS], "tool_choice": ALLOWED, **UNSPLIT},
     "all": {"tools": STRICT, **AS_JSON, **SHAPED, **UNSPLIT},
 }
+FEW: Final = PROMPTS[::3]
 EACH_ONCE: Final = pytest.mark.parametrize(
     ("feature", "heats", "prompts"),
     [
-        *((name, (float(i % 2),), PROMPTS[::3]) for i, name in enumerate(FEATURES)),
+        *((name, (float(i % 2),), FEW) for i, name in enumerate(FEATURES)),
         *(pytest.param(name, (0.0, 1.0), PROMPTS, marks=pytest.mark.long) for name in FEATURES),
     ],
     ids=[f"{name}{more}" for more in ("", "-all") for name in FEATURES],
