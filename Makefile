@@ -79,7 +79,7 @@ ROOMS := $(addprefix -p ,edge_agent gateway local_models picospec speculation ve
 	--exclude '^verifier/vllm_target/'
 
 # What keeps to the rule of CONTRIBUTING.md: all documents, and the texts that users see.
-PLAIN := $(wildcard *.md docs/*.md) $(shell git ls-files 'edge_agent/*.py' 'gateway/*.py' 'local_models/*.py' 'picospec/*.py' 'verifier/*.py')
+PLAIN = $(wildcard *.md docs/*.md) $(shell git ls-files 'edge_agent/*.py' 'gateway/*.py' 'local_models/*.py' 'picospec/*.py' 'verifier/*.py')
 
 check: .venv/.ready-dev
 	@$(STEP) "lint" $(BIN)/ruff check .
