@@ -27,35 +27,41 @@ TITLE: Final = (
 
 
 class Part(NamedTuple):
+    """A part depends on its own tests, on what they reach, and on the helpers of all tests."""
+
     command: Sequence[str]
     reaches: Sequence[str]
-    """The folders and files that the part depends on."""
+    """Folders and files."""
+
+    tests: str
 
 
 CORE: Final = ("speculation", "local_models", "gateway", "edge_agent", "verifier", "picospec")
-EVERYWHERE: Final = (
-    *CORE,
-    "configs",
-    "tests/fakes",
-    "tests/end_to_end",
-    "requirements/run.lock",
-)
+EVERYWHERE: Final = (*CORE, "bench/run", "configs", "requirements/run.lock")
 LONG: Final = "long and not (clients or faults or images or vllm)"
 PARTS: Final[Mapping[str, Part]] = {
-    "faults": Part(["make", "test-faults"], [*EVERYWHERE, "tests/faults"]),
-    "clients": Part(["make", "test-clients"], [*EVERYWHERE, "tests/clients"]),
-    "timing": Part(["make", "PARTS=0", "test", f'ARGS=--long -m "{LONG}"'], [*CORE, "tests"]),
+    "faults": Part(["make", "test-faults"], EVERYWHERE, "tests/faults"),
+    "clients": Part(
+        ["make", "test-clients"], [*EVERYWHERE, "scripts/setup-clients.sh"], "tests/clients"
+    ),
+    "timing": Part(
+        ["make", "PARTS=0", "test", f'ARGS=--long -m "{LONG}"'], [*CORE, "bench"], "tests"
+    ),
 }
-VLLM: Final = ("verifier", "vllm_target")
-"""Only the tests of vLLM reach this folder, and they have a run of their own."""
+VLLM: Final = "vllm_target"
+"""Only the tests of vLLM reach folders of this name, and they have a run of their own."""
 
 
-def digest(root: Path, reaches: Sequence[str]) -> str:
+def digest(root: Path, part: Part) -> str:
     """Return a hash of the names and contents of a part's files."""
+    found = {file for each in (*part.reaches, part.tests) for file in files(root / each)}
+    found |= {
+        file for file in files(root / "tests") if file.match("*.py") and not is_test(file)
+    }
     total = hashlib.sha256()
-    for path in sorted(file for each in reaches for file in files(root / each)):
+    for path in sorted(found):
         name = path.relative_to(root)
-        if name.parts[:2] != VLLM and name != RECORD.relative_to(ROOT):
+        if VLLM not in name.parts and name != RECORD.relative_to(ROOT):
             total.update(f"{name.as_posix()}\0{hash_of(path)}\n".encode())
     return total.hexdigest()[:16]
 
@@ -69,13 +75,18 @@ def files(place: Path) -> Iterator[Path]:
     )
 
 
+def is_test(file: Path) -> bool:
+    """Return True for a file of tests, False for one that helps them."""
+    return file.name.startswith("test_")
+
+
 def hash_of(path: Path) -> str:
     """Return the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class Record:
-    """What each part passed on, and how many seconds it took."""
+    """Keeps what each part passed on, and how many seconds it took."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -109,7 +120,7 @@ def run_due(
     those that failed."""
     began, failed = time.monotonic(), 0
     for name, part in sorted(parts.items(), key=lambda each: record.seconds(each[0])):
-        now, start = digest(root, part.reaches), time.monotonic()
+        now, start = digest(root, part), time.monotonic()
         if not record.is_due(name, now):
             say(f"{name}: passed on these files")
         elif start - began + record.seconds(name) > within_s:

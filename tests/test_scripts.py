@@ -51,7 +51,7 @@ def test_a_part_of_the_long_tests_is_due_until_it_passes_on_its_files(tmp_path: 
     room, record = tmp_path / "room", tmp_path / "long.toml"
     room.mkdir()
     (room / "file.py").write_text("1")
-    parts = {"quick": long_tests["Part"](["quick"], ["room"])}
+    parts = {"quick": long_tests["Part"](["quick"], ["room"], "own")}
     fails, ran = [True], []
 
     def due(within_s: float = 60.0) -> int:
