@@ -72,11 +72,14 @@ class Roll:
 async def roll(
     world: World, answers: int, clients: int, tell: Callable[[str], None] = lambda line: None
 ) -> Roll:
-    """Restart verifiers while so many answers are asked for. tell: is called after each."""
+    """Restart verifiers while so many answers are asked for, or more until one has restarted.
+    tell: is called after each."""
     asked = questions()
     expected = [await world.ask(body) for body in asked]
     outcome, begun = Roll(), time.monotonic()
-    numbers = iter(range(answers))
+    numbers = itertools.takewhile(
+        lambda number: number < answers or not outcome.restarts, itertools.count()
+    )
     async with running_alongside(_restart(world, outcome, tell)), asyncio.TaskGroup() as asking:
         for _ in range(clients):
             asking.create_task(_client(world, numbers, asked, expected, outcome))
