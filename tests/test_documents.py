@@ -140,3 +140,18 @@ def test_texts_for_users_of_a_wheel_name_nothing_that_only_a_clone_has() -> None
     texts = {text for each in files for _, text in prose["messages"](each.read_text("utf-8"))}
 
     assert {each for each in texts if wrong.search(each)} == set()
+
+
+def test_a_mechanism_costs_the_lines_that_decisions_says() -> None:
+    table = (ROOT / "docs/decisions.md").read_text("utf-8").partition("## Structure")[0]
+    wrong, folder = [], Path()
+    for names, count in re.findall(r"^\|[^|]*\| (`[^|]*) \| (\d+|-) \|", table, re.M):
+        lines = 0
+        for name in re.findall(r"`([^`]+)`", names):
+            file = Path(name) if "/" in name else folder / name
+            code = re.sub(r'""".*?"""', "", (ROOT / file).read_text("utf-8"), flags=re.DOTALL)
+            lines += len(re.findall(r"^\s*[^\s#]", code, re.M))
+            folder = file.parent
+        wrong += [f"{names}: {lines}"] * (count != "-" and not 0.8 < lines / int(count) < 1.25)
+
+    assert wrong == []
