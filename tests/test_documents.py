@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -155,3 +156,12 @@ def test_a_mechanism_costs_the_lines_that_decisions_says() -> None:
         wrong += [f"{names}: {lines}"] * (count != "-" and not 0.8 < lines / int(count) < 1.25)
 
     assert wrong == []
+
+
+def test_models_names_the_sibling_of_each_family() -> None:
+    catalogue = tomllib.loads((ROOT / "local_models/catalogue.toml").read_text("utf-8"))
+    siblings = {each["drafts"][0] for each in catalogue["families"].values()}
+    names = {re.sub(r".*/|-Instruct|-GGUF.*", "", each).replace("-", " ") for each in siblings}
+
+    page = TEXTS["models.md"].casefold()
+    assert {each for each in names if f"sibling {each}".casefold() not in page} == set()
