@@ -46,9 +46,10 @@ each value in force with its source.
 
 The variable of a setting is `PICOSPEC_EDGE__NAME` or `PICOSPEC_VERIFIER__NAME`, in capitals. Of
 `TABLE.NAME` it is `PICOSPEC_EDGE__TABLE__NAME`. Lists and tables are JSON there, as in
-`PICOSPEC_EDGE__VERIFIER_URLS='["https://gpu:9000"]'`. A variable
-with one of these beginnings that sets nothing is an error, and so is one whose name is nearly
-right. The verifier takes each setting as an option, too: `--llama.slots 4`.
+`PICOSPEC_EDGE__VERIFIER_URLS='["https://gpu:9000"]'`. `LIST[].NAME` is in each table `[[LIST]]`
+of the file; a variable sets the whole list. A variable with one of these beginnings that sets
+nothing is an error, and so is one whose name is nearly right. The verifier takes each setting
+as an option, too: `--llama.slots 4`.
 """
 
 METRICS: Final = """# Metrics
@@ -96,7 +97,8 @@ def settings_of(kind: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
         if name in getattr(kind, "secrets", {}):
             continue
         if table := next(tables(field.annotation), None):
-            yield from settings_of(table, f"{prefix}{name}.")
+            several = "[]" * (schema["properties"][name].get("type") == "array")
+            yield from settings_of(table, f"{prefix}{name}{several}.")
             continue
         default = field.get_default(call_default_factory=True)
         shown = "none" if default is None else f"`{json.dumps(default, default=str)}`"
