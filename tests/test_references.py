@@ -1,4 +1,4 @@
-"""docs/settings.md and docs/metrics.md have what the code has, as `make reference` writes."""
+"""The pages of docs/ that `make reference` writes have what the code has."""
 
 from __future__ import annotations
 

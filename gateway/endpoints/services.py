@@ -241,8 +241,9 @@ class Listed:
 
 MODELS: Final = "/v1/models"
 
-_WAITING: Final = 32
-"""At most this many large bodies of one tenant wait to be checked: each is in memory."""
+MAX_WAITING: Final = 32
+"""At most this many large bodies of one tenant wait to be checked, one at a time; the next gets
+a 429. Each is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +259,7 @@ class Services:
 
     reader: PromptReader = field(default_factory=PromptReader)
     checks: ThreadTurns = field(
-        default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")
+        default_factory=partial(ThreadTurns, 1, MAX_WAITING, "large bodies wait to be checked")
     )
     stores: ResponseStores = field(default_factory=ResponseStores)
     metrics_page: MetricsPage = field(default_factory=MetricsPage)
