@@ -128,8 +128,7 @@ def memory_bytes() -> int:
 
 def room_bytes() -> float:
     """Return the number of bytes that the KV may take."""
-    memory = memory_bytes()
-    return min(memory / SHARE, _free_bytes(memory) / FREE_SHARE)
+    return min(memory_bytes() / SHARE, free_bytes() / FREE_SHARE)
 
 
 def _limits(own: Path, root: Path) -> Iterator[int]:
@@ -147,8 +146,9 @@ def _limits(own: Path, root: Path) -> Iterator[int]:
             yield int(limit)
 
 
-def _free_bytes(memory: int) -> int:
-    """Return the number of free bytes; `memory` if the system does not report it."""
+def free_bytes() -> int:
+    """Return how much memory is free; `memory_bytes` if the system does not report it."""
+    memory = memory_bytes()
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

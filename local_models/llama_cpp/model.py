@@ -26,6 +26,7 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.system import drop_mapped
 from local_models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
 from local_models.llama_cpp.devices import CPU, Placement, place
 from local_models.llama_cpp.library import lib, on_stack
@@ -77,6 +78,8 @@ class Model:
             if placement.gpu_layers:
                 reason += "; or a device has no room for it, or does not take these options"
             raise CannotOpen(f"{path} {reason}")
+        if not vocabulary_only:  # the processor has a copy of most weights, laid out for it
+            drop_mapped(path)
         self.path = path
         self._free = finalize(self, lib.llama_model_free, self.handle)
         self._free.atexit = False  # a context may still be in use then
@@ -229,8 +232,9 @@ class Model:
 class Context:
     """A Context is a KV cache of `sequences` sequences of `context_tokens` tokens each.
 
-    `batch_tokens` is the limit of rows in one pass. A Q8_0 cache is smaller and less precise
-    than F16, but exact for any number of threads and rows. cache_v: the type of the values, if
+    `batch_tokens` is the limit of rows in one pass, and logits_rows that of rows with logits,
+    each of which takes eight bytes a token of the vocabulary; None: of all. A Q8_0 cache is
+    smaller and less precise than F16, but exact for any number of threads and rows. cache_v: the type of the values, if
     not that of the keys. Without `flash_attention` no pass is exact, and passes over long
     contexts take at most two thirds of the time on a CPU; None: llama.cpp finds out whether the
     devices have it. rollback: recurrent layers keep so many copies of their states in each
@@ -252,6 +256,7 @@ class Context:
         flash_attention: bool | None = True,
         rollback: int = 0,
         checkpoints: int = 0,
+        logits_rows: int | None = None,
     ) -> None:
         settings = lib.llama_context_default_params()
         settings.n_ctx = context_tokens * sequences
@@ -260,6 +265,8 @@ class Context:
             settings.n_rs_seq = rollback
             rows = max(batch_tokens, rollback + 2)  # with fewer llama.cpp ends the process
             settings.n_batch = settings.n_ubatch = rows
+        logits_rows = min(logits_rows or batch_tokens, batch_tokens)
+        settings.n_outputs_max = logits_rows
         settings.n_seq_max = sequences
         settings.n_threads = settings.n_threads_batch = threads
         kind = {True: "ENABLED", False: "DISABLED", None: "AUTO"}[flash_attention]
@@ -274,7 +281,7 @@ class Context:
             raise CannotOpen(f"{model.path}: no room for {sequences} x {context_tokens} tokens")
         self.model = model
         self.limits = ContextLimits(
-            sequences, context_tokens, batch_tokens, model.vocabulary_size
+            sequences, context_tokens, batch_tokens, model.vocabulary_size, logits_rows
         )
         self.rollback = int(lib.llama_n_rs_seq(self._handle))
         """A pass can be taken back by as many tokens, if the model is recurrent; less than was
@@ -301,7 +308,7 @@ class Context:
             lib.llama_batch_free(self._batch)
             lib.llama_free(self._handle)
             self._handle = self._memory = None
-            self.limits = ContextLimits(0, 0, 0, 0)
+            self.limits = ContextLimits(0, 0, 0, 0, 0)
             self._rows = []
 
     def length(self, sequence: int) -> int:
@@ -369,8 +376,7 @@ class Context:
             end = row + len(segment.tokens)
             self._tokens[row:end] = segment.tokens
             self._positions[row:end] = np.arange(segment.start, segment.start + end - row)
-            wanted = end - row if segment.logits is None else segment.logits
-            first = max(row, end - wanted)
+            first = max(row, end - segment.logits_rows)
             self._wanted[row:first], self._wanted[first:end] = 0, 1
             wanted_rows[segment.sequence] = range(first, end)
             for index in range(row, end):

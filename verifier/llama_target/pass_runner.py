@@ -66,6 +66,7 @@ class PassRunner:
             flash_attention=plan.flash_attention,
             rollback=max_rows - 1,
             checkpoints=CHECKPOINTS,
+            logits_rows=plan.logits_rows(max_rows),
         )
         self.rounding: Rounding | None = None
         """The findings of the self-test; None if passes are exact by the settings alone."""
@@ -82,7 +83,7 @@ class PassRunner:
             self._check_rollback(max_rows)
         if not plan.is_known:
             self._test(plan, max_rows)
-        self.prefill_rows = settings.max_rows if plan.devices else settings.prefill_rows
+        self.prefill_rows = plan.prefill_rows
         """At most this many tokens of a prompt may be read at once."""
 
         if self.shape is not None:

@@ -32,6 +32,7 @@ from local_models.llama_cpp.devices import (
     mib,
     pass_bytes,
 )
+from local_models.llama_cpp.footprint import Footprint, footprint, gigabytes
 from local_models.llama_cpp.model import Cache, Model
 from verifier.settings import LlamaSettings
 
@@ -128,6 +129,23 @@ class Plan:
         placement = astuple(self.placement) if self.devices else ()
         return (*shapes, self.cache_v, self.flash_attention, self.exact, names, placement)
 
+    @property
+    def prefill_rows(self) -> int:
+        """Return how many tokens of a prompt may be read at once."""
+        return self.settings.max_rows if self.devices else self.settings.prefill_rows
+
+    def logits_rows(self, max_rows: int) -> int:
+        """Return how many rows of a pass may have logits: those of all sessions, with max_rows
+        each, or those of a prompt whose log-probabilities are wanted."""
+        wanted = max(self.settings.slots * max_rows, self.prefill_rows)
+        return min(wanted, self.settings.max_rows)
+
+    def footprint(self, model: Model, max_rows: int) -> Footprint:
+        """Return the memory that the verifier takes without devices. model: its vocabulary
+        suffices. Raises CannotOpen as `length` does."""
+        length = self.length(model, self.settings.context_tokens, max_rows - 1)
+        return footprint(model, length, self.logits_rows(max_rows))
+
     def length(self, model: Model, tokens: int | None, max_verify: int) -> Length:
         """Return the length of a slot's context. tokens: those chosen for it. Raises CannotOpen
         if the states of recurrent layers, one a draft token, do not fit into the memory."""
@@ -155,9 +173,17 @@ class Plan:
         """Return the tokens of a slot for which devices have room; the setting, if there are
         none. Raises CannotOpen with the numbers, before weights are loaded."""
         wanted = self.settings.context_tokens
-        if not self.devices:
-            return wanted
         model = Model(path, vocabulary_only=True)
+        if not self.devices:
+            needed = self.footprint(model, max_verify + 1)
+            model.close()
+            if needed.total > (most := memory_bytes()):
+                raise CannotOpen(
+                    f"the model does not fit into the memory of {gigabytes(most)}: the"
+                    f" verifier takes {needed}. What helps: fewer llama.slots, or a shorter"
+                    " llama.context_tokens"
+                )
+            return wanted
         facts, trained = model.metadata(), model.context_tokens
         model.close()
 

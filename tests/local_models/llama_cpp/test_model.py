@@ -210,7 +210,9 @@ def test_the_model_knows_its_facts(model: Model) -> None:
 
 # Segments that are refused before llama.cpp gets them.
 
-LIMITS = ContextLimits(sequences=2, context_tokens=10, batch_tokens=6, vocabulary_size=100)
+LIMITS = ContextLimits(
+    sequences=2, context_tokens=10, batch_tokens=6, vocabulary_size=100, logits_rows=5
+)
 HELD = {0: 3, 1: 8}
 
 
@@ -239,7 +241,11 @@ def test_the_parts_of_a_long_text_have_the_tokens_of_the_whole(
 
 
 def test_segments_of_two_sequences_that_go_on_where_they_are_pass() -> None:
-    check([Segment(0, 3, [1, 2, 3]), Segment(1, 8, [0, 99])], LIMITS, HELD.__getitem__)
+    check(
+        [Segment(0, 3, [1, 2, 3, 4], logits=3), Segment(1, 8, [0, 99])],
+        LIMITS,
+        HELD.__getitem__,
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,6 +253,7 @@ def test_segments_of_two_sequences_that_go_on_where_they_are_pass() -> None:
     [
         pytest.param([], id="no-rows"),
         pytest.param([Segment(0, 3, [1] * 7)], id="more-rows-than-a-pass-takes"),
+        pytest.param([Segment(0, 3, [1] * 4), Segment(1, 8, [1] * 2)], id="too-many-logits"),
         pytest.param([Segment(0, 3, [1]), Segment(1, 8, [])], id="an-empty-segment"),
         pytest.param([Segment(0, 3, [1]), Segment(0, 4, [2])], id="one-sequence-twice"),
         pytest.param([Segment(2, 0, [1])], id="a-sequence-that-does-not-exist"),
