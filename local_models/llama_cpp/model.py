@@ -234,11 +234,11 @@ class Context:
 
     `batch_tokens` is the limit of rows in one pass, and logits_rows that of rows with logits,
     each of which takes eight bytes a token of the vocabulary; None: of all. A Q8_0 cache is
-    smaller and less precise than F16, but exact for any number of threads and rows. cache_v: the type of the values, if
-    not that of the keys. Without `flash_attention` no pass is exact, and passes over long
-    contexts take at most two thirds of the time on a CPU; None: llama.cpp finds out whether the
-    devices have it. rollback: recurrent layers keep so many copies of their states in each
-    sequence, to go back by as many tokens of a pass. checkpoints: copies of a sequence that
+    smaller and less precise than F16, but exact for any number of threads and rows. cache_v:
+    the type of the values, if not that of the keys. Without `flash_attention` no pass is exact,
+    and passes over long contexts take at most two thirds of the time on a CPU; None: llama.cpp
+    finds out whether the devices have it. rollback: recurrent layers keep so many copies of
+    their states in each sequence, to go back by as many tokens of a pass. checkpoints: copies of a sequence that
     outlast the pass: with a rollback, after each segment without logits, as prompts are read;
     else one after each CHECKPOINT_TOKENS tokens. Raises CannotOpen if memory is short.
     """
