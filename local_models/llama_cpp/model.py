@@ -238,9 +238,10 @@ class Context:
     the type of the values, if not that of the keys. Without `flash_attention` no pass is exact,
     and passes over long contexts take at most two thirds of the time on a CPU; None: llama.cpp
     finds out whether the devices have it. rollback: recurrent layers keep so many copies of
-    their states in each sequence, to go back by as many tokens of a pass. checkpoints: copies of a sequence that
-    outlast the pass: with a rollback, after each segment without logits, as prompts are read;
-    else one after each CHECKPOINT_TOKENS tokens. Raises CannotOpen if memory is short.
+    their states in each sequence, to go back by as many tokens of a pass. checkpoints: copies
+    of a sequence that outlast the pass: with a rollback, after each segment without logits, as
+    prompts are read; else one after each CHECKPOINT_TOKENS tokens. Raises CannotOpen if memory
+    is short.
     """
 
     def __init__(
