@@ -211,6 +211,15 @@ def drop_mapped(path: Path) -> None:
             advise(start, end - start, mmap.MADV_DONTNEED)
 
 
+def return_freed_memory() -> None:
+    """Give the system what this process has freed; glibc would keep it for later."""
+    if sys.platform == "linux":
+        import ctypes
+
+        with suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def physical_memory_bytes() -> int:
     """Return how much memory the machine has."""
     if sys.platform != "win32":

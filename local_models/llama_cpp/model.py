@@ -26,7 +26,7 @@ from weakref import finalize
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.system import drop_mapped
+from gateway.system import drop_mapped, return_freed_memory
 from local_models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
 from local_models.llama_cpp.devices import CPU, Placement, place
 from local_models.llama_cpp.library import lib, on_stack
@@ -91,6 +91,7 @@ class Model:
         of the model must be closed first."""
         self.handle = None
         self._free()
+        return_freed_memory()
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Return the tokens of text, without BOS. special: markers become special tokens.
