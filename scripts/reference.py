@@ -82,14 +82,15 @@ LIMITS: Final = """# What is bounded
 
 Nothing that a client, an edge or a verifier sends may grow without a bound. Each row is a
 constant or a setting, with its value or default. [Deadlines](deadlines.md) has the bounds on
-time, and [the protocol](protocol.md#6-faults-and-limits) what ends a session.
+time, and [the protocol](protocol.md#6-faults-and-limits) those of a session.
 """
 
 DEADLINES: Final = """# Deadlines
 
 <!-- `make reference` writes this page from the code. -->
 
-Every wait has a limit. Each row is a constant or a setting, with its value or default.
+Every wait has a limit. Each row is a constant or a setting, with its value or default. [The
+protocol](protocol.md#6-faults-and-limits) has those of a session.
 [Operations](operations.md) has [the watchdog](operations.md#the-watchdog), [what happens at a
 stop](operations.md#when-it-stops) and [silent connections](operations.md#silent-connections).
 """
@@ -122,16 +123,13 @@ BOUNDS: Final[Mapping[str, Mapping[str, str]]] = {
         "edge_agent.proxy": "MAX_BYTES HELD_BYTES",
     },
     "Between the ends": {
-        "verifier.routes": "MIN_OPEN_BYTES DRAFTS_BYTES",
-        "verifier.sessions.session": "CHAINS_PER_REPLY INITIAL_CHAINS MAX_UNREAD_BYTES PUSH_S",
-        "verifier.sessions.upstream": "MAX_UNREAD_BYTES",
+        "verifier.sessions.session": "MAX_UNREAD_BYTES PUSH_S",
         "verifier.sessions.multiplexed_stream": "MAX_UNSENT_BYTES",
         "verifier.sessions.admission": "MIN_UPLOADS",
-        "edge_agent.link.session": "MAX_IDLE",
         "edge_agent.link.uploads": "MAX_UNREAD_BYTES",
         "edge_agent.link.connection": "MAX_ANSWER_BYTES",
         "edge_agent.served": "MAX_MODELS",
-        "local_models.tokenizer_file": "MAX_PACKED_BYTES MAX_BYTES MAX_LEVELS",
+        "local_models.tokenizer_file": "MAX_LEVELS",
         "local_models.tokenizer_cache": "MAX_KEPT",
         "edge_agent.draft.target_tokenizer": "MAX_OPEN_BYTES",
     },
@@ -154,10 +152,8 @@ WAITS: Final[Mapping[str, Mapping[str, str]]] = {
     "An answer at the edge": {
         "edge_agent.link.connection": "CONNECT_TIMEOUT_S REQUEST_TIMEOUT_S",
         "edge_agent.link.posts": "PAUSES_S",
-        "edge_agent.link.uploads": "FIRST_ANSWER_S MAX_ATTEMPTS",
         "edge_agent.link.verifier": "CHECK_TIMEOUT_S TOKENIZER_TIMEOUT_S ANSWER_TIMEOUT_S",
         "edge_agent.link.failover_policy": "RESPONSE_TIMEOUT_S OPEN_TIMEOUT_S",
-        "edge_agent.link.session": "SILENCE_S FIRST_TOKEN_S LATE_S",
         "edge": "failover_deadline_s",
         "edge_agent.draft.llama": "PASS_TIMEOUT_S",
         "local_models.tokenizer_cache": "TRIAL_S",
@@ -167,7 +163,6 @@ WAITS: Final[Mapping[str, Mapping[str, str]]] = {
     "A session at the verifier": {
         "verifier": "sessions.first_token_timeout_s sessions.idle_timeout_s"
         " sessions.replacement_timeout_s sessions.max_age_s pass_timeout_s",
-        "verifier.sessions.upstream": "SILENT_S",
     },
     "The processes": {
         "verifier": "load_timeout_s drain_timeout_s stop_timeout_s",
