@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from itertools import chain
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -25,17 +25,13 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from speculation.judge import Judgement
-from speculation.messages import TokenLogprob
+from speculation.messages import UNLIKELY, TokenLogprob
 from speculation.verify_machine import Verdict
 from verifier.vllm_target.core.sessions import SessionScheduler, put_frames
 from verifier.vllm_target.core.slot import SessionSlot
 from verifier.vllm_target.core.step_limits import hidden, narrowed, unpadded
 from verifier.vllm_target.core.step_planner import NO_STEP, NextStep, StepPlan
 from verifier.vllm_target.verify_request import MOST_ROWS, VerifyRequest
-
-UNLIKELY: Final = -9999.0
-"""This log-probability stands for minus infinity, as in OpenAI's API: the protocol carries
-finite numbers only."""
 
 Passed = dict[str, tuple[Request, SessionSlot]]
 """A Passed has the sessions that sampled in a step, by request id."""
