@@ -12,7 +12,7 @@ speed-up pauses, and tries again after a while."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from speculation.learning import running_mean
@@ -250,3 +250,44 @@ class AnswerSpeedup:
         if self.drafts:
             return self._since < on_the_way + TRY
         return self.estimate.pause <= 0.0
+
+
+class AnswerSpeedups:
+    """One answer's parts in the SpeedupEstimates of its session's verifier. here: returns
+    these; None: the answer drafts whatever its draft tokens earn."""
+
+    def __init__(
+        self, here: Callable[[], SpeedupEstimates] | None, *, drafts: bool, looks_up: bool
+    ) -> None:
+        self._here = here
+        estimates = here() if here else None
+        self.draft = AnswerSpeedup(estimates.draft) if estimates and drafts else None
+        self.lookup = AnswerSpeedup(estimates.lookup) if estimates and looks_up else None
+
+    def start_drafting(self) -> None:
+        """Note that the draft model is there by now."""
+        if self._here is not None:
+            self.draft = AnswerSpeedup(self._here().draft)
+
+    def stop_drafting(self) -> None:
+        """Note that the draft model has failed."""
+        if self.draft is not None:
+            self.draft.leave()
+            self.draft = None
+
+    def move(self) -> None:
+        """Go on at the verifier of the next session."""
+        if self._here is None:
+            return
+        estimates = self._here()
+        if self.draft is not None:
+            self.draft.move_to(estimates.draft)
+        if self.lookup is not None:
+            self.lookup.move_to(estimates.lookup)
+
+    def leave(self) -> None:
+        """Note that the answer ends."""
+        for speedup in (self.draft, self.lookup):
+            if speedup is not None:
+                speedup.leave()
+        self.draft = self.lookup = None
