@@ -1,0 +1,173 @@
+"""An edge reads the tokens of an answer as vLLM's own parser of the family does, however the
+answer is cut: reasoning, content, calls and finish reason, streamed and whole.
+
+gpt-oss has its own vocabulary here, which vLLM brings; no weights are needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import pytest
+
+from gateway.output.detokenise import Detokeniser, StopConditions
+from gateway.output.output_format import CallRules, OutputFormats
+from gateway.ports import Delta, Statistics
+from tests.gateway.output.reading import TOOLS, Read, Tools, split
+from tests.gateway.scripted import ByteTokenizer
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def installed() -> None:
+    pytest.importorskip("vllm")
+
+
+@cache
+def encoding() -> Any:
+    from vllm.entrypoints.openai.parser.harmony_utils import get_encoding
+
+    return get_encoding()
+
+
+@dataclass(eq=False)
+class GptOss(ByteTokenizer):
+    """The vocabulary of gpt-oss, for both ends."""
+
+    template: str = "<|channel|>analysis"
+
+    def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
+        allowed = "all" if special else set()
+        ids: list[int] = encoding().encode(text, allowed_special=allowed, disallowed_special=())
+        return ids
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        if encoding().is_special_token(token):
+            return b""
+        return bytes(encoding()._inner.decode_bytes([token]))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(encoding().decode(ids))
+
+
+class Answer(NamedTuple):
+    reasoning: str
+    content: str
+    calls: list[tuple[str, str]]
+    finish: str
+
+
+def edges(pieces: Sequence[Sequence[int]], finish: Any, tools: Tools) -> Answer:
+    stops = frozenset(encoding().stop_tokens_for_assistant_actions())
+    make = partial(Detokeniser, stop=StopConditions(stops))
+    reader = OutputFormats().find(GptOss()).reader(make, (), CallRules(tools))
+    deltas = [Delta(tuple(piece)) for piece in pieces]
+    deltas.append(Delta((), finish=finish, statistics=Statistics()))
+    read, shown = Read(), [reader.read(delta) for delta in deltas]
+    for each in shown:
+        assert each.parsed is not None
+        read.add(each.text, each.parsed)
+    calls = [(call.name, call.arguments) for call in read.calls]
+    return Answer(read.reasoning, read.content, calls, str(shown[-1].finish))
+
+
+def vllms(pieces: Sequence[Sequence[int]], finish: Any, tools: Tools) -> tuple[Answer, Answer]:
+    """Return the whole answer, and the one that is streamed in these pieces."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.parser import ParserManager
+
+    named = "openai" if tools else None
+    parser = ParserManager.get_parser(named, "openai_gptoss", True, is_harmony=True)
+    assert parser is not None
+    shown = [{"type": "function", "function": {"name": name}} for name in tools]
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "tools": shown or None}
+    request = ChatCompletionRequest.model_validate({"model": "m", **asked})
+
+    ids = [token for piece in pieces for token in piece]
+    reasoning, content, calls = parser(GptOss()).parse("", request, True, ids)
+    whole = [(call.name, call.arguments) for call in calls or ()]
+    streaming, texts, streamed = parser(GptOss()), ["", ""], list[list[str]]()
+    for at, piece in enumerate(pieces):
+        last = at == len(pieces) - 1
+        delta = streaming.parse_delta("", [*piece], request, finished=last)
+        for i, text in enumerate((delta.reasoning, delta.content) if delta else ()):
+            texts[i] += text or ""
+        for call in delta.tool_calls or () if delta else ():
+            streamed += [[call.function.name, ""]] if call.function.name else []
+            streamed[call.index][1] += call.function.arguments or ""
+
+    def ended(calls: Sequence[object]) -> str:  # as vLLM's server of chats decides
+        return "tool_calls" if calls and finish == "stop" else str(finish)
+
+    return (
+        Answer(reasoning or "", content or "", whole, ended(whole)),
+        Answer(*texts, [(name, text) for name, text in streamed], ended(streamed)),
+    )
+
+
+def values(answer: Answer) -> Answer:
+    """Return an answer whose arguments are spaced alike, if they are JSON."""
+    return answer._replace(calls=[(name, _spaced(text)) for name, text in answer.calls])
+
+
+def _spaced(text: str) -> str:
+    try:
+        return json.dumps(json.loads(text))
+    except ValueError:
+        return text
+
+
+def in_one_line(answer: Answer) -> Answer:
+    """Return an answer without line breaks: vLLM's streams have none between messages."""
+    texts = (text.replace("\n", "") for text in answer[:2])
+    return Answer(*texts, answer.calls, answer.finish)
+
+
+THINKS = "<|channel|>analysis<|message|>"
+SAYS = "<|channel|>final<|message|>"
+NEXT = "<|end|><|start|>assistant"
+CALLS = "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
+ANSWERS = [
+    f"{THINKS}Think é 🙂.\n{NEXT}{SAYS}It is\n\ncold. <|return|>",
+    f"{THINKS}Hm.{NEXT}<|channel|>commentary<|message|>Wait.{NEXT}{CALLS}"
+    '{"city":"Ö"}<|call|>',
+    f" to=functions.now<|channel|>commentary json<|message|>{{}}{NEXT}{CALLS}{{}}<|call|>",
+    f"{THINKS}{NEXT}{THINKS} {NEXT}{SAYS}<|start|>b<|channel|>{NEXT}{SAYS}c",
+    f"<|channel|>analysis to=python code<|message|>1{NEXT}<|channel|>final <|constrain|>json"
+    f"<|message|>{{}}{NEXT}<|channel|>other<|message|>x<|end|><|return|>",
+    f"<|channel|>a b c d<|message|>x{NEXT}<|channel|> final<|message|>x{NEXT}<|message|>y",
+    "No channel.",
+]
+
+
+@pytest.mark.parametrize("tools", [{}, TOOLS], ids=["none", "tools"])
+@pytest.mark.parametrize("text", ANSWERS)
+def test_gpt_oss_is_read_as_vllm_reads_it(text: str, tools: Tools) -> None:
+    tokens = GptOss().encode(text)
+    stops = encoding().stop_tokens_for_assistant_actions()
+    malformed = text.startswith("<|channel|>a b")  # vLLM shows its header if the next is cut
+
+    for end in [len(tokens)] if malformed else range(1, len(tokens) + 1):
+        ids = tokens[:end]
+        finish = "stop" if ids[-1] in stops else "length"
+        for cuts in (range(end), [], [end // 2]):
+            pieces = split(range(end), cuts)
+            pieces = [[ids[at] for at in piece] for piece in pieces if piece]
+
+            answer, (whole, streamed) = (read(pieces, finish, tools) for read in (edges, vllms))
+
+            assert values(answer) == values(whole)
+            assert in_one_line(answer) == in_one_line(streamed)
+
+
+def test_what_a_text_spells_is_no_marker() -> None:
+    ids = [*GptOss().encode(SAYS), *GptOss().encode("<|end|>\n<|start|>", special=False)]
+
+    answer, (whole, _) = (read([ids], "length", {}) for read in (edges, vllms))
+
+    assert answer == whole == Answer("", "<|end|>\n<|start|>", [], "length")
