@@ -228,7 +228,7 @@ def test_cuts_lose_no_message_that_counts(seed: int) -> None:
     assert counts <= {*path.arrived, *path.streamed}
 
 
-async def test_the_first_acknowledgement_must_come_soonest_and_the_next_is_asked_for_later() -> (
+async def test_the_first_acknowledgement_must_come_soonest_and_others_are_asked_for_later() -> (
     None
 ):
     acknowledgement = _Acknowledgement(FIRST_ANSWER_S)
