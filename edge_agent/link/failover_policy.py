@@ -253,7 +253,7 @@ class FailoverPolicy(Generic[V]):
         if self._candidates.best() is None:
             return None
         error = self._error
-        longer_s = error.retry_after_s if isinstance(error, Overloaded) else 0.0
+        longer_s = error.retry_after_s or 0.0 if isinstance(error, Overloaded) else 0.0
         wait = self._waits.search(self._since_token.waits, longer_s, now)
         self._since_token.waits += 1
         self._candidates.tried.clear()
