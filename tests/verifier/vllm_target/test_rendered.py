@@ -21,11 +21,11 @@ from tokenizers import Tokenizer
 
 from bench.pace.tiny_model import TOKENS
 from bench.run.services import free_port
-from gateway.endpoints.rendering import PATH
+from gateway.endpoints.rendering import PATH, STOPS
 from gateway.output.detokenise import Detokeniser, StopConditions
-from gateway.output.output_format import CallRules, OutputFormats
+from gateway.output.output_format import CallRules, OutputFormats, choose
 from gateway.ports import Delta, Statistics
-from local_models.tokenizer_file import tokenizer_file
+from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from tests.edge_agent.proxying import Upstream, proxying
 from tests.gateway.scripted import client_of
 from tests.guards import GUARD_S
@@ -72,6 +72,16 @@ CHAT: dict[str, Any] = {
 """No marker is drawn: the parser that vLLM has for this family shows even special tokens."""
 
 
+def flags(reasoning_parser: str, tool_parser: str | None = None, strict: str = "auto") -> Any:
+    """Return the command line of vLLM with these parsers."""
+    return Namespace(
+        structured_outputs_config=Namespace(reasoning_parser=reasoning_parser),
+        tool_call_parser=tool_parser,
+        enable_auto_tool_choice=tool_parser is not None,
+        tool_strict_level=strict,
+    )
+
+
 def model_with_markers(folder: Path) -> Path:
     from tests.verifier.vllm_target.v2 import tiny
 
@@ -81,6 +91,29 @@ def model_with_markers(folder: Path) -> Path:
     tokenizer.add_special_tokens(list(MARKERS))
     tokenizer.save(file)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("code", "flags", "fields"),
+    [
+        ("GptOssForCausalLM", flags("openai_gptoss", "openai"), ["tools"]),
+        ("GptOssForCausalLM", flags("openai_gptoss", "openai", "function"), []),
+        ("GptOssForCausalLM", flags("openai_gptoss", "hermes"), []),
+        ("GptOssForCausalLM", flags("openai_gptoss"), []),
+        ("DeepseekV4Renderer", flags(""), [*STOPS, "continue_final_message"]),
+        ("CohereRenderer", flags("openai_gptoss", "openai"), None),
+    ],
+)
+async def test_a_verifier_lists_what_an_edge_reads_as_vllms_parsers_do(
+    code: str, flags: Namespace, fields: list[str] | None
+) -> None:
+    from verifier.vllm_target.serving.rendering import listed_path, template_of
+
+    template = template_of(code, flags)
+
+    served = listed_path(TokenizerFile("huggingface", b"", template=template))
+    assert served == ({} if fields is None else {PATH: fields})
+    assert (choose(template) == "harmony") is (code.startswith("Gpt") and fields is not None)
 
 
 @pytest.mark.parametrize("thinks", [False, True])
@@ -104,8 +137,7 @@ async def test_an_edge_reads_reasoning_as_vllms_parser_does(
     from verifier.vllm_target.serving.rendering import template_of
 
     model = model_with_markers(tmp_path / "model")
-    args = Namespace(structured_outputs_config=Namespace(reasoning_parser="deepseek_v4"))
-    template = template_of(type("DeepseekV4Renderer", (), {})(), args)
+    template = template_of("DeepseekV4Renderer", flags("deepseek_v4"))
     tokenizer = tokenizer_file(model, template).open()
     if not thinks:
         text = text.replace("</think>", "")
