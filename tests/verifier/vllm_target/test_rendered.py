@@ -9,6 +9,7 @@ import json
 import re
 from argparse import Namespace
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,9 @@ async def test_an_edge_reads_reasoning_as_vllms_parser_does(
     assert (read, "".join(each.text for each in deltas)) == (reasoning or "", content or "")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def renderer(
-    tmp_path_factory: pytest.TempPathFactory,
+@asynccontextmanager
+async def rendering(
+    model: Path, **parsers: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
     """Give a client of the route over vLLM's renderer, without an engine; and its tokenizer."""
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -168,8 +169,8 @@ async def renderer(
 
     from verifier.vllm_target.serving.rendering import Rendering
 
-    model = str(model_with_markers(tmp_path_factory.mktemp("model")))
-    args = AsyncEngineArgs(model=model, tokenizer_mode="deepseek_v4", max_model_len=512)
+    mode = "hf" if parsers else "deepseek_v4"
+    args = AsyncEngineArgs(model=str(model), tokenizer_mode=mode, max_model_len=512)
     config = args.create_engine_config()
     online = OnlineRenderer(
         config.model_config,
@@ -177,12 +178,50 @@ async def renderer(
         request_logger=None,
         chat_template=None,
         chat_template_content_format="auto",
+        **parsers,
     )
     app = build(load(None, {"PICOSPEC_API_KEYS": KEY}, {}), lambda _: FakeTarget())
     app.router.routes.insert(0, Route(PATH, Rendering(online).prompt, methods=["POST"]))
     async with client_of(app) as client:
         client.headers["authorization"] = f"Bearer {KEY}"
         yield client, online.renderer.get_tokenizer()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def renderer(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
+    async with rendering(model_with_markers(tmp_path_factory.mktemp("model"))) as both:
+        yield both
+
+
+async def test_an_edge_gets_the_prompt_that_vllms_code_makes_for_gpt_oss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.entrypoints.openai.parser.harmony_utils import get_encoding
+
+    monkeypatch.setenv("VLLM_SYSTEM_START_DATE", "2026-01-01")
+    file = model_with_markers(tmp_path / "model") / "config.json"
+    config = {**json.loads(file.read_text()), "model_type": "gpt_oss", "num_local_experts": 2}
+    config["architectures"] = ["GptOssForCausalLM"]
+    file.write_text(json.dumps({k: v for k, v in config.items() if not k.startswith("rope")}))
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+    body = {"messages": CHAT["messages"], "tools": [tool], "reasoning_effort": "low"}
+    parsers = {"reasoning_parser": "openai_gptoss", "tool_parser": "openai"}
+
+    async with rendering(file.parent, enable_auto_tools=True, **parsers) as (client, _):
+        answer = await client.post(PATH, json=body)
+        refused = await client.post(PATH, json={**body, "reasoning_effort": "none"})
+
+    assert (answer.status_code, refused.status_code) == (200, 400), answer.text
+    text = get_encoding().decode(answer.json()["token_ids"])
+    parts = re.findall(
+        r"<.start.>(\w+)|(Reasoning: low|Be brief|type now|ba de ki lo mu)", text
+    )
+    assert ["".join(each) for each in parts] == [
+        "system", "Reasoning: low", "developer", "Be brief", "type now", "user",
+        "ba de ki lo mu", "assistant",
+    ]  # fmt: skip
 
 
 async def test_an_edge_gets_the_tokens_that_vllms_code_makes_of_a_chat(
