@@ -106,7 +106,7 @@ def vllms(pieces: Sequence[Sequence[int]], finish: Any, tools: Tools) -> tuple[A
 
     return (
         Answer(reasoning or "", content or "", whole, ended(whole)),
-        Answer(*texts, [(name, text) for name, text in streamed], ended(streamed)),
+        Answer(texts[0], texts[1], [(name, text) for name, text in streamed], ended(streamed)),
     )
 
 
@@ -124,8 +124,8 @@ def _spaced(text: str) -> str:
 
 def in_one_line(answer: Answer) -> Answer:
     """Return an answer without line breaks: vLLM's streams have none between messages."""
-    texts = (text.replace("\n", "") for text in answer[:2])
-    return Answer(*texts, answer.calls, answer.finish)
+    reasoning, content = (text.replace("\n", "") for text in answer[:2])
+    return answer._replace(reasoning=reasoning, content=content)
 
 
 THINKS = "<|channel|>analysis<|message|>"
