@@ -139,7 +139,8 @@ ANSWERS = [
     f" to=functions.now<|channel|>commentary json<|message|>{{}}{NEXT}{CALLS}{{}}<|call|>",
     f"{THINKS}{NEXT}{THINKS} {NEXT}{SAYS}<|start|>b<|channel|>{NEXT}{SAYS}c",
     f"<|channel|>analysis to=python code<|message|>1{NEXT}<|channel|>final <|constrain|>json"
-    f"<|message|>{{}}{NEXT}<|channel|>other<|message|>x<|end|><|return|>",
+    f"<|message|>{{}}{NEXT}<|channel|>other<|message|>x{NEXT}<|channel|>commentary "
+    "to=browser.open json<|message|>{}<|end|><|return|>",
     f"<|channel|>a b c d<|message|>x{NEXT}<|channel|> final<|message|>x{NEXT}<|message|>y",
     "No channel.",
 ]
@@ -159,7 +160,8 @@ def test_gpt_oss_is_read_as_vllm_reads_it(text: str, tools: Tools) -> None:
             pieces = split(range(end), cuts)
             pieces = [[ids[at] for at in piece] for piece in pieces if piece]
 
-            answer, (whole, streamed) = (read(pieces, finish, tools) for read in (edges, vllms))
+            answer = edges(pieces, finish, tools)
+            whole, streamed = vllms(pieces, finish, tools)
 
             assert values(answer) == values(whole)
             assert in_one_line(answer) == in_one_line(streamed)
@@ -168,6 +170,6 @@ def test_gpt_oss_is_read_as_vllm_reads_it(text: str, tools: Tools) -> None:
 def test_what_a_text_spells_is_no_marker() -> None:
     ids = [*GptOss().encode(SAYS), *GptOss().encode("<|end|>\n<|start|>", special=False)]
 
-    answer, (whole, _) = (read([ids], "length", {}) for read in (edges, vllms))
+    answer = edges([ids], "length", {})
 
-    assert answer == whole == Answer("", "<|end|>\n<|start|>", [], "length")
+    assert answer == vllms([ids], "length", {})[0] == Answer("", "<|end|>\n<|start|>", [], "length")
