@@ -1,7 +1,8 @@
 """An edge reads the tokens of an answer as vLLM's own parser of the family does, however the
 answer is cut: reasoning, content, calls and finish reason, streamed and whole.
 
-gpt-oss has its own vocabulary here, which vLLM brings; no weights are needed.
+gpt-oss has its own vocabulary here, which vLLM brings, and DeepSeek V4 a made one; there are no
+weights.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from gateway.output.detokenise import Detokeniser, StopConditions
 from gateway.output.output_format import CallRules, OutputFormats
-from gateway.ports import Delta, Statistics
+from gateway.ports import Delta, GatewayTokenizer, Statistics
+from local_models.tokenizer_file import tokenizer_file
 from tests.gateway.output.reading import TOOLS, Read, Tools, split
 from tests.gateway.scripted import ByteTokenizer
+from tests.verifier.vllm_target.test_rendered import flags, model_with_markers
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -63,9 +67,20 @@ class Answer(NamedTuple):
 
 
 def edges(pieces: Sequence[Sequence[int]], finish: Any, tools: Tools) -> Answer:
-    stops = frozenset(encoding().stop_tokens_for_assistant_actions())
-    make = partial(Detokeniser, stop=StopConditions(stops))
-    reader = OutputFormats().find(GptOss()).reader(make, (), CallRules(tools))
+    stops = StopConditions(frozenset(encoding().stop_tokens_for_assistant_actions()))
+    return edge(GptOss(), stops, (), pieces, finish, tools)
+
+
+def edge(
+    tokenizer: GatewayTokenizer,
+    stop: StopConditions,
+    prompt: Sequence[int],
+    pieces: Sequence[Sequence[int]],
+    finish: Any,
+    tools: Tools,
+) -> Answer:
+    make = partial(Detokeniser, stop=stop)
+    reader = OutputFormats().find(tokenizer).reader(make, prompt, CallRules(tools))
     deltas = [Delta(tuple(piece)) for piece in pieces]
     deltas.append(Delta((), finish=finish, statistics=Statistics()))
     read, shown = Read(), [reader.read(delta) for delta in deltas]
@@ -167,9 +182,82 @@ def test_gpt_oss_is_read_as_vllm_reads_it(text: str, tools: Tools) -> None:
             assert in_one_line(answer) == in_one_line(streamed)
 
 
+BAR = "\uff5cDSML\uff5c"
+
+
+def parameter(name: str, value: str, string: str = "true") -> str:
+    return f'<{BAR}parameter name="{name}" string="{string}">{value}</{BAR}parameter>\n'
+
+
+def calls(*called: tuple[str, str]) -> str:
+    texts = [
+        f'<{BAR}invoke name="{name}">\n{inside}</{BAR}invoke>\n' for name, inside in called
+    ]
+    return f"<{BAR}tool_calls>\n{''.join(texts)}</{BAR}tool_calls>"
+
+
+OSLO = parameter("city", 'ba "de" <x>\n') + parameter("days", "3", "false")
+DEEPSEEK = [
+    "ba de\n\n" + calls(("weather", OSLO)) + " ki",
+    "\n\n" + calls(("now", ""), ("weather", parameter("when", '{"a": [1]}', "false"))),
+    calls(("weather", parameter("days", "3") + parameter("when", "True", "false"))),
+    calls(("weather", parameter("city", "5", "false"))).replace("tool_calls>", "tool>", 1),
+    calls(("now", "")).removeprefix(f"<{BAR}tool_calls>\n"),
+    f"ba <b> <{BAR} de",
+]
+
+
+@pytest.mark.parametrize("before", ["", "so </think>"], ids=["content", "reasoning"])
+@pytest.mark.parametrize("text", DEEPSEEK)
+def test_deepseeks_calls_are_read_as_vllm_reads_them(
+    text: str, before: str, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.parser import ParserManager
+
+    from verifier.vllm_target.serving.rendering import template_of
+
+    model = model_with_markers(tmp_path / "model")
+    template = template_of("DeepseekV4Renderer", flags("deepseek_v4"))
+    tokenizer = tokenizer_file(model, template).open()
+    ids, theirs = (
+        tokenizer.encode(before + text, begin=False),
+        AutoTokenizer.from_pretrained(model),
+    )
+    opened = tokenizer.encode("<think>" if before else "</think>", begin=False)
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": schema}}
+        for name, schema in TOOLS.items()
+    ]
+    kwargs = {"thinking": bool(before)}
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "tools": tools}
+    request = ChatCompletionRequest.model_validate({"model": "m", **asked})
+    parsers = ParserManager.get_parser("deepseek_v4", "deepseek_v4", True)
+    assert parsers is not None
+
+    for end in range(1, len(ids) + 1):
+        parser = parsers(theirs, request.tools, chat_template_kwargs=kwargs)
+        shown = theirs.decode(ids[:end], skip_special_tokens=False)
+        reasoning, content, whole = parser.parse(shown, request, True, ids[:end])
+        for pieces in ([[token] for token in ids[:end]], [ids[:end]]):
+            answer = edge(tokenizer, StopConditions(), opened, pieces, "stop", TOOLS)
+
+            assert answer.reasoning == (reasoning or "")
+            assert answer.content.strip() == (content or "").strip()
+            if end == len(ids):  # vLLM closes the arguments of a call that is cut
+                named = [(call.name, call.arguments) for call in whole or ()]
+                assert values(answer).calls == named
+                assert answer.content == (content or "")
+
+
 def test_what_a_text_spells_is_no_marker() -> None:
     ids = [*GptOss().encode(SAYS), *GptOss().encode("<|end|>\n<|start|>", special=False)]
 
     answer = edges([ids], "length", {})
 
-    assert answer == vllms([ids], "length", {})[0] == Answer("", "<|end|>\n<|start|>", [], "length")
+    assert (
+        answer
+        == vllms([ids], "length", {})[0]
+        == Answer("", "<|end|>\n<|start|>", [], "length")
+    )

@@ -102,6 +102,11 @@ def model_with_markers(folder: Path) -> Path:
         ("GptOssForCausalLM", flags("openai_gptoss", "hermes"), []),
         ("GptOssForCausalLM", flags("openai_gptoss"), []),
         ("DeepseekV4Renderer", flags(""), [*STOPS, "continue_final_message"]),
+        (
+            "DeepseekV4Renderer",
+            flags("deepseek_v4", "deepseek_v4"),
+            [*STOPS, "continue_final_message", "tools"],
+        ),
         ("CohereRenderer", flags("openai_gptoss", "openai"), None),
     ],
 )
