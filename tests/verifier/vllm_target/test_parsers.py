@@ -8,7 +8,7 @@ weights.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -91,25 +91,33 @@ def edge(
     return Answer(read.reasoning, read.content, calls, str(shown[-1].finish))
 
 
-def vllms(pieces: Sequence[Sequence[int]], finish: Any, tools: Tools) -> tuple[Answer, Answer]:
-    """Return the whole answer, and the one that is streamed in these pieces."""
+def request(tools: Tools) -> Any:
     from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-    from vllm.parser import ParserManager
 
-    named = "openai" if tools else None
-    parser = ParserManager.get_parser(named, "openai_gptoss", True, is_harmony=True)
-    assert parser is not None
-    shown = [{"type": "function", "function": {"name": name}} for name in tools]
+    functions = [{"name": name, "parameters": schema} for name, schema in tools.items()]
+    shown = [{"type": "function", "function": function} for function in functions]
     asked = {"messages": [{"role": "user", "content": "Hi"}], "tools": shown or None}
-    request = ChatCompletionRequest.model_validate({"model": "m", **asked})
+    return ChatCompletionRequest.model_validate({"model": "m", **asked})
 
+
+def theirs(
+    parser: Callable[[], Any],
+    decode: Callable[[list[int]], str],
+    pieces: Sequence[Sequence[int]],
+    finish: str,
+    tools: Tools,
+    prompt: Sequence[int] = (),
+) -> tuple[Answer, Answer]:
+    """Return vLLM's whole answer, and the one that it streams in these pieces."""
+    asked = request(tools)
     ids = [token for piece in pieces for token in piece]
-    reasoning, content, calls = parser(GptOss()).parse("", request, True, ids)
+    reasoning, content, calls = parser().parse(decode(ids), asked, True, ids)
     whole = [(call.name, call.arguments) for call in calls or ()]
-    streaming, texts, streamed = parser(GptOss()), ["", ""], list[list[str]]()
+    streaming, texts, streamed = parser(), ["", ""], list[list[str]]()
     for at, piece in enumerate(pieces):
         last = at == len(pieces) - 1
-        delta = streaming.parse_delta("", [*piece], request, finished=last)
+        text = decode([*piece])
+        delta = streaming.parse_delta(text, [*piece], asked, [*prompt], finished=last)
         for i, text in enumerate((delta.reasoning, delta.content) if delta else ()):
             texts[i] += text or ""
         for call in delta.tool_calls or () if delta else ():
@@ -117,12 +125,22 @@ def vllms(pieces: Sequence[Sequence[int]], finish: Any, tools: Tools) -> tuple[A
             streamed[call.index][1] += call.function.arguments or ""
 
     def ended(calls: Sequence[object]) -> str:  # as vLLM's server of chats decides
-        return "tool_calls" if calls and finish == "stop" else str(finish)
+        return "tool_calls" if calls and finish == "stop" else finish
 
     return (
         Answer(reasoning or "", content or "", whole, ended(whole)),
         Answer(texts[0], texts[1], [(name, text) for name, text in streamed], ended(streamed)),
     )
+
+
+def vllms(pieces: Sequence[Sequence[int]], finish: str, tools: Tools) -> tuple[Answer, Answer]:
+    from vllm.parser import ParserManager
+
+    named = "openai" if tools else None
+    parsers = ParserManager.get_parser(named, "openai_gptoss", True, is_harmony=True)
+    assert parsers is not None
+    parser: Any = partial(parsers, GptOss())
+    return theirs(parser, GptOss().decode, pieces, finish, tools)
 
 
 def values(answer: Answer) -> Answer:
@@ -213,42 +231,34 @@ def test_deepseeks_calls_are_read_as_vllm_reads_them(
     text: str, before: str, tmp_path: Path
 ) -> None:
     from transformers import AutoTokenizer
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
     from vllm.parser import ParserManager
 
     from verifier.vllm_target.serving.rendering import template_of
 
     model = model_with_markers(tmp_path / "model")
     template = template_of("DeepseekV4Renderer", flags("deepseek_v4"))
-    tokenizer = tokenizer_file(model, template).open()
-    ids, theirs = (
-        tokenizer.encode(before + text, begin=False),
+    tokenizer, encoder = (
+        tokenizer_file(model, template).open(),
         AutoTokenizer.from_pretrained(model),
     )
+    ids = tokenizer.encode(before + text, begin=False)
     opened = tokenizer.encode("<think>" if before else "</think>", begin=False)
-    tools = [
-        {"type": "function", "function": {"name": name, "parameters": schema}}
-        for name, schema in TOOLS.items()
-    ]
-    kwargs = {"thinking": bool(before)}
-    asked = {"messages": [{"role": "user", "content": "Hi"}], "tools": tools}
-    request = ChatCompletionRequest.model_validate({"model": "m", **asked})
     parsers = ParserManager.get_parser("deepseek_v4", "deepseek_v4", True)
     assert parsers is not None
+    kwargs = {"thinking": bool(before)}
+    parser: Any = partial(parsers, encoder, request(TOOLS).tools, chat_template_kwargs=kwargs)
+    decode = partial(encoder.decode, skip_special_tokens=False)
 
     for end in range(1, len(ids) + 1):
-        parser = parsers(theirs, request.tools, chat_template_kwargs=kwargs)
-        shown = theirs.decode(ids[:end], skip_special_tokens=False)
-        reasoning, content, whole = parser.parse(shown, request, True, ids[:end])
         for pieces in ([[token] for token in ids[:end]], [ids[:end]]):
             answer = edge(tokenizer, StopConditions(), opened, pieces, "stop", TOOLS)
+            both = theirs(parser, decode, pieces, "stop", TOOLS, opened)
 
-            assert answer.reasoning == (reasoning or "")
-            assert answer.content.strip() == (content or "").strip()
-            if end == len(ids):  # vLLM closes the arguments of a call that is cut
-                named = [(call.name, call.arguments) for call in whole or ()]
-                assert values(answer).calls == named
-                assert answer.content == (content or "")
+            for each in map(values, both):
+                assert answer.reasoning == each.reasoning
+                assert answer.content.strip() == each.content.strip()
+                # vLLM closes the arguments of a call that is cut, and shows space before it
+                assert end < len(ids) or values(answer) == each
 
 
 def test_what_a_text_spells_is_no_marker() -> None:
