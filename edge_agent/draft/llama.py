@@ -36,8 +36,8 @@ CHUNK_TOKENS: Final = 64
 """A pass has at most this many tokens of one prompt, so that other sessions' steps are fast."""
 
 PASS_TIMEOUT_S: Final = 30.0
-"""The steps of a pass fail after this many seconds. A full pass of 256 rows takes 3 s with a
-draft model of 0.5B on one core; and sessions lose only their drafts."""
+"""The steps of a pass of the draft model fail after this many seconds. A full pass of 256 rows
+takes 3 s with a draft model of 0.5B on one core; and sessions lose only their drafts."""
 
 GIVES_WAY_S: Final = 10.0
 """An answer whose draft model made no step for so long gives its slot to one that has none: its
@@ -45,7 +45,7 @@ reader is slow, or it pauses."""
 
 CHECK_S: Final = 1.0
 CLOSE_S: Final = 3.0
-"""Closing waits this many seconds for the running pass."""
+"""An edge that ends waits this many seconds for the running pass of its draft model."""
 
 
 class LlamaDrafter:

@@ -47,8 +47,8 @@ MIN_MULTIPLEXED: Final = 2
 its name in each record costs bytes."""
 
 MAX_UNREAD_BYTES: Final = 2 << 20
-"""A session is cut when it has left this many bytes unread, because its client is slow: as many
-as the transport would hold for a stream of its own."""
+"""A multiplexed session is cut when it has left this many bytes unread, because its client is
+slow: as many as the transport would hold for a stream of its own."""
 
 
 class Upload:

@@ -42,7 +42,7 @@ from speculation.untrusted import Malformed, decode_json
 FACTS_PATH: Final = "/v1/model-facts"
 
 TOKENIZER_TIMEOUT_S: Final = 600.0
-"""A tokenizer has megabytes, and is fetched once."""
+"""The target's tokenizer must come within this time: it has megabytes, and is fetched once."""
 
 _FIRST_SAMPLES: Final = 3
 """This many round trips are measured at the start: the first ones include connecting."""

@@ -172,9 +172,7 @@ _Parts = tuple[
 class OutputFormats:
     """Remembers the output formats of tokenizers, for as long as anybody else keeps these."""
 
-    def __init__(self, name: FormatName | None = None) -> None:
-        """name: format of calls, None for the one that the chat template shows."""
-        self._name = name
+    def __init__(self) -> None:
         self.capabilities: dict[str, tuple[str, ...]] = {}
         """By the digest of a tokenizer, which need not be in memory any more."""
 
@@ -194,10 +192,12 @@ class OutputFormats:
             del self.capabilities[next(iter(self.capabilities))]
         return output_format.capabilities
 
-    def find(self, tokenizer: GatewayTokenizer) -> OutputFormat:
-        """Return and remember the output format. Call this in a thread where a tokenizer may
-        encode."""
-        form = FORMATS[self._name or choose(tokenizer.template)]
+    def find(
+        self, tokenizer: GatewayTokenizer, calls: FormatName | None = None
+    ) -> OutputFormat:
+        """Return and remember the output format. calls: the format of calls, None for the one
+        that the chat template shows. Call this in a thread where a tokenizer may encode."""
+        form = FORMATS[calls or choose(tokenizer.template)]
         tags = tags_of(tokenizer.template)
         written = tags.pair if tags else ()
         special = _special(tokenizer, (*written, *form.markers))
