@@ -25,6 +25,7 @@ from gateway.output.formats.base import (
     pass_content,
     pass_input,
 )
+from gateway.output.formats.dsml import Dsml
 from gateway.output.formats.harmony import Harmony
 from gateway.output.formats.hermes import Hermes
 from gateway.output.formats.llama import Llama
@@ -37,9 +38,10 @@ from gateway.output.reading import Incoming, Steps
 from gateway.output.reasoning import is_opened, read_reasoning, tags_of
 from gateway.ports import GatewayTokenizer
 
-FormatName = Literal["harmony", "hermes", "llama", "mistral", "pythonic", "qwen_coder"]
+FormatName = Literal["dsml", "harmony", "hermes", "llama", "mistral", "pythonic", "qwen_coder"]
 
 FORMATS: Final[Mapping[FormatName, ToolFormat]] = {
+    "dsml": Dsml(),
     "harmony": Harmony(),
     "hermes": Hermes(),
     "llama": Llama(),
@@ -49,6 +51,7 @@ FORMATS: Final[Mapping[FormatName, ToolFormat]] = {
 }
 
 _SIGNS: Final[Sequence[tuple[re.Pattern[str], FormatName]]] = (
+    (re.compile("<\uff5cDSML\uff5ctool_calls>"), "dsml"),
     (re.compile(r"<\|channel\|>analysis"), "harmony"),
     (re.compile(r"<function="), "qwen_coder"),
     (re.compile(r"\[TOOL_CALLS\]"), "mistral"),

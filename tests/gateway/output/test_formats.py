@@ -102,8 +102,9 @@ def test_any_split_of_it_gives_the_same_message(line: Line, cuts: list[int]) -> 
 
 # The same holds of random texts, and of calls with random arguments.
 
-NAMES: Sequence[FormatName] = sorted(FORMATS.keys() - {"harmony"})
-"""In Harmony a text without a channel is a header, and no grammar makes it write."""
+NAMES: Sequence[FormatName] = sorted(FORMATS.keys() - {"dsml", "harmony"})
+"""These two have no grammar, and are compared with vLLM's parsers. In Harmony a text without a
+channel is a header, and DeepSeek V4 closes no call that is cut."""
 
 CALLS: Mapping[FormatName, str] = {
     "hermes": '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>',

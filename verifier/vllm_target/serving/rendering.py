@@ -62,7 +62,7 @@ class _Answers(NamedTuple):
 _PARSERS: Final = {
     ("DeepseekV4Renderer", ""): _Answers(""),
     ("DeepseekV4Renderer", "deepseek_v4"): _Answers(
-        "<think></think><\uff5cDSML\uff5ctool_calls>"
+        "<think></think><\uff5cDSML\uff5ctool_calls>", "deepseek_v4"
     ),
     (GPT_OSS, "openai_gptoss"): _Answers("<|channel|>analysis", "openai", ()),
 }
