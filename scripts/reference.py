@@ -107,7 +107,8 @@ BOUNDS: Final[Mapping[str, Mapping[str, str]]] = {
         "gateway.request_body": "MAX_BODY_BYTES",
         "gateway.endpoints.bodies": "MIN_LIMIT_BYTES BYTES_PER_TOKEN",
         "gateway.json_bounds": "MAX_CONTAINERS MAX_STRINGS MAX_VALUES SMALL_BYTES",
-        "gateway.endpoints.parameters": "MAX_UNKNOWN MAX_BIASES MAX_CLIENT_STOP_TOKENS MAX_SALT",
+        "gateway.endpoints.parameters": "MAX_UNKNOWN MAX_BIASES MAX_CLIENT_STOP_TOKENS"
+        " MAX_SALT",
         "gateway.endpoints.tools": "MAX_TOOLS",
         "gateway.json_schemas": "MAX_BYTES",
         "gateway.request_context": "MAX_HELD_BYTES",
