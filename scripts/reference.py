@@ -83,14 +83,15 @@ LIMITS: Final = """# What is bounded
 
 Nothing that a client, an edge or a verifier sends may grow without a bound. Each row is a
 constant or a setting, with its value or default. [Deadlines](deadlines.md) has the bounds on
-time, and [the protocol](protocol.md#6-faults-and-limits) what ends a session.
+time, and [the protocol](protocol.md#6-faults-and-limits) those of a session.
 """
 
 DEADLINES: Final = """# Deadlines
 
 <!-- `make reference` writes this page from the code. -->
 
-Every wait has a limit. Each row is a constant or a setting, with its value or default.
+Every wait has a limit. Each row is a constant or a setting, with its value or default. [The
+protocol](protocol.md#6-faults-and-limits) has those of a session.
 [Operations](operations.md) has [the watchdog](operations.md#the-watchdog), [what happens at a
 stop](operations.md#when-it-stops) and [silent connections](operations.md#silent-connections).
 """
@@ -106,16 +107,15 @@ BOUNDS: Final[Mapping[str, Mapping[str, str]]] = {
         "gateway.request_body": "MAX_BODY_BYTES",
         "gateway.endpoints.bodies": "MIN_LIMIT_BYTES BYTES_PER_TOKEN",
         "gateway.json_bounds": "MAX_CONTAINERS MAX_STRINGS MAX_VALUES SMALL_BYTES",
-        "gateway.endpoints.parameters": "MAX_UNKNOWN MAX_BIASES MAX_STOP_TOKENS MAX_SALT",
+        "gateway.endpoints.parameters": "MAX_UNKNOWN MAX_BIASES MAX_CLIENT_STOP_TOKENS"
+        " MAX_SALT",
         "gateway.endpoints.tools": "MAX_TOOLS",
         "gateway.json_schemas": "MAX_BYTES",
-        "gateway.hosting.settings": "MAX_CHOICES",
         "gateway.request_context": "MAX_HELD_BYTES",
         "gateway.endpoints.services": "MAX_WAITING",
         "gateway.prompt_reader": "MAX_RUNNING MAX_WAITING BYTES_PER_TOKEN",
         "local_models.compiler": "MAX_WAITING",
         "local_models.renderer": "MEMORY_BYTES",
-        "speculation.messages": "MAX_PREDICTED",
     },
     "An answer": {
         "gateway.endpoints.generation": "MAX_LOGPROBS",
@@ -125,17 +125,13 @@ BOUNDS: Final[Mapping[str, Mapping[str, str]]] = {
         "edge_agent.proxy": "MAX_BYTES HELD_BYTES",
     },
     "Between the ends": {
-        "verifier.routes": "MIN_OPEN_BYTES DRAFTS_BYTES",
-        "verifier.sessions.session": "CHAINS_PER_REPLY INITIAL_CHAINS MAX_UNREAD_BYTES PUSH_S",
-        "verifier.sessions.upstream": "MAX_UNREAD_BYTES",
+        "verifier.sessions.session": "MAX_UNREAD_BYTES PUSH_S",
         "verifier.sessions.multiplexed_stream": "MAX_UNSENT_BYTES",
         "verifier.sessions.admission": "MIN_UPLOADS",
-        "edge_agent.link.session": "MAX_IDLE",
         "edge_agent.link.uploads": "MAX_UNREAD_BYTES",
         "edge_agent.link.connection": "MAX_ANSWER_BYTES",
-        "edge_agent.link.names": "MAX_ADDRESSES",
         "edge_agent.served": "MAX_MODELS",
-        "local_models.tokenizer_file": "MAX_PACKED_BYTES MAX_BYTES MAX_LEVELS",
+        "local_models.tokenizer_file": "MAX_LEVELS",
         "local_models.tokenizer_cache": "MAX_KEPT",
         "edge_agent.draft.target_tokenizer": "MAX_OPEN_BYTES",
     },
@@ -158,30 +154,22 @@ WAITS: Final[Mapping[str, Mapping[str, str]]] = {
     "An answer at the edge": {
         "edge_agent.link.connection": "CONNECT_TIMEOUT_S REQUEST_TIMEOUT_S",
         "edge_agent.link.posts": "PAUSES_S",
-        "edge_agent.link.uploads": "FIRST_ANSWER_S MAX_ATTEMPTS",
-        "edge_agent.link.names": "LOOK_S JOIN_S",
         "edge_agent.link.verifier": "CHECK_TIMEOUT_S TOKENIZER_TIMEOUT_S ANSWER_TIMEOUT_S",
         "edge_agent.link.failover_policy": "RESPONSE_TIMEOUT_S OPEN_TIMEOUT_S",
-        "speculation.messages": "STREAM_HEARTBEAT_S",
-        "edge_agent.link.session": "SILENCE_S FIRST_TOKEN_S LATE_S",
         "edge": "failover_deadline_s",
         "edge_agent.draft.llama": "PASS_TIMEOUT_S",
         "local_models.tokenizer_cache": "TRIAL_S",
-        "edge_agent.rendering": "WITHIN_S",
         "edge_agent.fallback": "SERVER_S",
         "edge_agent.proxy": "HEAD_S MAX_S",
     },
     "A session at the verifier": {
         "verifier": "sessions.first_token_timeout_s sessions.idle_timeout_s"
         " sessions.replacement_timeout_s sessions.max_age_s pass_timeout_s",
-        "verifier.sessions.upstream": "SILENT_S",
-        "verifier.host": "HEARTBEAT_S",
     },
     "The processes": {
         "verifier": "load_timeout_s drain_timeout_s stop_timeout_s",
         "edge_agent.__main__": "GRACE_S",
         "edge_agent.draft.llama": "CLOSE_S",
-        "gateway.hosting.processes": "GRACE_S RESTART_WAITS_S",
     },
 }
 

@@ -3,7 +3,8 @@
 A driver owns the clock, the target and its KV cache. It names the ready sessions (their prompt
 is read and no pass of theirs is running), and executes:
 
-    offer    returns what the next pass should judge, or how long to wait before asking again
+    offer    returns what the next pass should judge, or how long to wait before asking again;
+             `wait_s` and `allot` are its two halves
     begin    starts the pass that really runs: an engine may trim an offer, or add sessions.
              A pass without draft tokens may also begin when it has run, so that the target
              can have two of a session's under way
@@ -266,24 +267,37 @@ class VerifyMachine:
         rows: int,
         without_drafts: Collection[str] = (),
         others: int = 0,
-        due: bool = False,
+    ) -> Offer:
+        """Return what the next pass should judge, or how long to wait; see `allot`. Nothing
+        changes. The pass starts when one session need wait no longer, or if something else is
+        in it."""
+        if not (without_drafts or others) and (wait_s := self.wait_s(ready, now)) > 0.0:
+            going = [name for name in ready if self._sessions[name].session.may_take_part]
+            return Offer({}, wait_s, going)
+        return self.allot(ready, rows=rows, without_drafts=without_drafts, others=others)
+
+    def allot(
+        self,
+        ready: Collection[str],
+        *,
+        rows: int,
+        without_drafts: Collection[str] = (),
+        others: int = 0,
         ahead: bool = False,
     ) -> Offer:
-        """Return what the next pass should judge. Nothing changes.
+        """Return what a pass that starts now should judge. Nothing changes.
 
         rows: the most that the pass may have. without_drafts: sessions that start now, whatever
         the others wait for, and take no draft token, as at the end of a prompt, and those that
-        run on. others: rows that are in the pass anyway and belong to no session. due: True if
-        `wait_s` has just returned 0 for these sessions. ahead: True if the outcome of the last
-        pass is not known, so that sessions with draft tokens are left out of the next one.
+        run on. others: rows that are in the pass anyway and belong to no session. ahead: True
+        if the outcome of the last pass is not known, so that sessions with draft tokens are
+        left out of the next one.
 
-        The pass starts when one session need wait no longer. It then takes all sessions but
-        those that must have a draft token and lack one: a session left out of this pass waits
-        for the next one, which is longer than any wait pays for.
+        The pass takes all sessions but those that must have a draft token and lack one: a
+        session left out of this pass waits for the next one, which is longer than any wait pays
+        for.
         """
         going = [name for name in ready if self._sessions[name].session.may_take_part]
-        if not (due or without_drafts or others) and (wait_s := self.wait_s(going, now)) > 0.0:
-            return Offer({}, wait_s, going)
         start: dict[str, tuple[TokenId, ...]] = dict.fromkeys(without_drafts, ())
         sessions = [self._sessions[name].session for name in going]
         gains = [session.gains for session in sessions]

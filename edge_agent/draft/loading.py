@@ -30,6 +30,7 @@ from gateway.turns import in_own_thread
 from local_models.choosing import HubPolicy, choose_draft
 from local_models.llama_cpp.context_length import Length, context_length
 from local_models.llama_cpp.footprint import Footprint, footprint
+from local_models.llama_cpp.kv_cache import KvCache
 from local_models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
 from local_models.llama_cpp.model import Context, Model
 from local_models.progress import progress_bar
@@ -177,10 +178,9 @@ def open_context(
     return Context(
         model,
         tokens,
-        sequences=sequences,
+        KvCache(sequences, checkpoints=CHECKPOINTS),
         threads=settings.threads or max(1, compute_threads() - 1),
         flash_attention=settings.gpu_layers != 0,
-        checkpoints=CHECKPOINTS,
         logits_rows=logits_rows(sequences),
     )
 
@@ -210,8 +210,6 @@ def length_of(model: Model, settings: EdgeSettings, context_tokens: int | None) 
         facts,
         model.context_tokens,
         context_tokens,
-        sequences=settings.slots + 1,  # one spare sequence, to read on in
-        cache="F16",
+        kv=KvCache(settings.slots + 1, checkpoints=CHECKPOINTS),  # one spare, to read on in
         min_tokens=MIN_TOKENS,
-        rollback=CHECKPOINTS,
     )

@@ -141,7 +141,7 @@ class Verifier(KnownVerifier):
         event loop by as many turns."""
 
         self._lost_at = 0.0
-        self.uploads = Uploads(connection, lambda: self.rtt_s, self.delivered, self._uploaded)
+        self.uploads = Uploads(self)
 
     @property
     def known(self) -> ModelFacts | None:
@@ -182,7 +182,8 @@ class Verifier(KnownVerifier):
         self.answered(begun, Event.ANSWERED)
         self.metrics.rtt_s.set(self.rtt_s)
 
-    def _uploaded(self, size_bytes: int) -> None:
+    def uploaded(self, size_bytes: int) -> None:
+        """Note that a message went on an upload stream."""
         self.metrics.uploaded.inc()
         self.metrics.bytes_up.inc(size_bytes)
 

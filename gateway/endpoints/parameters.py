@@ -35,7 +35,7 @@ TokenId = Annotated[int, Field(ge=0)]
 MAX_BIASES: Final = 1024
 """A logit_bias has at most this many tokens: they cost time in each row of the session."""
 
-MAX_STOP_TOKENS: Final = 64
+MAX_CLIENT_STOP_TOKENS: Final = 64
 """A client gives at most this many stop tokens; an Open also has the model's own, and so a
 higher limit."""
 
@@ -69,7 +69,7 @@ class Servable(structured_outputs.Constrained):
     min_tokens: Annotated[Integer, Field(ge=0)] = 0
     ignore_eos: Flag = False
     stop_token_ids: Annotated[
-        list[Annotated[Integer, Field(ge=0)]], Field(max_length=MAX_STOP_TOKENS)
+        list[Annotated[Integer, Field(ge=0)]], Field(max_length=MAX_CLIENT_STOP_TOKENS)
     ] = Field(default_factory=list)
     prediction: PredictedOutput | None = None
 

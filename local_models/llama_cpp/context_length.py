@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.system import physical_memory_bytes
+from local_models.llama_cpp.kv_cache import Cache, KvCache
 
 SHARE: Final = 8
 """The KV takes at most 1/SHARE of the memory: an eighth leaves room for both ends with their
@@ -22,7 +23,7 @@ FREE_SHARE: Final = 2
 """The KV takes at most 1/FREE_SHARE of the free memory."""
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
-_CACHES: Final[Mapping[str, float]] = {
+_CACHES: Final[Mapping[Cache, float]] = {
     **{"F32": 4, "F16": 2, "BF16": 2, "Q8_0": 34 / 32},
     **{"Q5_1": 24 / 32, "Q5_0": 22 / 32, "Q4_1": 20 / 32, "Q4_0": 18 / 32, "IQ4_NL": 18 / 32},
 }
@@ -58,21 +59,17 @@ def context_length(
     trained: int,
     context_tokens: int | None,
     *,
-    sequences: int,
-    cache: str,
+    kv: KvCache,
     min_tokens: int,
-    cache_v: str | None = None,
-    rollback: int = 0,
 ) -> Length:
     """Return the length of a context. facts: the metadata of the model's GGUF file;
-    context_tokens: the setting; min_tokens: the minimum, even if memory is short; rollback:
-    recurrent layers keep so many copies of their states."""
-    kv_bytes = kv_bytes_per_token(facts, cache, cache_v) * sequences
-    states = state_bytes(facts) * (1 + rollback) * sequences
+    context_tokens: the setting; min_tokens: the minimum, even if memory is short."""
+    kv_bytes = kv_bytes_per_token(facts, kv) * kv.sequences
+    states = state_bytes(facts) * kv.states * kv.sequences
     room = room_bytes() - states
     tokens = context_tokens or fitting_tokens(trained, kv_bytes, min_tokens, room)
     tokens = min(tokens, trained)
-    return Length(tokens, trained, sequences, int(tokens * kv_bytes), states)
+    return Length(tokens, trained, kv.sequences, int(tokens * kv_bytes), states)
 
 
 def fitting_tokens(trained: int, kv_bytes: float, min_tokens: int, room_bytes: float) -> int:
@@ -85,15 +82,15 @@ def fitting_tokens(trained: int, kv_bytes: float, min_tokens: int, room_bytes: f
     return min(tokens, trained)
 
 
-def kv_bytes_per_token(
-    facts: Mapping[str, str], cache: str, cache_v: str | None = None
-) -> float:
+def kv_bytes_per_token(facts: Mapping[str, str], kv: KvCache) -> float:
     """Return the bytes of KV of a token in one sequence. facts: the metadata of a GGUF file.
     This is an upper bound: some layers of some models take less."""
     heads = _number(facts, "attention.head_count", 1)
     width = _number(facts, "embedding_length") // max(heads, 1)
-    key_bytes = _number(facts, "attention.key_length", width) * _CACHES[cache]
-    value_bytes = _number(facts, "attention.value_length", width) * _CACHES[cache_v or cache]
+    key_bytes = _number(facts, "attention.key_length", width) * _CACHES[kv.keys]
+    value_bytes = (
+        _number(facts, "attention.value_length", width) * _CACHES[kv.values or kv.keys]
+    )
     kv_heads = _number(facts, "attention.head_count_kv", heads)
     return _attention_layers(facts) * kv_heads * (key_bytes + value_bytes)
 

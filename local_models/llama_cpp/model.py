@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 from weakref import finalize
 
 import numpy as np
@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 from gateway.system import drop_mapped, return_freed_memory
 from local_models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
 from local_models.llama_cpp.devices import CPU, Placement, place
+from local_models.llama_cpp.kv_cache import KvCache
 from local_models.llama_cpp.library import lib, on_stack
 from local_models.llama_cpp.segments import ContextLimits, Segment, check
 from local_models.markers import Markers
 from local_models.vocabulary import Vocabulary
 
-Cache = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"]
 Logits = NDArray[np.float32]
 _State = ctypes.Array[ctypes.c_uint8]
 
@@ -42,6 +42,7 @@ CHECKPOINT_TOKENS: Final = 4
 """A draft model goes back to every token, and reads at most three again. To copy its states
 takes a part of a step's time, to read a token again a whole step's."""
 
+ONE_SEQUENCE: Final = KvCache()
 _FAILURES: Final = {-1: BadSegment, 1: NoRoom}
 EXACT_ROWS: Final = 63
 """llama.cpp's attention computes 64 or more rows in tiles, which round differently."""
@@ -231,69 +232,62 @@ class Model:
 
 
 class Context:
-    """A Context is a KV cache of `sequences` sequences of `context_tokens` tokens each.
+    """A Context is a KV cache whose sequences have `context_tokens` tokens each.
 
     `batch_tokens` is the limit of rows in one pass, and logits_rows that of rows with logits,
-    each of which takes eight bytes a token of the vocabulary; None: of all. A Q8_0 cache is
-    smaller and less precise than F16, but exact for any number of threads and rows. cache_v:
-    the type of the values, if not that of the keys. Without `flash_attention` no pass is exact,
-    and passes over long contexts take at most two thirds of the time on a CPU; None: llama.cpp
-    finds out whether the devices have it. rollback: recurrent layers keep so many copies of
-    their states in each sequence, to go back by as many tokens of a pass. checkpoints: copies
-    of a sequence that outlast the pass: with a rollback, after each segment without logits, as
-    prompts are read; else one after each CHECKPOINT_TOKENS tokens. Raises CannotOpen if memory
-    is short.
+    each of which takes eight bytes a token of the vocabulary; None: of all. Without
+    `flash_attention` no pass is exact, and passes over long contexts take at most two thirds of
+    the time on a CPU; None: llama.cpp finds out whether the devices have it. Raises CannotOpen
+    if memory is short.
     """
 
     def __init__(
         self,
         model: Model,
         context_tokens: int,
-        sequences: int = 1,
+        kv: KvCache = ONE_SEQUENCE,
+        *,
         threads: int = 1,
         batch_tokens: int = 256,
-        cache: Cache = "F16",
-        *,
-        cache_v: Cache | None = None,
         flash_attention: bool | None = True,
-        rollback: int = 0,
-        checkpoints: int = 0,
         logits_rows: int | None = None,
     ) -> None:
         settings = lib.llama_context_default_params()
-        settings.n_ctx = context_tokens * sequences
+        settings.n_ctx = context_tokens * kv.sequences
         settings.n_batch = settings.n_ubatch = batch_tokens
         if model.is_recurrent:
-            settings.n_rs_seq = rollback
-            rows = max(batch_tokens, rollback + 2)  # with fewer llama.cpp ends the process
+            settings.n_rs_seq = kv.rollback
+            rows = max(batch_tokens, kv.rollback + 2)  # with fewer llama.cpp ends the process
             settings.n_batch = settings.n_ubatch = rows
         logits_rows = min(logits_rows or batch_tokens, batch_tokens)
         settings.n_outputs_max = logits_rows
-        settings.n_seq_max = sequences
+        settings.n_seq_max = kv.sequences
         settings.n_threads = settings.n_threads_batch = threads
         kind = {True: "ENABLED", False: "DISABLED", None: "AUTO"}[flash_attention]
         settings.flash_attn_type = getattr(lib, f"LLAMA_FLASH_ATTN_TYPE_{kind}")
         settings.kv_unified = False
-        settings.type_k = getattr(lib, f"GGML_TYPE_{cache}")
-        settings.type_v = getattr(lib, f"GGML_TYPE_{cache_v or cache}")
+        settings.type_k = getattr(lib, f"GGML_TYPE_{kv.keys}")
+        settings.type_v = getattr(lib, f"GGML_TYPE_{kv.values or kv.keys}")
         settings.no_perf = True
         self._handle = model.handle and lib.llama_init_from_model(model.handle, settings)
         self._memory = self._handle and lib.llama_get_memory(self._handle)
         if not self._memory:
-            raise CannotOpen(f"{model.path}: no room for {sequences} x {context_tokens} tokens")
+            raise CannotOpen(
+                f"{model.path}: no room for {kv.sequences} x {context_tokens} tokens"
+            )
         self.model = model
         self.limits = ContextLimits(
-            sequences, context_tokens, batch_tokens, model.vocabulary_size, logits_rows
+            kv.sequences, context_tokens, batch_tokens, model.vocabulary_size, logits_rows
         )
         self.rollback = int(lib.llama_n_rs_seq(self._handle))
         """A pass can be taken back by as many tokens, if the model is recurrent; less than was
         wanted, if llama.cpp cannot do it for this architecture."""
 
-        self._rollback = [0] * sequences
+        self._rollback = [0] * kv.sequences
         """Each sequence of a recurrent model can now go back by as many tokens."""
 
         self._checkpoints = [
-            deque[tuple[int, _State]](maxlen=checkpoints) for _ in range(sequences)
+            deque[tuple[int, _State]](maxlen=kv.checkpoints) for _ in range(kv.sequences)
         ]
         """The lengths of each sequence after which its states were copied, with the copies."""
 

@@ -269,8 +269,7 @@ def test_where_sessions_may_run_on_a_few_unlikely_draft_tokens_are_not_judged() 
         verifier.received(name, Draft(start, start, 0, (6, 6)), arrived=0.0)
 
     offers = [
-        verifier.offer(["likely", "unlikely"], 9.0, rows=9, ahead=ahead)
-        for ahead in (False, True)
+        verifier.allot(["likely", "unlikely"], rows=9, ahead=ahead) for ahead in (False, True)
     ]
 
     assert [offer.start["likely"] for offer in offers] == [(6, 6), (6, 6)]

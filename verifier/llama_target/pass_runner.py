@@ -36,7 +36,7 @@ from verifier.llama_target.exactness import (
     windows,
 )
 from verifier.llama_target.pass_part import PassPart, judge
-from verifier.llama_target.placing import CHECKPOINTS, Plan
+from verifier.llama_target.placing import Plan
 from verifier.settings import LlamaSettings
 
 
@@ -58,14 +58,10 @@ class PassRunner:
         self._context = Context(
             self.model,
             self.length.tokens + (max_rows if plan.may_pad else 0),
-            sequences=settings.slots,
+            plan.kv(max_rows - 1),
             threads=plan.threads,
             batch_tokens=settings.max_rows,
-            cache=plan.cache,
-            cache_v=plan.cache_v,
             flash_attention=plan.flash_attention,
-            rollback=max_rows - 1,
-            checkpoints=CHECKPOINTS,
             logits_rows=plan.logits_rows(max_rows),
         )
         self.rounding: Rounding | None = None

@@ -33,7 +33,8 @@ from local_models.llama_cpp.devices import (
     pass_bytes,
 )
 from local_models.llama_cpp.footprint import Footprint, footprint, gigabytes
-from local_models.llama_cpp.model import Cache, Model
+from local_models.llama_cpp.kv_cache import Cache, KvCache
+from local_models.llama_cpp.model import Model
 from verifier.settings import LlamaSettings
 
 MIN_TOKENS: Final = 4096
@@ -95,6 +96,9 @@ class Plan:
     def cache_v(self) -> Cache:
         return cast(Cache, (self.settings.cache_type_v or self.cache).upper())
 
+    def kv(self, max_verify: int) -> KvCache:
+        return KvCache(self.settings.slots, self.cache, self.cache_v, max_verify, CHECKPOINTS)
+
     @property
     def flash_attention(self) -> bool | None:
         default = "auto" if self.devices else "on"
@@ -153,11 +157,8 @@ class Plan:
             model.metadata(),
             model.context_tokens,
             tokens,
-            sequences=self.settings.slots,
-            cache=self.cache,
-            cache_v=self.cache_v,
+            kv=self.kv(max_verify),
             min_tokens=MIN_TOKENS,
-            rollback=max_verify + CHECKPOINTS,
         )
         if not self.devices and length.state_bytes > (most := memory_bytes()):
             raise CannotOpen(
@@ -194,7 +195,7 @@ class Plan:
         divided = division(tensors, number("block_count"), self.placement)
         demand = Demand(
             self.settings.slots,
-            kv_bytes_per_token(facts, self.cache, self.cache_v),
+            kv_bytes_per_token(facts, self.kv(max_verify)),
             pass_bytes(
                 self.settings.max_rows, model.vocabulary_size, number("embedding_length")
             ),

@@ -105,7 +105,7 @@ class Scheduler:
         running = sum(each.ready for each in self.slots.values())
         pass_s = self.machine.latency.of(running) if running else 0.0
         count = min(self._pieces.rows(pass_s), slot.unread)
-        logprobs = await self._call([slot], slot.decode, self.engine, count)
+        logprobs = await self._call([slot], slot.reading(self.engine, count))
         self._pieces.observe(count, time.monotonic() - began)
         slot.decoded(count, logprobs or ())
         self.metrics.prefilled.inc(count)
