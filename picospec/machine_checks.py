@@ -14,7 +14,7 @@ import httpx
 
 from gateway.hosting.cores import compute_threads
 from gateway.system import LACKS
-from local_models.errors import ModelError, NoLlama, NotPulled
+from local_models.errors import CannotOpen, ModelError, NoLlama, NotPulled
 from local_models.llama_cpp.context_length import free_bytes
 from local_models.llama_cpp.footprint import Footprint, gigabytes
 from local_models.llama_cpp.library import INSTALL, check_llama
@@ -99,13 +99,14 @@ def check_verifier_memory(
     Nothing is found about one that is not here, or computed by a device."""
     try:
         path, plan = store.find(reference, "target").path, Plan.of(settings.llama)
-        if settings.target != "llama" or plan.devices:
-            return []
+    except ModelError:
+        return []
+    if settings.target != "llama" or plan.devices:
+        return []
+    try:
         with closing(Model(path, vocabulary_only=True)) as model:
             needed = plan.footprint(model, settings.limits.max_verify + 1)
-    except ModelError as error:
-        if isinstance(error, NotPulled | NoLlama):
-            return []
+    except CannotOpen as error:
         return [Finding("verifier memory", False, str(error), "see llama.slots")]
     return [check_memory("verifier", needed)]
 
