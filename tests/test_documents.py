@@ -32,7 +32,7 @@ FIGURES: Final = {
     "requests beside the plugin": r"(0\.\d+ to \d\.\d+) of vLLM's (?:own )?speed",
     "drafts at random": r"(0\.\d+ to \d\.\d+) times the server's speed",
     "the first token": r"first token(?: came)? (\d+ %) later",
-    "bytes": r"\b(1\d to \d+) (?:bytes )?a token",
+    "bytes": r"\b(\d to 1\d) (?:bytes )?a token",
 }
 """Patterns of figures that several pages have: the same number wherever it stands."""
 COUNTS: Final = {
