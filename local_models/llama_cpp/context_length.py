@@ -113,7 +113,8 @@ def state_bytes(facts: Mapping[str, str]) -> int:
 
 
 def _attention_layers(facts: Mapping[str, str]) -> int:
-    return _number(facts, "block_count") // _number(facts, "full_attention_interval", 1)
+    """Return their number; a head, the last layer, is one of them."""
+    return -(-_number(facts, "block_count") // _number(facts, "full_attention_interval", 1))
 
 
 def _number(facts: Mapping[str, str], name: str, otherwise: int = 0) -> int:

@@ -11,6 +11,8 @@ A Context decodes rows of several sequences in one pass, which is one call of ll
   llama.cpp makes for the last tokens of a pass. That of llama-cpp-python 0.3.36 goes back to a
   wrong state, and says that all is well, if a pass had no more rows than are taken back, or if
   other sequences shared it. So a Context counts rows, and divides such a pass by sequences.
+* Some files have a head for multi-token prediction (MTP): a layer that predicts the token after
+  the next, from a token and the model's hidden state of the token before. Its KV is a Context.
 """
 
 from __future__ import annotations
@@ -28,18 +30,29 @@ from numpy.typing import NDArray
 
 from local_models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
 from local_models.llama_cpp.devices import CPU, Placement, place
-from local_models.llama_cpp.library import lib, on_stack
+from local_models.llama_cpp.library import extension, lib, on_stack
 from local_models.llama_cpp.segments import ContextLimits, Segment, check
 from local_models.markers import Markers
 from local_models.vocabulary import Vocabulary
 
 Cache = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"]
 Logits = NDArray[np.float32]
+Hidden = NDArray[np.float32]
+Use = Literal["text", "target", "head"]
+"""What a Context decodes: text; text, with hidden states for a head; or the head's layer."""
+
 _State = ctypes.Array[ctypes.c_uint8]
 
 CHECKPOINT_TOKENS: Final = 4
 """A draft model goes back to every token, and reads at most three again. To copy its states
 takes a part of a step's time, to read a token again a whole step's."""
+
+HEADS: Final = (
+    *("qwen35", "qwen35moe", "qwen3next", "glm4moe", "glm-dsa", "deepseek2", "deepseek32"),
+    *("deepseek4", "mimo2", "step35", "hy_v3", "cohere2moe", "bailingmoe3", "nemotron_h_moe"),
+)
+"""llama.cpp can compute the heads of these architectures. It can load others, and then ends the
+process."""
 
 _FAILURES: Final = {-1: BadSegment, 1: NoRoom}
 EXACT_ROWS: Final = 63
@@ -62,12 +75,19 @@ class Model:
     """A Model is a GGUF file; with vocabulary_only, without its weights. Raises CannotOpen.
 
     placement: what devices compute. Their passes are faster, but round by their shape.
+    with_head: load the head, too, which the file must have.
     """
 
     def __init__(
-        self, path: Path, vocabulary_only: bool = False, *, placement: Placement = CPU
+        self,
+        path: Path,
+        vocabulary_only: bool = False,
+        *,
+        placement: Placement = CPU,
+        with_head: bool = False,
     ) -> None:
         settings = lib.llama_model_default_params()
+        settings.load_mtp = with_head
         settings.vocab_only = vocabulary_only
         kept = place(settings, placement)
         self.handle = lib.llama_model_load_from_file(str(path).encode(), settings)
@@ -82,6 +102,9 @@ class Model:
         self._free.atexit = False  # a context may still be in use then
         self._vocabulary = lib.llama_model_get_vocab(self.handle)
         self.vocabulary_size = lib.llama_vocab_n_tokens(self._vocabulary)
+        if with_head and not self.has_head:
+            self.close()
+            raise CannotOpen(f"{path} has no MTP head that this llama.cpp can compute")
 
     def close(self) -> None:
         """Free the weights, as they are when nobody refers to the model any more. Every Context
@@ -192,6 +215,12 @@ class Model:
         return any(each(self.handle) for each in of)
 
     @property
+    def has_head(self) -> bool:
+        """True if the file has a head that llama.cpp can compute."""
+        has_layer = lib.llama_model_n_layer_nextn(self.handle) > 0
+        return has_layer and self.architecture in HEADS
+
+    @property
     def context_tokens(self) -> int:
         """Return the longest context that the model was trained for."""
         facts = self.metadata()
@@ -236,7 +265,8 @@ class Context:
     devices have it. rollback: recurrent layers keep so many copies of their states in each
     sequence, to go back by as many tokens of a pass. checkpoints: copies of a sequence that
     outlast the pass: with a rollback, after each segment without logits, as prompts are read;
-    else one after each CHECKPOINT_TOKENS tokens. Raises CannotOpen if memory is short.
+    else one after each CHECKPOINT_TOKENS tokens. target: the context that gives a head's its
+    hidden states. Raises CannotOpen if memory is short.
     """
 
     def __init__(
@@ -252,11 +282,18 @@ class Context:
         flash_attention: bool | None = True,
         rollback: int = 0,
         checkpoints: int = 0,
+        use: Use = "text",
+        target: Context | None = None,
     ) -> None:
+        self._use = use
+        self.is_recurrent = model.is_recurrent and use != "head"
         settings = lib.llama_context_default_params()
         settings.n_ctx = context_tokens * sequences
         settings.n_batch = settings.n_ubatch = batch_tokens
-        if model.is_recurrent:
+        if use == "head":
+            settings.ctx_type = lib.LLAMA_CONTEXT_TYPE_MTP
+            settings.ctx_other = target and target._handle
+        if self.is_recurrent:
             settings.n_rs_seq = rollback
             rows = max(batch_tokens, rollback + 2)  # with fewer llama.cpp ends the process
             settings.n_batch = settings.n_ubatch = rows
@@ -289,15 +326,23 @@ class Context:
         """The lengths of each sequence after which its states were copied, with the copies."""
 
         self._rows: list[int] = []
+        self._spans: dict[int, range] = {}  # of each sequence, in the last pass
         self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
         columns = self._batch.token, self._batch.pos, self._batch.logits, self._batch.n_seq_id
         arrays = (np.ctypeslib.as_array(column, (batch_tokens,)) for column in columns)
         self._tokens, self._positions, self._wanted, sequence_counts = arrays
         sequence_counts[:] = 1
+        self._hidden_size = int(lib.llama_model_n_embd_out(model.handle))
+        self._inputs = np.zeros((batch_tokens, self._hidden_size), np.float32)
+        if use != "text":
+            extension("llama_set_embeddings_nextn")(self._handle, True, use == "head")
+        if use == "head":
+            self._batch.embd = self._inputs.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
     def close(self) -> None:
         """Free the cache; later decodes raise BadSegment. A second call does nothing."""
         if self._handle is not None:
+            self._batch.embd = None  # numpy's
             lib.llama_batch_free(self._batch)
             lib.llama_free(self._handle)
             self._handle = self._memory = None
@@ -312,7 +357,7 @@ class Context:
         """Remove a sequence's tokens from position `length` on. Return the number of tokens
         that are left: fewer if recurrent layers can only go back farther."""
         held = self.length(sequence)
-        if self.model.is_recurrent and length < held:
+        if self.is_recurrent and length < held:
             length = self._go_back(sequence, held - length, length)
         lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
         return min(length, held)
@@ -352,19 +397,23 @@ class Context:
         """Replace the tokens of `target` by those of `source`."""
         lib.llama_memory_seq_rm(self._memory, target, -1, -1)
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        if self.model.is_recurrent:  # or both would share one state
+        if self.is_recurrent:  # or both would share one state
             self._set_state(target, self._state(source))
             self._rollback[target] = 0
             self._checkpoints[target].clear()
 
-    def decode(self, segments: Sequence[Segment]) -> None:
-        """Decode the rows in one pass. Raises BadSegment, NoRoom or DecodeFailed."""
+    def decode(self, segments: Sequence[Segment], hidden: Sequence[Hidden] = ()) -> None:
+        """Decode the rows in one pass. hidden: a head's context takes, for each segment, the
+        hidden states of the tokens before its own. Raises BadSegment, NoRoom or DecodeFailed.
+        """
         check(segments, self.limits, self.length)
-        row, self._rows = 0, []
+        row, self._rows, self._spans = 0, [], {}
+        if hidden:
+            np.concatenate(hidden, out=self._inputs[: sum(map(len, hidden))])
         wanted_rows: dict[int, range] = {}
         # llama.cpp joins sequences whose numbers ascend; joined, their states change places,
         # and the copies of the states do not
-        ordered = sorted(segments, key=_falling) if self.model.is_recurrent else segments
+        ordered = sorted(segments, key=_falling) if self.is_recurrent else segments
         for segment in ordered:
             end = row + len(segment.tokens)
             self._tokens[row:end] = segment.tokens
@@ -373,13 +422,14 @@ class Context:
             first = max(row, end - wanted)
             self._wanted[row:first], self._wanted[first:end] = 0, 1
             wanted_rows[segment.sequence] = range(first, end)
+            self._spans[segment.sequence] = range(row, end)
             for index in range(row, end):
                 self._batch.seq_id[index][0] = segment.sequence
             row = end
         self._batch.n_tokens = row
         if code := lib.llama_decode(self._handle, self._batch):
             raise _FAILURES.get(code, DecodeFailed)(f"llama_decode returned {code}")
-        if self.model.is_recurrent:
+        if self.is_recurrent:
             self._note_states(segments)
         self._rows = [row for segment in segments for row in wanted_rows[segment.sequence]]
 
@@ -405,6 +455,15 @@ class Context:
             raise BadSegment(f"the pass has logits of {held} rows, not of row {index}")
         row = lib.llama_get_logits_ith(self._handle, self._rows[index])
         return np.ctypeslib.as_array(row, (self.model.vocabulary_size,))
+
+
+    def hidden(self, sequence: int) -> Hidden:
+        """Return the hidden states of the sequence's rows in the last pass, float32[n, E]; in a
+        head's context of the last row alone, whose logits were requested."""
+        rows = self._spans[sequence]
+        rows = rows[-1:] if self._use == "head" else rows
+        first = extension("llama_get_embeddings_nextn_ith")(self._handle, rows[0])
+        return np.ctypeslib.as_array(first, (len(rows), self._hidden_size)).copy()
 
 
 def _falling(segment: Segment) -> int:

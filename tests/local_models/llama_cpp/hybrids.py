@@ -165,15 +165,38 @@ WINDOW: Final = 8
 ROLLBACK: Final = ("qwen35", "qwen35moe", "nemotron_h", "lfm2")
 """llama.cpp takes the recurrent layers of these architectures back to earlier tokens."""
 
+HEAD_LAYER: Final[Layer] = {
+    "nextn.eh_proj.weight": (2 * WIDTH, WIDTH),
+    "nextn.enorm.weight": (WIDTH,),
+    "nextn.hnorm.weight": (WIDTH,),
+}
+MTP: Final = ("qwen35", "qwen35moe")
+"""With a `head` these have one more layer, which predicts the token after the next."""
+
+EMBEDDED: Final = 2000
+"""With a head a token's embedding is so much larger: layers add little to it."""
+
 ROUNDS: Final = 2
 TEMPLATE: Final = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
-def write(architecture: str, path: Path, seed: int = 0, context_tokens: int = 2048) -> Path:
-    """Write a model of this architecture to `path`, and return it."""
+def write(
+    architecture: str,
+    path: Path,
+    seed: int = 0,
+    context_tokens: int = 2048,
+    *,
+    has_head: bool = False,
+) -> Path:
+    """Write a model of this architecture to `path`, and return it. has_head: one more layer
+    predicts the token after the next; it agrees often, because most of the next token hangs on
+    the last one alone."""
     layers = [*(ARCHITECTURES | SLIDING)[architecture]] * ROUNDS
     chance = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
+    if has_head:
+        writer.add_nextn_predict_layers(1)
+        layers.append({**layers[-1], **HEAD_LAYER})
     _describe(writer, layers, context_tokens)
     _vocabulary(writer)
     output_norm = "token_embd_norm" if architecture == "lfm2" else "output_norm"
@@ -188,6 +211,14 @@ def write(architecture: str, path: Path, seed: int = 0, context_tokens: int = 20
         tensors |= {f"blk.{index}.{name}": shape for name, shape in layer.items()}
     for name, shape in tensors.items():
         weights = _weights(name, shape, chance)
+        if has_head and name == "token_embd.weight":
+            weights *= EMBEDDED
+        if "enorm" in name:
+            weights[:] = 1
+        if name.endswith("eh_proj.weight"):
+            weights = np.eye(*shape[::-1], dtype=np.float32)  # the last token alone
+        if has_head and name.startswith(f"blk.{len(layers)-1}.") and name.endswith(("attn_output.weight","ffn_down.weight","down_exps.weight","down_shexp.weight")):
+            weights *= 0.1
         if (
             len(shape) > 1
             and shape[0] % 32 == 0
