@@ -35,6 +35,7 @@ from speculation.pass_policy import (
     accepted_after,
     allocate,
     draft_wait_s,
+    head_tokens,
     left_s,
 )
 from speculation.verify_session import Pass, VerifyingSession
@@ -212,6 +213,28 @@ class VerifyMachine:
     def proposed(self, name: str, tokens: int) -> None:
         """Note how many tokens the target's head has proposed after a session's text."""
         self._sessions[name].head.tokens = tokens
+
+    def heads_to_draft(
+        self, names: Collection[str], now: float, step_s: float, most: int
+    ) -> dict[str, int]:
+        """Return the sessions whose heads should draft before the next pass, and how many
+        tokens: those that expect less of their edge's draft tokens and of n-grams, and do not
+        wait for any. step_s: the seconds in which heads draft a token of each."""
+        precisions = {}
+        for name in names:
+            if not (observed := self._sessions.get(name)):
+                continue
+            session, right = observed.session, observed.head.precision.right
+            room = min(most, session.head_room)
+            own = sum(right**k for k in range(1, room + 1))
+            if session.finished or own <= sum(session.gains):
+                continue
+            if self._draft_wait_s(name, now) <= 0.0:
+                precisions[name] = right
+        if not precisions:
+            return {}
+        count = head_tokens([*precisions.values()], self.latency, step_s, most)
+        return dict.fromkeys(precisions, count) if count else {}
 
     def wait_s(self, ready: Collection[str], now: float) -> float:
         """Return how long no pass should start: 0 for at once, inf until a message arrives."""

@@ -332,8 +332,8 @@ class Context:
         arrays = (np.ctypeslib.as_array(column, (batch_tokens,)) for column in columns)
         self._tokens, self._positions, self._wanted, sequence_counts = arrays
         sequence_counts[:] = 1
-        self._hidden_size = int(lib.llama_model_n_embd_out(model.handle))
-        self._inputs = np.zeros((batch_tokens, self._hidden_size), np.float32)
+        self.hidden_size = int(lib.llama_model_n_embd_out(model.handle))
+        self._inputs = np.zeros((batch_tokens, self.hidden_size), np.float32)
         if use != "text":
             extension("llama_set_embeddings_nextn")(self._handle, True, use == "head")
         if use == "head":
@@ -456,14 +456,13 @@ class Context:
         row = lib.llama_get_logits_ith(self._handle, self._rows[index])
         return np.ctypeslib.as_array(row, (self.model.vocabulary_size,))
 
-
     def hidden(self, sequence: int) -> Hidden:
         """Return the hidden states of the sequence's rows in the last pass, float32[n, E]; in a
         head's context of the last row alone, whose logits were requested."""
         rows = self._spans[sequence]
         rows = rows[-1:] if self._use == "head" else rows
         first = extension("llama_get_embeddings_nextn_ith")(self._handle, rows[0])
-        return np.ctypeslib.as_array(first, (len(rows), self._hidden_size)).copy()
+        return np.ctypeslib.as_array(first, (len(rows), self.hidden_size)).copy()
 
 
 def _falling(segment: Segment) -> int:

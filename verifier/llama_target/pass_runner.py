@@ -35,6 +35,7 @@ from verifier.llama_target.exactness import (
     sample,
     windows,
 )
+from verifier.llama_target.mtp_head import MtpHead
 from verifier.llama_target.pass_part import PassPart, judge
 from verifier.llama_target.placing import CHECKPOINTS, Plan
 from verifier.settings import LlamaSettings
@@ -52,7 +53,7 @@ class PassRunner:
     ) -> None:
         plan = Plan.of(settings)
         tokens = plan.tokens(path, max_rows - 1)
-        self.model = Model(path, placement=plan.placement)
+        self.model = Model(path, placement=plan.placement, with_head=bool(settings.head))
         self._tokens = len(self.model.vocabulary.pieces)  # later logits are padding
         self.length = plan.length(self.model, tokens, max_rows - 1)
         self._context = Context(
@@ -66,7 +67,28 @@ class PassRunner:
             flash_attention=plan.flash_attention,
             rollback=max_rows - 1,
             checkpoints=CHECKPOINTS,
+            use="target" if settings.head else "text",
         )
+        self.head: MtpHead | None = None
+        if settings.head:
+            self.head = MtpHead(
+                Context(
+                    self.model,
+                    self.length.tokens + max_rows,  # and draft tokens after the last one
+                    sequences=settings.slots,
+                    threads=plan.threads,
+                    batch_tokens=settings.max_rows,
+                    cache=plan.cache,
+                    cache_v=plan.cache_v,
+                    flash_attention=plan.flash_attention,
+                    use="head",
+                    target=self._context,
+                )
+            )
+        self.head_step_s = self.head.time_step() if self.head else 0.0
+        """The seconds in which the head drafts a token, for each session of a pass."""
+
+        self.max_verify = max_rows - 1
         self.rounding: Rounding | None = None
         """The findings of the self-test; None if passes are exact by the settings alone."""
 
@@ -87,6 +109,7 @@ class PassRunner:
 
         if self.shape is not None:
             self.prefill_rows = self.shape.rows
+            self.max_verify = self.shape.rows - 1
         self.shapes = (engine(), weights_of(path, hashes), *plan.shapes, *self._own_shapes())
         """These values shape a text; the target's identity contains them."""
 
@@ -129,6 +152,11 @@ class PassRunner:
         self.rounding = rounding(decode, text, max_rows)
         if plan.exact == "strict":
             self.shape = exact_shape(decode, text, max_rows, self.rounding)
+            if self.shape.is_padded and self.head is not None:
+                raise CannotOpen(
+                    'head = "mtp" and exact = "strict": passes are padded on this device, which'
+                    ' leaves no row to the head; take exact = "near"'
+                )
             if self.shape.is_padded and self.model.is_recurrent:
                 raise CannotOpen(
                     'exact = "strict" needs padded passes on this device, which begin before'
@@ -137,10 +165,13 @@ class PassRunner:
                 )
 
     def _own_shapes(self) -> Sequence[object]:
-        return () if self.shape is None else (self.shape.rows, self.shape.is_padded)
+        shape = () if self.shape is None else (self.shape.rows, self.shape.is_padded)
+        return shape if self.head is None else (*shape, "head")  # its passes have more outputs
 
     def close(self) -> None:
         """Free the memory."""
+        if self.head is not None:
+            self.head.close()
         self._context.close()
         self.model.close()
 
@@ -151,9 +182,19 @@ class PassRunner:
         self._decode([Segment(0, 0, (0,) * rows)])
         return time.perf_counter() - began
 
-    def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None:
-        """Decode a piece of a prompt. start: the number of its tokens decoded before."""
+    def prefill(
+        self,
+        sequence: int,
+        start: int,
+        tokens: Sequence[TokenId],
+        after: TokenId | None = None,
+    ) -> None:
+        """Decode a piece of a prompt. start: the number of its tokens decoded before. after:
+        the token after the piece, if the head shall read it too."""
         self._decode([Segment(sequence, start, tokens, logits=0)])
+        if self.head is not None and after is not None:
+            following = (*tokens[1:], after)
+            self.head.read(sequence, start + 1, following, self._context.hidden(sequence))
 
     def score(
         self, sequence: int, start: int, tokens: Sequence[TokenId], after: TokenId, most: int
@@ -215,7 +256,10 @@ class PassRunner:
         for part in parts:
             began, self._judged_rows = time.perf_counter(), 0
             try:
-                verdicts.append(judge(part, partial(self._row, first)))
+                verdicts.append(verdict := judge(part, partial(self._row, first)))
+                if self.head is not None and (tokens := verdict.judgement.tokens):
+                    hidden = self._context.hidden(part.sequence)[: len(tokens)]
+                    self.head.keep(part.sequence, part.held + 1, tokens, hidden)
             except GrammarFailed as error:
                 verdicts.append(error)
             judging_s, rows = time.perf_counter() - began, max(1, self._judged_rows)

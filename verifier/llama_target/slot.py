@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
+from speculation.distributions import Logits
+from speculation.judges import JUDGES
 from speculation.logits import Adjust
 from speculation.messages import CachedPromptTokens, Down, Finish, Open, TokenLogprob
 from speculation.model_facts import TokenId
@@ -51,6 +54,9 @@ class Slot:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """It is done once nothing more will be delivered, or raises why."""
 
+        self.proposed: Sequence[TokenId] = ()
+        """The head has proposed these tokens after the text."""
+
         self._session = session
         self._deliver = deliver
         self._adjust = adjust
@@ -96,7 +102,8 @@ class Slot:
         """Decode the next `count` unread tokens, in the engine's thread. Return what a subclass
         wants of them."""
         start = self.prefilled
-        engine.prefill(self.sequence, start, self.opening[start : start + count])
+        end = start + count
+        engine.prefill(self.sequence, start, self.opening[start:end], self.opening[end])
         return ()
 
     def decoded(self, count: int, logprobs: Sequence[TokenLogprob]) -> None:
@@ -107,10 +114,18 @@ class Slot:
         """Return the session's part of a pass that has begun."""
         last = (*self.request.prompt[-1:], *self._session.committed[-1:])[-1]
         held = len(self.request.prompt) + judged.start - 1
+        if judged.head:
+            judged = replace(judged, draft=tuple(self.proposed[: judged.head]))
         committed = () if self._adjust is None else tuple(self._session.committed)
         return PassPart(
             self.sequence, held, last, judged, self.request, self._adjust, committed
         )
+
+    def pick(self, logits: Logits, at: int) -> TokenId:
+        """Draw a draft token at a position of the text, prompt included, with the noise that
+        the target's own is drawn with."""
+        half = JUDGES[self.request.judge].edge(self.request, iter(()))
+        return half.sampler(logits, at - len(self.request.prompt)).token
 
     def send(self, down: Sequence[Down]) -> None:
         """Deliver the replies among these messages. If that fails, this session alone is

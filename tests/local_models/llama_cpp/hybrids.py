@@ -217,7 +217,18 @@ def write(
             weights[:] = 1
         if name.endswith("eh_proj.weight"):
             weights = np.eye(*shape[::-1], dtype=np.float32)  # the last token alone
-        if has_head and name.startswith(f"blk.{len(layers)-1}.") and name.endswith(("attn_output.weight","ffn_down.weight","down_exps.weight","down_shexp.weight")):
+        if (
+            has_head
+            and name.startswith(f"blk.{len(layers) - 1}.")
+            and name.endswith(
+                (
+                    "attn_output.weight",
+                    "ffn_down.weight",
+                    "down_exps.weight",
+                    "down_shexp.weight",
+                )
+            )
+        ):
             weights *= 0.1
         if (
             len(shape) > 1
