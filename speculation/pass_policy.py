@@ -208,7 +208,8 @@ def head_tokens(
     precisions: Sequence[float], latency: PassLatency, step_s: float, most: int
 ) -> int:
     """Return how many tokens the heads of some sessions should draft for their next pass, 0 if
-    none pay. precisions: how often each head is right; step_s: a step drafts a token of each."""
+    none pay. precisions: how often each head is right; step_s: the seconds of a step, which
+    drafts a token of each."""
     sessions, steps = len(precisions), np.arange(most + 1)
     tokens = (np.array(precisions)[:, None] ** steps).sum(axis=0).cumsum()
     rows_s = latency.with_drafts(sessions, sessions * most)[::sessions]

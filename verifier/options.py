@@ -20,7 +20,8 @@ SETTINGS: Final[dict[str, tuple[str, ...]]] = {
     "head": ("--head",),
     "exact": ("--exact",),
 }
-"""Maps a setting to its options; `head` and `exact` are ours. -c counts the tokens of each slot."""
+"""Maps a setting to its options; `head` and `exact` are ours. -c counts the tokens of each
+slot."""
 
 _SETTING: Final = {option: name for name, options in SETTINGS.items() for option in options}
 _ALL: Final = {"gpu_layers": ("all", "auto"), "context_tokens": ("0",)}

@@ -173,8 +173,11 @@ HEAD_LAYER: Final[Layer] = {
 MTP: Final = ("qwen35", "qwen35moe")
 """With a `head` these have one more layer, which predicts the token after the next."""
 
-EMBEDDED: Final = 2000
+EMBEDDED: Final = 64
 """With a head a token's embedding is so much larger: layers add little to it."""
+
+ADDED: Final = 0.1
+"""What a head adds to a token's embedding is so much smaller."""
 
 ROUNDS: Final = 2
 TEMPLATE: Final = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -211,25 +214,8 @@ def write(
         tensors |= {f"blk.{index}.{name}": shape for name, shape in layer.items()}
     for name, shape in tensors.items():
         weights = _weights(name, shape, chance)
-        if has_head and name == "token_embd.weight":
-            weights *= EMBEDDED
-        if "enorm" in name:
-            weights[:] = 1
-        if name.endswith("eh_proj.weight"):
-            weights = np.eye(*shape[::-1], dtype=np.float32)  # the last token alone
-        if (
-            has_head
-            and name.startswith(f"blk.{len(layers) - 1}.")
-            and name.endswith(
-                (
-                    "attn_output.weight",
-                    "ffn_down.weight",
-                    "down_exps.weight",
-                    "down_shexp.weight",
-                )
-            )
-        ):
-            weights *= 0.1
+        if has_head:
+            _make_agree(name, weights, f"blk.{len(layers) - 1}.")
         if (
             len(shape) > 1
             and shape[0] % 32 == 0
@@ -262,6 +248,22 @@ def _weights(name: str, shape: Shape, chance: np.random.Generator) -> np.ndarray
     if name == "output.weight":
         drawn[256:] = 0  # no text ends early
     return 1.5 * drawn / np.float32(np.sqrt(shape[0]))
+
+
+def _make_agree(name: str, weights: np.ndarray, head: str) -> None:
+    """Change weights so that the layers of a prefix, the head, often predict what the model
+    does: both depend on the last token, and little on those before."""
+    if name == "token_embd.weight":
+        weights *= EMBEDDED
+    elif name == f"{head}nextn.enorm.weight":
+        weights[:] = 1
+    elif name == f"{head}nextn.eh_proj.weight":
+        weights *= ADDED
+        weights[:, :WIDTH] = np.eye(WIDTH)
+    elif name.startswith(head) and name.endswith(
+        ("_output.weight", "_down.weight", "exp.weight", "down_exps.weight")
+    ):
+        weights *= ADDED
 
 
 def _describe(writer: gguf.GGUFWriter, layers: Sequence[Layer], context_tokens: int) -> None:
