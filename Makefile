@@ -28,7 +28,7 @@
 #                                       IMAGE_REGISTRY names the host of images whose names have none
 # make audit                            asks PyPI for advisories about the locked packages, with pipx
 # make sbom                             writes build/sbom.json: what this package runs on
-# make reference                        writes docs/settings.md, metrics.md and commands.md from the code
+# make reference                        writes settings, metrics, commands, limits and deadlines of docs/ from the code
 # make wheel                            builds dist/picospec-VERSION-py3-none-any.whl
 # make wheels                           tells for which systems each dependency has a wheel
 EDGE_PORT ?= 8000

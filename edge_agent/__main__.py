@@ -40,8 +40,9 @@ GRACE_S: Final = 5
 does not read; then they are cancelled at both ends."""
 
 IDLE_S: Final = 75
-"""An idle connection is kept for this many seconds: longer than clients keep theirs (httpx and
-the openai SDK 5 s, nginx 60 s), or a request could arrive on one that is being closed."""
+"""An idle connection to an edge is kept for this many seconds: longer than clients keep theirs
+(httpx and the openai SDK 5 s, nginx 60 s), or a request could arrive on one that is being
+closed."""
 
 app = typer.Typer(
     add_completion=False,

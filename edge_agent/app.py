@@ -37,7 +37,7 @@ from gateway.access import HEALTH_PATHS, Access
 from gateway.app import create_app
 from gateway.background_work import kept_going, start
 from gateway.drain import Drain
-from gateway.endpoints.services import MODELS
+from gateway.endpoints.services import MODELS, Services
 from gateway.errors import ApiError, Unavailable
 from gateway.hosting.strangers import hosts_of
 from gateway.request_context import context_of
@@ -101,15 +101,10 @@ def build(
         hosts=hosts_of(settings), body_limit_bytes=proxy.body_limit_bytes, tracing=tracing
     )
     app = create_app(
-        models,
-        settings,
+        Services(models, settings, edge.about, proxy, drain, registry),
         access,
-        registry=registry,
         lifespan=lifespan,
-        drain=drain,
-        proxy=proxy,
         routes=list(proxy.routes()),
-        about=edge.about,
     )
     for path in HEALTH_PATHS:
         app.router.routes.insert(0, Route(path, edge.health))

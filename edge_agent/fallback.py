@@ -217,7 +217,7 @@ _SERVER_PATHS: Final = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/models",
 )  # fmt: skip
 SERVER_S: Final = 3.0
-"""A server must begin to answer within this time to be one that can."""
+"""The server of `fallback` must begin to answer for its models within this time."""
 
 
 class ServerFallback:

@@ -142,7 +142,8 @@ def type_of(content_type: str, peer: str) -> str:
 
 
 HEAD_S: Final = 600.0
-"""An answer must begin within this time after the last piece of its request was taken."""
+"""A proxied answer must begin within this time after the last piece of its request was
+taken."""
 
 
 class ProxiedUpload:
@@ -192,10 +193,10 @@ class ProxiedUpload:
 
 
 MAX_BYTES: Final = 256 << 20
-"""A longer answer is not passed on; this is hours of audio."""
+"""A longer answer of another service is not passed on; this is hours of audio."""
 
 MAX_S: Final = 7200.0
-"""An answer may take this many seconds. A verifier's own limit is as long by default."""
+"""A proxied answer may take this many seconds. A verifier's own limit is as long by default."""
 
 Piece = bytes | bytearray | memoryview
 Ask = Callable[[], AbstractAsyncContextManager[Answering]]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -19,16 +16,13 @@ from starlette.types import Lifespan
 
 from gateway.access import PAGE_PATHS, Access
 from gateway.documents import Route, documents
-from gateway.drain import Drain
-from gateway.endpoints.services import About, Models, ProxyPort, Services
+from gateway.endpoints.services import Services
 from gateway.errors import OPENAI, InvalidRequest, NotFound
 from gateway.hosting.settings import GatewaySettings
 from gateway.http import json_response
 from gateway.metrics import Metrics
 from gateway.middleware import RequestContexts, ShapeOf
-from gateway.output.output_format import OutputFormats
 from gateway.page_files import FILES, root
-from gateway.ports import SEEDS
 from gateway.request_context import context_of
 from gateway.routes import ROUTES, shape_of
 from gateway.tenant_limits import TenantMetrics
@@ -36,34 +30,23 @@ from gateway.tenants import Tenants
 
 
 def create_app(
-    models: Models,
-    settings: GatewaySettings,
+    services: Services,
     access: Access | None = None,
     *,
-    registry: CollectorRegistry | None = None,
     metrics: Metrics | None = None,
     lifespan: Lifespan[FastAPI] | None = None,
-    drain: Drain | None = None,
-    draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS),
     routes: Sequence[Route] = (),
-    about: About | None = None,
-    proxy: ProxyPort | None = None,
 ) -> FastAPI:
-    """Return the OpenAI API of these models; of one engine, see `one_model`.
+    """Return the OpenAI API of the services' models; of one engine, see `one_model`.
 
-    The caller may add routes: `RequestContexts` applies to them too. /metrics shows `registry`,
-    or a registry of the app's own if it is None; `metrics`, if given, must be registered there
-    already. `draw_seed` returns the seed of a request that names none.
-
-    drain: counts the answers, and rejects new ones once it has begun. routes: only this
-    service has these routes. about: returns what only this service reports in /status.
-
-    proxy: lets another service answer.
+    The caller may add routes: `RequestContexts` applies to them too. metrics: those of the
+    requests; they must be registered in the services' registry already. routes: only this
+    service has these routes.
 
     Raises gateway.keys.InvalidKeys.
     """
-    access, registry = access or Access(), registry or CollectorRegistry()
-    metrics = metrics or Metrics(registry)
+    settings, registry = services.settings, services.registry
+    access, metrics = access or Access(), metrics or Metrics(registry)
     tenants = Tenants(
         settings.key_digests, settings.keys_file, settings.key_limits, TenantMetrics(registry)
     )
@@ -73,17 +56,6 @@ def create_app(
         openapi_url=None,  # FastAPI's pages load scripts from elsewhere
         middleware=with_request_contexts(settings, tenants, metrics, access, shape_of),
         exception_handlers=HANDLERS,
-    )
-    services = Services(
-        models=models,
-        drain=drain or Drain(),
-        registry=registry,
-        settings=settings,
-        output_formats=OutputFormats(settings.tool_format),
-        draw_seed=draw_seed,
-        started=int(time.time()),
-        proxy=proxy,
-        about=about,
     )
     documented = (*ROUTES, *routes)
     for route in (*documented, *documents(documented), Route("GET", "/", "The page", root)):

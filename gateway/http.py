@@ -24,8 +24,9 @@ NOSNIFF: Final = {"x-content-type-options": "nosniff"}
 """This header makes browsers trust a response's `content-type` instead of guessing HTML."""
 
 UNREAD_S: Final = 60.0
-"""A message waits at most this many seconds for a client that does not read. Server and system
-buffer hundreds of kilobytes of a stream before it has to wait at all."""
+"""A message waits at most this many seconds for a client that does not read; then the client
+counts as gone. Server and system buffer hundreds of kilobytes of a stream before it has to wait
+at all."""
 
 
 PIECE_BYTES: Final = 1 << 20

@@ -156,10 +156,6 @@ class Job:
     most likely tokens in place of each. Only then may max_tokens be 0."""
 
 
-UNLIKELY: Final = -9999.0
-"""OpenAI writes this log-probability for minus infinity, which JSON cannot express."""
-
-
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """Counts speculation for one job."""

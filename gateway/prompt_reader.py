@@ -19,10 +19,11 @@ MAX_RUNNING: Final = 3
 """This many prompts are read at once; one tenant's long prompts take two places at most."""
 
 MAX_WAITING: Final = 256
-"""At most this many prompts of one tenant wait to be read. Most take some milliseconds."""
+"""At most this many prompts of one tenant wait to be read; the next gets a 429. Most take some
+milliseconds."""
 
 READ_TIMEOUT_S: Final = 60.0
-"""A prompt that is not read within this many seconds is refused. 8 MB take half of the time."""
+"""A prompt that is not read within this many seconds gets a 429. 8 MB take half of the time."""
 
 BYTES_PER_TOKEN: Final = 16
 """A text with more bytes than this for each token of the context does not fit into the context

@@ -22,21 +22,23 @@ from gateway.errors import (
 )
 
 MAX_BODY_BYTES: Final = 64 << 20
-"""Bodies have at most this many bytes if no setting and no route has a lower limit: the text of
-a context of two million tokens."""
+"""Bodies have at most this many bytes, or get a 413, if no setting and no route has a lower
+limit: the text of a context of two million tokens."""
 
 PATIENCE_S: Final = 30.0
-"""A body may take this many seconds, and more for each byte that has come. A client sends a
-body at once, so this is for a link that stalls and comes back."""
+"""A body may take this many seconds, and more for each byte that has come; else it gets a 408.
+A client sends a body at once, so this is for a link that stalls and comes back."""
 
 MIN_BYTES_PER_S: Final = 8000
 """Every link should have this rate, 64 kbit/s; a slower body is cut. Otherwise a client that
 sends a byte now and then would hold its request for hours."""
 
 LINGER_S: Final = 5.0
+"""A refused body is read for this many seconds, so that its sender gets the answer, and no
+reset."""
+
 LINGER_BYTES: Final = 64 << 20
-"""A refused body is read for LINGER_S seconds and up to LINGER_BYTES: at 100 Mbit/s, the limits
-are about the same."""
+"""A refused body is read up to this size: at 100 Mbit/s, both limits are about the same."""
 
 STRANGERS_BYTES: Final = 1 << 20
 """If the request was not admitted, this many bytes are read: enough for the body of an honest

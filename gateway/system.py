@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 if TYPE_CHECKING:
@@ -190,6 +191,33 @@ def limited_cpu(max_s: float) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
+
+
+def drop_mapped(path: Path) -> None:
+    """Let go of the pages that this process has mapped of a file: they are read again when they
+    are used. Only Linux tells where they are."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+    import mmap
+
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    name = os.path.realpath(path)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, *_, mapped = line.split(maxsplit=5)
+        if mapped == name:
+            start, end = (int(each, 16) for each in addresses.split("-"))
+            advise(start, end - start, mmap.MADV_DONTNEED)
+
+
+def return_freed_memory() -> None:
+    """Give the system what this process has freed; glibc would keep it for later."""
+    if sys.platform == "linux":
+        import ctypes
+
+        with suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def physical_memory_bytes() -> int:

@@ -48,7 +48,8 @@ def salted(identity: str, salt: object = None) -> str:
 
 
 KEPT_PART: Final = 4
-"""One part of this many of the connections is kept from any single tenant of several."""
+"""One part of this many of the connections is kept from any single tenant of several: its next
+request gets a 429."""
 
 PREFIX_BYTES: Final = 8
 """A key is looked up by this many bytes of its digest; then the whole digest is compared."""

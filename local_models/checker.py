@@ -25,8 +25,8 @@ START_TIMEOUT_S: Final = 60.0
 on an idle machine."""
 
 ANSWER_TIMEOUT_S: Final = 30.0
-"""An attempt without a result after this time is given up. Its own limit is processor time,
-which takes longer on a busy machine."""
+"""The trial of a grammar without a result after this time is given up. Its own limit is
+processor time, which takes longer on a busy machine."""
 
 
 T = TypeVar("T")

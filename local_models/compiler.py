@@ -26,7 +26,8 @@ COMPILED: Final = 16
 """This many compiled grammars are kept. Most take a megabyte; some grow to a hundred."""
 
 MAX_WAITING: Final = 32
-"""This many constraints of an owner may wait for a check, of a second each at worst."""
+"""This many grammars of a tenant may wait for a check, of a second each at worst; the next gets
+a 429."""
 
 WAITING: Final = "grammars wait to be tried"
 """Error messages use this phrase for waiting constraints."""

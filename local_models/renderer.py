@@ -22,10 +22,12 @@ from local_models.template import MAX_BYTES, ChatTemplate
 from local_models.template_messages import Json
 
 CPU_S: Final = 2.0
-"""A chat takes at most this processor time. One of 10,000 tokens takes some milliseconds."""
+"""To render a chat takes at most this processor time, or it gets a 400. One of 10,000 tokens
+takes some milliseconds."""
 
 MEMORY_BYTES: Final = 512 << 20
-"""The process has at most this address space; an idle process uses a twentieth of it."""
+"""The process that renders chats has at most this address space; an idle process uses a
+twentieth of it."""
 
 START_TIMEOUT_S: Final = 60.0
 """A process that does not start within this time is given up. A start takes a fifth of a second

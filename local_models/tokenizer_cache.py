@@ -27,7 +27,8 @@ TRIAL_S: Final = 60.0
 """A tokenizer may take this long to open and use once; the largest take 10 s on a slow core."""
 
 MAX_KEPT: Final = 8
-"""This many tokenizers, of some megabytes each, are kept: the most recently used ones."""
+"""This many tokenizers, of some megabytes each, are kept on disk: the most recently used
+ones."""
 
 
 class TokenizerCache:

@@ -31,6 +31,7 @@ MAX_BYTES: Final = 64 << 20
 """A tokenizer has at most this many bytes uncompressed; the largest known ones have 35 MB."""
 
 MAX_PACKED_BYTES: Final = 32 << 20
+"""A tokenizer has at most this many bytes as a verifier sends it, compressed."""
 
 MAX_TEMPLATE_CHARS: Final = 1 << 20
 

@@ -17,9 +17,11 @@ from picospec.machine_checks import (
     check_models,
     check_port,
     check_system,
+    check_verifier_memory,
 )
 from picospec.preparing import DEFAULT_PAIR
 from picospec.verifier_checks import check_edge
+from verifier.settings import load as load_verifier
 
 
 def examine(
@@ -50,6 +52,9 @@ def examine(
         check_cores(),
         check_cache(store.root),
         *(check_models(store, name, needed=model is not None) for name in named_models),
+        *check_verifier_memory(
+            store, model or DEFAULT_PAIR, load_verifier(config, os.environ, {})
+        ),
         check_port("edge", edge_port, "EDGE_PORT"),
         check_port("verifier", verifier_port, "VERIFIER_PORT"),
     ]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from contextlib import closing
+from pathlib import Path
 from typing import Final
 
-from edge_agent.draft.loading import AUTO, NONE
+from edge_agent.draft.loading import AUTO, NONE, footprint_of, length_of
 from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.link.verifier import Verifier
 from edge_agent.settings import EdgeSettings
@@ -23,6 +24,7 @@ from local_models.vocabulary import Relation, Vocabulary, relate
 from picospec.answer_progress import NOTEWORTHY
 from picospec.expecting import MeasuredPace, pace
 from picospec.findings import Finding, milliseconds
+from picospec.machine_checks import check_memory
 from speculation.model_facts import Judge, ModelFacts
 
 NO_ROOM: Final = "free some memory, or choose a smaller draft model"
@@ -45,6 +47,7 @@ async def check_drafting(
             warns = bool(choice.remedy)
             return [Finding("draft model", True, finding, choice.remedy, warns=warns)]
         path = store.find(name, "draft").path
+        memory = await asyncio.to_thread(check_edge_memory, path, settings)
         model = await asyncio.to_thread(Model, path, placement=Placement(settings.gpu_layers))
     except ApiError as error:
         return [Finding("vocabulary", False, error.message, "see the verifier's log")]
@@ -61,9 +64,17 @@ async def check_drafting(
         relation = relate(target, model.vocabulary)
         return [
             Finding("draft model", True, f"{name}: {choice.why}"),
+            memory,
             check_vocabulary(relation, settings.judge),
             *await check_pace(pace(verifier, facts, model, settings)),
         ]
+
+
+def check_edge_memory(path: Path, settings: EdgeSettings) -> Finding:
+    """Compare what an edge takes with this draft model with what is free. Raises CannotOpen."""
+    with closing(Model(path, vocabulary_only=True)) as model:
+        length = length_of(model, settings, settings.context_tokens)
+        return check_memory("edge", footprint_of(model, length))
 
 
 def draft_choice(

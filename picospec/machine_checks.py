@@ -7,17 +7,23 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 
 from gateway.hosting.cores import compute_threads
 from gateway.system import LACKS
-from local_models.errors import ModelError, NoLlama, NotPulled
+from local_models.errors import CannotOpen, ModelError, NoLlama, NotPulled
+from local_models.llama_cpp.context_length import free_bytes
+from local_models.llama_cpp.footprint import Footprint, gigabytes
 from local_models.llama_cpp.library import INSTALL, check_llama
+from local_models.llama_cpp.model import Model
 from local_models.store import Store
 from picospec.command_parts import HOST
 from picospec.findings import Finding
+from verifier.llama_target.placing import Plan
+from verifier.settings import VerifierSettings
 
 
 def check_engine(check: Callable[[], None] = check_llama, *, needed: bool = True) -> Finding:
@@ -72,6 +78,37 @@ def check_models(store: Store, reference: str, *, needed: bool = True) -> Findin
             return Finding(subject, True, "not here; a service that runs them fetches them")
         return Finding(subject, False, str(error), f"picospec models pull {reference}")
     return Finding(subject, True, "here, and as they should be")
+
+
+def check_memory(service: str, needed: Footprint) -> Finding:
+    """Warn if a service with its model takes more memory than is free."""
+    free = free_bytes()
+    return Finding(
+        f"{service} memory",
+        True,
+        f"takes {needed}; {gigabytes(free)} are free",
+        "free some memory, or take fewer slots or a shorter context_tokens",
+        warns=needed.total > free,
+    )
+
+
+def check_verifier_memory(
+    store: Store, reference: str, settings: VerifierSettings
+) -> list[Finding]:
+    """Compare what a llama.cpp verifier of a model takes on the processor with what is free.
+    Nothing is found about one that is not here, or computed by a device."""
+    try:
+        path, plan = store.find(reference, "target").path, Plan.of(settings.llama)
+    except ModelError:
+        return []
+    if settings.target != "llama" or plan.devices:
+        return []
+    try:
+        with closing(Model(path, vocabulary_only=True)) as model:
+            needed = plan.footprint(model, settings.limits.max_verify + 1)
+    except CannotOpen as error:
+        return [Finding("verifier memory", False, str(error), "see llama.slots")]
+    return [check_memory("verifier", needed)]
 
 
 def check_port(name: str, port: int, variable: str) -> Finding:

@@ -35,7 +35,10 @@ Reference = Annotated[str, Argument(help="A name, owner/repo, owner/repo:Q4_K_M,
 
 @models_app.command("list")
 def show(as_json: Json = False) -> None:
-    """Show the models that a name can pull, and the models that are here."""
+    """Show the models that a name can pull, and the models that are here.
+
+    A model that is not here has the size of its download.
+    """
     with _reported() as console:
         store = open_store(os.environ)
         entries, pairs = list(store.entries()), store.catalogue.pairs

@@ -1,7 +1,7 @@
-"""`make reference` writes docs/settings.md, docs/metrics.md and docs/commands.md from the code.
+"""`make reference` writes settings, metrics, commands, bounds and deadlines into docs/.
 
-A setting's meaning is the docstring below its field, a metric's is the help text in /metrics,
-and a command's is that of `--help`.
+The meaning of a setting or a constant is the docstring below it, a metric's is the help text in
+/metrics, and a command's is that of `--help`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -46,9 +47,10 @@ each value in force with its source.
 
 The variable of a setting is `PICOSPEC_EDGE__NAME` or `PICOSPEC_VERIFIER__NAME`, in capitals. Of
 `TABLE.NAME` it is `PICOSPEC_EDGE__TABLE__NAME`. Lists and tables are JSON there, as in
-`PICOSPEC_EDGE__VERIFIER_URLS='["https://gpu:9000"]'`. A variable
-with one of these beginnings that sets nothing is an error, and so is one whose name is nearly
-right. The verifier takes each setting as an option, too: `--llama.slots 4`.
+`PICOSPEC_EDGE__VERIFIER_URLS='["https://gpu:9000"]'`. `LIST[].NAME` is in each table `[[LIST]]`
+of the file; a variable sets the whole list. A variable with one of these beginnings that sets
+nothing is an error, and so is one whose name is nearly right. The verifier takes each setting
+as an option, too: `--llama.slots 4`.
 """
 
 METRICS: Final = """# Metrics
@@ -75,6 +77,102 @@ COMMANDS: Final = """# Commands
 `--version`.
 """
 
+LIMITS: Final = """# What is bounded
+
+<!-- `make reference` writes this page from the code. -->
+
+Nothing that a client, an edge or a verifier sends may grow without a bound. Each row is a
+constant or a setting, with its value or default. [Deadlines](deadlines.md) has the bounds on
+time, and [the protocol](protocol.md#6-faults-and-limits) those of a session.
+"""
+
+DEADLINES: Final = """# Deadlines
+
+<!-- `make reference` writes this page from the code. -->
+
+Every wait has a limit. Each row is a constant or a setting, with its value or default. [The
+protocol](protocol.md#6-faults-and-limits) has those of a session.
+[Operations](operations.md) has [the watchdog](operations.md#the-watchdog), [what happens at a
+stop](operations.md#when-it-stops) and [silent connections](operations.md#silent-connections).
+"""
+
+BOUNDS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Connections and keys": {
+        "gateway.hosting.limits": "MAX_CONNECTIONS RESERVED MAX_DESCRIPTORS MAX_ACCEPTED",
+        "gateway.tenants": "KEPT_PART",
+        "gateway.keys": "MAX_FILE_BYTES",
+        "gateway.log_limits": "EVERY_S MAX_CHARACTERS",
+    },
+    "A request": {
+        "gateway.request_body": "MAX_BODY_BYTES",
+        "gateway.endpoints.bodies": "MIN_LIMIT_BYTES BYTES_PER_TOKEN",
+        "gateway.json_bounds": "MAX_CONTAINERS MAX_STRINGS MAX_VALUES SMALL_BYTES",
+        "gateway.endpoints.parameters": "MAX_UNKNOWN MAX_BIASES MAX_CLIENT_STOP_TOKENS"
+        " MAX_SALT",
+        "gateway.endpoints.tools": "MAX_TOOLS",
+        "gateway.json_schemas": "MAX_BYTES",
+        "gateway.request_context": "MAX_HELD_BYTES",
+        "gateway.endpoints.services": "MAX_WAITING",
+        "gateway.prompt_reader": "MAX_RUNNING MAX_WAITING BYTES_PER_TOKEN",
+        "local_models.compiler": "MAX_WAITING",
+        "local_models.renderer": "MEMORY_BYTES",
+    },
+    "An answer": {
+        "gateway.endpoints.generation": "MAX_LOGPROBS",
+        "gateway.endpoints.completions": "MAX_SCORED MAX_ECHOED",
+        "gateway.endpoints.response_store": "MAX_RESPONSES MAX_BYTES MAX_ALL_BYTES MAX_RUNNING",
+        "gateway.endpoints.recording": "MAX_EVENTS_BYTES",
+        "edge_agent.proxy": "MAX_BYTES HELD_BYTES",
+    },
+    "Between the ends": {
+        "verifier.sessions.session": "MAX_UNREAD_BYTES PUSH_S",
+        "verifier.sessions.multiplexed_stream": "MAX_UNSENT_BYTES",
+        "verifier.sessions.admission": "MIN_UPLOADS",
+        "edge_agent.link.uploads": "MAX_UNREAD_BYTES",
+        "edge_agent.link.connection": "MAX_ANSWER_BYTES",
+        "edge_agent.served": "MAX_MODELS",
+        "local_models.tokenizer_file": "MAX_LEVELS",
+        "local_models.tokenizer_cache": "MAX_KEPT",
+        "edge_agent.draft.target_tokenizer": "MAX_OPEN_BYTES",
+    },
+}
+
+WAITS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Clients": {
+        "gateway.hosting.http1": "REQUEST_S",
+        "gateway.hosting.idle_connections": "FIRST_S FIRST_CROWDED_S",
+        "gateway.request_body": "PATIENCE_S MIN_BYTES_PER_S LINGER_S LINGER_BYTES",
+        "gateway.http": "UNREAD_S",
+        "gateway.hosting.server": "PING_S PONG_S",
+        "edge_agent.__main__": "IDLE_S",
+        "gateway.prompt_reader": "READ_TIMEOUT_S",
+        "local_models.renderer": "CPU_S ANSWER_TIMEOUT_S",
+        "local_models.checker": "ANSWER_TIMEOUT_S",
+        "gateway.endpoints.response_store": "MAX_AGE_S",
+        "gateway.endpoints.background": "MAX_RUN_S CANCEL_S ASKED_S",
+    },
+    "An answer at the edge": {
+        "edge_agent.link.connection": "CONNECT_TIMEOUT_S REQUEST_TIMEOUT_S",
+        "edge_agent.link.posts": "PAUSES_S",
+        "edge_agent.link.verifier": "CHECK_TIMEOUT_S TOKENIZER_TIMEOUT_S ANSWER_TIMEOUT_S",
+        "edge_agent.link.failover_policy": "RESPONSE_TIMEOUT_S OPEN_TIMEOUT_S",
+        "edge": "failover_deadline_s",
+        "edge_agent.draft.llama": "PASS_TIMEOUT_S",
+        "local_models.tokenizer_cache": "TRIAL_S",
+        "edge_agent.fallback": "SERVER_S",
+        "edge_agent.proxy": "HEAD_S MAX_S",
+    },
+    "A session at the verifier": {
+        "verifier": "sessions.first_token_timeout_s sessions.idle_timeout_s"
+        " sessions.replacement_timeout_s sessions.max_age_s pass_timeout_s",
+    },
+    "The processes": {
+        "verifier": "load_timeout_s drain_timeout_s stop_timeout_s",
+        "edge_agent.__main__": "GRACE_S",
+        "edge_agent.draft.llama": "CLOSE_S",
+    },
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -96,7 +194,8 @@ def settings_of(kind: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
         if name in getattr(kind, "secrets", {}):
             continue
         if table := next(tables(field.annotation), None):
-            yield from settings_of(table, f"{prefix}{name}.")
+            several = "[]" * (schema["properties"][name].get("type") == "array")
+            yield from settings_of(table, f"{prefix}{name}{several}.")
             continue
         default = field.get_default(call_default_factory=True)
         shown = "none" if default is None else f"`{json.dumps(default, default=str)}`"
@@ -146,7 +245,10 @@ def docstrings(kind: type[BaseModel]) -> dict[str, str]:
 def _pairs(body: Sequence[ast.stmt]) -> Iterator[tuple[str, str]]:
     for pair in pairwise(body):
         match pair:
-            case (ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text)))):
+            case (
+                ast.AnnAssign(target=ast.Name(name)) | ast.Assign(targets=[ast.Name(name)]),
+                ast.Expr(ast.Constant(str(text))),
+            ):
                 yield name, " ".join(text.split())
 
 
@@ -249,10 +351,47 @@ def help_of(command: TyperCommand) -> str:
     return "\n".join(lines).rstrip()
 
 
+def bounds_page(text: str, chapters: Mapping[str, Mapping[str, str]]) -> str:
+    """Return a page of constants and settings, by chapter, module and name."""
+    head = ("value", "meaning", "name")
+    return text + "".join(
+        table(title, head, (row for item in chapter.items() for row in bounds_of(*item)))
+        for title, chapter in chapters.items()
+    )
+
+
+def bounds_of(owner: str, names: str) -> Iterator[str]:
+    """Yield a row for each name of a module, or for each setting of "edge" or "verifier"."""
+    if kind := {"edge": EdgeSettings, "verifier": VerifierSettings}.get(owner):
+        settings = {each.name: each for each in settings_of(kind)}
+        for name in names.split():
+            value = settings[name].default.strip("`").removesuffix(".0")
+            yield f"| {value}{' s' * (value != 'none')} | {settings[name].meaning} | `{name}` |"
+        return
+    module = import_module(owner)
+    documentation = dict(_pairs(ast.parse(inspect.getsource(module)).body))
+    for name in names.split():
+        shown = amount(name, getattr(module, name))
+        yield f"| {shown} | {documentation[name]} | `{owner}.{name}` |"
+
+
+def amount(name: str, value: float | tuple[float, ...]) -> str:
+    """Return the value of a constant, with the unit that its name tells."""
+    if isinstance(value, tuple):
+        return f"{', '.join(f'{each:g}' for each in value)} s"
+    if name.endswith("_BYTES"):
+        unit, size = ("MiB", 1 << 20) if value >= 1 << 20 else ("KiB", 1 << 10)
+        return f"{value / size:,g} {unit}"
+    endings = {"_BYTES_PER_S": " bytes/s", "_S": " s"}
+    return f"{value:,.12g}{next((endings[end] for end in endings if name.endswith(end)), '')}"
+
+
 PAGES: Final = {
     "settings.md": settings_page,
     "metrics.md": metrics_page,
     "commands.md": commands_page,
+    "limits.md": partial(bounds_page, LIMITS, BOUNDS),
+    "deadlines.md": partial(bounds_page, DEADLINES, WAITS),
 }
 
 

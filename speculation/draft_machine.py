@@ -37,7 +37,7 @@ from speculation.messages import (
 )
 from speculation.model_facts import MAX_VOCABULARY, Limits, TokenId
 from speculation.proposer import Latencies, Proposer
-from speculation.speedup import AnswerSpeedup, SpeedupEstimates
+from speculation.speedup import AnswerSpeedups, SpeedupEstimates
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +120,25 @@ class Observer:
         """The machine has taken in the message."""
 
 
-class _StepTimes:
-    """Learns how long the draft model takes for a token, from steps in which it did not rewind
-    or read a prompt."""
+class _ObservedLatencies:
+    """Learns how long a pass takes, and how long the draft model takes for a token: from steps
+    in which it did not rewind or read a prompt. rtt_s: returns the link's round trip."""
 
-    def __init__(self) -> None:
+    def __init__(self, rtt_s: Callable[[], float]) -> None:
+        self.rtt_s = rtt_s
+        self.pass_s = 0.0
         self.draft_s = 0.0
         self._unfinished_s = 0.0  # time of steps whose draft token a later step completes
         self._read_epoch, self._read_end = -1, 0  # the chain that the draft model has read
 
-    def observe(self, step: DraftStep, took_s: float, tokens: int) -> int:
+    @property
+    def now(self) -> Latencies:
+        return Latencies(self.rtt_s(), self.pass_s, self.draft_s)
+
+    def observe_pass(self, pass_s: float) -> None:
+        self.pass_s = running_mean(self.pass_s or None, pass_s)
+
+    def observe_step(self, step: DraftStep, took_s: float, tokens: int) -> int:
         """Learn from a step that gave so many tokens. Return how many tokens it read beside the
         last one; 0 if its time tells nothing of that."""
         goes_on = step.epoch == self._read_epoch
@@ -176,24 +185,20 @@ class DraftMachine:
         self._policy = policy
         self.limits = limits
         self._judge = judge
-        self._rtt_s = rtt_s
         self._drafts = drafts
         self._lookup = lookup
-        self._pass_s = 0.0
-        self._step_times = _StepTimes()
+        self._observed = _ObservedLatencies(rtt_s)
         self._opened_at = 0
         """The session began at this position; the pass there also read the prompt."""
 
-        self._speedups = speedups
-        here = speedups() if speedups else None
-        self._draft_speedup = AnswerSpeedup(here.draft) if here and drafts else None
-        self._lookup_speedup = AnswerSpeedup(here.lookup) if here and lookup else None
+        looks_up = lookup is not None
+        self._speedups = AnswerSpeedups(speedups, drafts=drafts, looks_up=looks_up)
         self.tally = Tally()
         self.observer = Observer()
 
     @property
     def latencies(self) -> Latencies:
-        return Latencies(self._rtt_s(), self._pass_s, self._step_times.draft_s)
+        return self._observed.now
 
     def next(self, now: float, *, busy: bool) -> Outcome:
         """Return what to send, and the step to make. busy: True while a step is being made."""
@@ -225,7 +230,7 @@ class DraftMachine:
             self.counts.looked_up += 1
 
     def _may_look_up(self, latencies: Latencies) -> bool:
-        session, speedup = self.session, self._lookup_speedup
+        session, speedup = self.session, self._speedups.lookup
         if not session.may_extend or not (speedup is None or speedup.drafts):
             return False
         return self._policy.may_look_up(session, latencies, self.limits)
@@ -239,7 +244,7 @@ class DraftMachine:
     @property
     def slowed(self) -> float:
         """A pass takes so many times longer because the edge drafts, as far as is known."""
-        speedup = self._draft_speedup
+        speedup = self._speedups.draft
         return (
             max(1.0, speedup.estimate.cost) if speedup is not None and speedup.drafts else 1.0
         )
@@ -247,7 +252,8 @@ class DraftMachine:
     @property
     def _works(self) -> bool:
         """True if the draft model works for this answer, but for pauses."""
-        return self._drafts and (self._draft_speedup is None or self._draft_speedup.drafts)
+        speedup = self._speedups.draft
+        return self._drafts and (speedup is None or speedup.drafts)
 
     def _step(self, now: float, latencies: Latencies) -> DraftStep:
         session, ahead = self.session, list[TokenId]()
@@ -269,10 +275,10 @@ class DraftMachine:
         The first extends the chain as the step's own; the others, while the policy allows
         lookups."""
         end = len(step.context)
-        took_s, times = now - step.asked_at, self._step_times
-        more = times.observe(step, took_s, len(tokens))
+        took_s, observed = now - step.asked_at, self._observed
+        more = observed.observe_step(step, took_s, len(tokens))
         if more and self._lookup is not None:
-            self._lookup.observe_reading(more, took_s, times.draft_s)
+            self._lookup.observe_reading(more, took_s, observed.draft_s)
         if (step.epoch, end) != (self.session.epoch, self.session.end):
             self.counts.stale_steps += 1
             return
@@ -285,15 +291,12 @@ class DraftMachine:
     def start_drafting(self) -> None:
         """Ask for steps from now on: the draft model is there by now."""
         self._drafts = True
-        if self._speedups is not None:
-            self._draft_speedup = AnswerSpeedup(self._speedups().draft)
+        self._speedups.start_drafting()
 
     def stop_drafting(self) -> None:
         """Ask for no more steps: the draft model failed."""
         self._drafts = False
-        if self._draft_speedup is not None:
-            self._draft_speedup.leave()
-            self._draft_speedup = None
+        self._speedups.stop_drafting()
 
     def received(self, message: Down) -> Outcome:
         """Take in a message. Raise RemoteProtocolError for what no correct verifier sends."""
@@ -321,7 +324,7 @@ class DraftMachine:
         """Take in a Commit and return the part of it that was not known before."""
         known = len(message.tokens) - len(self.session.receive(message))
         if message.start > self._opened_at and message.pass_s > 0.0:
-            self._pass_s = running_mean(self._pass_s or None, message.pass_s)
+            self._observed.observe_pass(message.pass_s)
             self._weigh(message)
         fresh = message.after(known)
         self.tally.add(fresh)
@@ -330,20 +333,17 @@ class DraftMachine:
     def _weigh(self, commit: Commit) -> None:
         """Learn what draft tokens earn."""
         works, chain = self._works, self.session.chain
-        on_the_way = 2 * self._rtt_s() / self._pass_s
-        if (speedup := self._lookup_speedup) and not works:
+        on_the_way = 2 * self._observed.rtt_s() / self._observed.pass_s
+        if (speedup := self._speedups.lookup) and not works:
             speedup.committed(commit, on_the_way, clear=speedup.drafts or not chain)
-        if speedup := self._draft_speedup:
+        if speedup := self._speedups.draft:
             drawn = not works and any(each.origin in STEPS for each in chain)
             clear = not (should_pause(self.session) if works else drawn)
             speedup.committed(commit, on_the_way, clear=clear)
 
     def close(self) -> None:
         """Note that the answer has ended."""
-        for speedup in (self._draft_speedup, self._lookup_speedup):
-            if speedup is not None:
-                speedup.leave()
-        self._draft_speedup = self._lookup_speedup = None
+        self._speedups.leave()
 
     def _rejected(self, reject: Reject) -> Outcome:
         """Answer a Reject. The draft tokens that it accepts are committed, and so is a
@@ -370,11 +370,6 @@ class DraftMachine:
         self.observer.opened()
         self.session.in_flight = 0
         self._opened_at = len(self.session.committed)
-        if self._speedups is not None:
-            speedups = self._speedups()
-            if self._draft_speedup is not None:
-                self._draft_speedup.move_to(speedups.draft)
-            if self._lookup_speedup is not None:
-                self._lookup_speedup.move_to(speedups.lookup)
+        self._speedups.move()
         committed = tuple(self.session.committed)
         return replace(self._request, committed=committed, rejected=self._judge.reopened())

@@ -50,6 +50,8 @@ class Continuation:
     @property
     def precision(self) -> Precision:
         """The precision of the first token."""
+        if known := self.by_agreed.get(self.agreed):
+            return known
         return self.by_agreed[max(least for least in self.by_agreed if least <= self.agreed)]
 
     def chances(self) -> list[float]:

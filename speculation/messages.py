@@ -10,7 +10,7 @@ A *position* counts output tokens from 0: the first token after the prompt has p
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 import msgspec
 
@@ -131,6 +131,11 @@ class CachedPromptTokens:
     cache and did not read them."""
 
     tokens: int
+
+
+UNLIKELY: Final = -9999.0
+"""This log-probability stands for minus infinity, as in OpenAI's API: neither the protocol nor
+JSON has infinite numbers."""
 
 
 @dataclass(frozen=True, slots=True)

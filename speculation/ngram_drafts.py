@@ -140,7 +140,7 @@ class NgramDrafts:
         if self._prediction is not None:
             self._prediction.follow(committed, pending)
             options.append(self._prediction.continuation(most))
-        if self._dropped and (resumed := self._resume([*committed, *pending], wrong_at, most)):
+        if self._dropped and (resumed := self._resume(committed, pending, wrong_at, most)):
             options.append(resumed)
         continuations = [each for each in options if each.tokens]
         best = max(continuations, key=lambda each: each.precision.right, default=None)
@@ -153,9 +153,17 @@ class NgramDrafts:
         ends = (at for at, token in enumerate(tokens, 1) if token in self._stop_tokens)
         return tokens[: next(ends, len(tokens))]
 
-    def _resume(self, text: Sequence[TokenId], wrong_at: int, most: int) -> Continuation | None:
+    def _resume(
+        self,
+        committed: Sequence[TokenId],
+        pending: Sequence[TokenId],
+        wrong_at: int,
+        most: int,
+    ) -> Continuation | None:
         longest = max(RESUMPTION_PRIORS)
-        match = resumption(self._dropped, text, wrong_at, most=longest)
+        end = [*committed[-longest:], *pending]  # the whole text may be long
+        left_out = len(committed) + len(pending) - len(end)
+        match = resumption(self._dropped, end, wrong_at - left_out, most=longest)
         if match is None:
             return None
         return Continuation(

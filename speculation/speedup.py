@@ -12,7 +12,7 @@ speed-up pauses, and tries again after a while."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from speculation.learning import running_mean
@@ -33,7 +33,7 @@ MAX_APART: Final = 512
 """The first probe begins after 8 Commits, the next ones after 32, 128 and then always so many;
 each later where it costs much."""
 
-MIN_GAIN: Final = 1.01
+MIN_SPEEDUP: Final = 1.01
 """An answer pauses if its draft tokens bring less than this: they also cost the edge power."""
 
 PRIOR: Final = 1.05
@@ -152,7 +152,7 @@ class SpeedupEstimate:
     def _end(self) -> None:
         self._window.clear()
         self.forced, self._since = None, 0
-        self.pause = 0.0 if self.speedup >= MIN_GAIN else float(MIN_PAUSE)
+        self.pause = 0.0 if self.speedup >= MIN_SPEEDUP else float(MIN_PAUSE)
 
 
 def _typical(window: Sequence[float]) -> float:
@@ -180,7 +180,7 @@ class AnswerSpeedup:
 
     def __init__(self, estimate: SpeedupEstimate) -> None:
         self.estimate = estimate
-        may_draft = estimate.speedup >= MIN_GAIN or estimate.pause <= 0.0
+        may_draft = estimate.speedup >= MIN_SPEEDUP or estimate.pause <= 0.0
         self.drafts = may_draft if estimate.forced is None else estimate.forced
         estimate.joined(drafts=self.drafts)
         self._tokens, self._longer, self._seen = PRIOR, 1.0, PRIOR_COMMITS
@@ -245,8 +245,49 @@ class AnswerSpeedup:
     def _should_draft(self, on_the_way: float) -> bool:
         if self.estimate.forced is not None:
             return self.estimate.forced
-        if self.speedup >= MIN_GAIN:
+        if self.speedup >= MIN_SPEEDUP:
             return True
         if self.drafts:
             return self._since < on_the_way + TRY
         return self.estimate.pause <= 0.0
+
+
+class AnswerSpeedups:
+    """One answer's parts in the SpeedupEstimates of its session's verifier. here: returns
+    these; None: the answer drafts whatever its draft tokens earn."""
+
+    def __init__(
+        self, here: Callable[[], SpeedupEstimates] | None, *, drafts: bool, looks_up: bool
+    ) -> None:
+        self._here = here
+        estimates = here() if here else None
+        self.draft = AnswerSpeedup(estimates.draft) if estimates and drafts else None
+        self.lookup = AnswerSpeedup(estimates.lookup) if estimates and looks_up else None
+
+    def start_drafting(self) -> None:
+        """Note that the draft model is there by now."""
+        if self._here is not None:
+            self.draft = AnswerSpeedup(self._here().draft)
+
+    def stop_drafting(self) -> None:
+        """Note that the draft model has failed."""
+        if self.draft is not None:
+            self.draft.leave()
+            self.draft = None
+
+    def move(self) -> None:
+        """Go on at the verifier of the next session."""
+        if self._here is None:
+            return
+        estimates = self._here()
+        if self.draft is not None:
+            self.draft.move_to(estimates.draft)
+        if self.lookup is not None:
+            self.lookup.move_to(estimates.lookup)
+
+    def leave(self) -> None:
+        """Note that the answer ends."""
+        for speedup in (self.draft, self.lookup):
+            if speedup is not None:
+                speedup.leave()
+        self.draft = self.lookup = None

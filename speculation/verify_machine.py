@@ -3,7 +3,8 @@
 A driver owns the clock, the target and its KV cache. It names the ready sessions (their prompt
 is read and no pass of theirs is running), and executes:
 
-    offer    returns what the next pass should judge, or how long to wait before asking again
+    offer    returns what the next pass should judge, or how long to wait before asking again;
+             `wait_s` and `allot` are its two halves
     begin    starts the pass that really runs: an engine may trim an offer, or add sessions.
              A pass without draft tokens may also begin when it has run, so that the target
              can have two of a session's under way
@@ -216,25 +217,22 @@ class VerifyMachine:
 
     def heads_to_draft(
         self, names: Collection[str], now: float, step_s: float, most: int
-    ) -> dict[str, int]:
+    ) -> tuple[Collection[str], int]:
         """Return the sessions whose heads should draft before the next pass, and how many
         tokens: those that expect less of their edge's draft tokens and of n-grams, and do not
         wait for any. step_s: the seconds in which heads draft a token of each."""
         precisions = {}
         for name in names:
-            if not (observed := self._sessions.get(name)):
-                continue
+            observed = self._sessions[name]
             session, right = observed.session, observed.head.precision.right
-            room = min(most, session.head_room)
+            room = min(most, session.limits.max_verify, session.head_room)
             own = sum(right**k for k in range(1, room + 1))
-            if session.finished or own <= sum(session.gains):
-                continue
-            if self._draft_wait_s(name, now) <= 0.0:
+            if own > sum(session.gains) and self._draft_wait_s(name, now) <= 0.0:
                 precisions[name] = right
+                most = min(most, session.limits.max_verify)
         if not precisions:
-            return {}
-        count = head_tokens([*precisions.values()], self.latency, step_s, most)
-        return dict.fromkeys(precisions, count) if count else {}
+            return (), 0
+        return precisions, head_tokens([*precisions.values()], self.latency, step_s, most)
 
     def wait_s(self, ready: Collection[str], now: float) -> float:
         """Return how long no pass should start: 0 for at once, inf until a message arrives."""
@@ -289,24 +287,37 @@ class VerifyMachine:
         rows: int,
         without_drafts: Collection[str] = (),
         others: int = 0,
-        due: bool = False,
+    ) -> Offer:
+        """Return what the next pass should judge, or how long to wait; see `allot`. Nothing
+        changes. The pass starts when one session need wait no longer, or if something else is
+        in it."""
+        if not (without_drafts or others) and (wait_s := self.wait_s(ready, now)) > 0.0:
+            going = [name for name in ready if self._sessions[name].session.may_take_part]
+            return Offer({}, wait_s, going)
+        return self.allot(ready, rows=rows, without_drafts=without_drafts, others=others)
+
+    def allot(
+        self,
+        ready: Collection[str],
+        *,
+        rows: int,
+        without_drafts: Collection[str] = (),
+        others: int = 0,
         ahead: bool = False,
     ) -> Offer:
-        """Return what the next pass should judge. Nothing changes.
+        """Return what a pass that starts now should judge. Nothing changes.
 
         rows: the most that the pass may have. without_drafts: sessions that start now, whatever
         the others wait for, and take no draft token, as at the end of a prompt, and those that
-        run on. others: rows that are in the pass anyway and belong to no session. due: True if
-        `wait_s` has just returned 0 for these sessions. ahead: True if the outcome of the last
-        pass is not known, so that sessions with draft tokens are left out of the next one.
+        run on. others: rows that are in the pass anyway and belong to no session. ahead: True
+        if the outcome of the last pass is not known, so that sessions with draft tokens are
+        left out of the next one.
 
-        The pass starts when one session need wait no longer. It then takes all sessions but
-        those that must have a draft token and lack one: a session left out of this pass waits
-        for the next one, which is longer than any wait pays for.
+        The pass takes all sessions but those that must have a draft token and lack one: a
+        session left out of this pass waits for the next one, which is longer than any wait pays
+        for.
         """
         going = [name for name in ready if self._sessions[name].session.may_take_part]
-        if not (due or without_drafts or others) and (wait_s := self.wait_s(going, now)) > 0.0:
-            return Offer({}, wait_s, going)
         start: dict[str, tuple[TokenId, ...]] = dict.fromkeys(without_drafts, ())
         sessions = [self._sessions[name].session for name in going]
         gains = [session.gains for session in sessions]

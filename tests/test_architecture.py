@@ -1,8 +1,10 @@
-"""docs/architecture.md names every room, and files that exist."""
+"""docs/architecture.md names every room, files and imports that exist, and draws the layers."""
 
 from __future__ import annotations
 
 import re
+import tomllib
+from pathlib import Path
 
 from tests.edge_agent.processes import ROOT
 
@@ -29,6 +31,34 @@ def test_every_file_that_it_names_exists() -> None:
 
     assert named
     assert not missing
+
+
+def test_each_arrow_of_the_walk_is_an_import() -> None:
+    wrong, folder, count = [], Path(), 0
+    walk = TEXT.partition("## The walk")[2].partition("## Where a")[0]
+    for chain in re.findall(r"`[a-z_/0-9]+\.py`(?: → `[a-z_/0-9]+\.py`)+", walk):
+        before = ""
+        for name in re.findall(r"`([^`]+)`", chain):
+            file = folder / name if (ROOT / folder / name).is_file() else Path(name)
+            parent, leaf = ".".join(file.parent.parts), file.stem
+            used = rf"from {parent}(\.{leaf} import|\b import .*\b{leaf}\b)"
+            wrong += [chain] if before and not re.search(used, before) else []
+            count, folder, before = count + 1, file.parent, (ROOT / file).read_text()
+
+    assert count > 20
+    assert wrong == []
+
+
+def test_the_diagram_has_the_layers_of_the_import_rules() -> None:
+    svg = (ROOT / "docs" / "architecture.svg").read_text()
+    rows = dict[int, set[str]]()
+    for y, room in re.findall(r'y="(\d+)"><tspan class="head">(\w+)/', svg):
+        rows.setdefault(int(y), set()).add(room)
+
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = [set(re.findall(r"\w+", each)) for each in rules["contracts"][0]["layers"]]
+    assert [rows[y] for y in sorted(rows)] == layers
+    assert set.union(*layers) == set(ROOMS)
 
 
 def test_it_is_read_in_one_sitting() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,8 @@ from typing import Final
 import pytest
 from typer.main import get_command
 
+from edge_agent.link.failover_policy import State, Trigger
+from picospec.known_clients import read_clients
 from picospec.main import app
 from verifier.options import SETTINGS
 
@@ -23,6 +26,23 @@ COMMANDS: Final = {
     name.removeprefix("picospec "): {option for each in command.params for option in each.opts}
     for name, command in REFERENCE["commands"](get_command(app))
 }
+MAKEFILE: Final = (ROOT / "Makefile").read_text("utf-8")
+TEXTS: Final = {page.name: " ".join(page.read_text("utf-8").split()) for page in PAGES}
+FIGURES: Final = {
+    "requests beside the plugin": r"(0\.\d+ to \d\.\d+) of vLLM's (?:own )?speed",
+    "drafts at random": r"(0\.\d+ to \d\.\d+) times the server's speed",
+    "the first token": r"first token(?: came)? (\d+ %) later",
+    "bytes": r"\b(1\d to \d+) (?:bytes )?a token",
+}
+"""Patterns of figures that several pages have: the same number wherever it stands."""
+COUNTS: Final = {
+    "arms": len(re.findall(r"[^ ,]+", re.search(r"BENCH_ARMS := (.*)", MAKEFILE)[1])),  # type: ignore[index]
+    "clients": len(read_clients()),
+    "states": len(State),
+    "triggers": len(Trigger),
+}
+NUMBERS: Final = {4: "four", 5: "five", 8: "eight", 9: "nine", 10: "ten", 11: "eleven"}
+PRODUCT: Final = ("edge_agent", "gateway", "local_models", "picospec", "verifier")
 OLLAMAS: Final = {"list", "ps", "pull", "serve", "version"}
 ENGINES: Final = {name for names in SETTINGS.values() for name in names} | {"--exact"}
 
@@ -77,7 +97,6 @@ def test_commands_have_the_options_that_a_page_shows(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_names_targets_of_make_and_modules_that_exist(page: Path) -> None:
-    makefile = (ROOT / "Makefile").read_text("utf-8")
     targets = {
         target for line in code(page) for target in re.findall(r"^make ([a-z0-9-]+)", line)
     }
@@ -88,6 +107,61 @@ def test_a_page_names_targets_of_make_and_modules_that_exist(page: Path) -> None
     }
 
     assert {
-        each for each in targets if not re.search(rf"^{each}(?: \S+)*:", makefile, re.M)
+        each for each in targets if not re.search(rf"^{each}(?: \S+)*:", MAKEFILE, re.M)
     } == set()
     assert {each for each in modules - {"pip"} if find_spec(each) is None} == set()
+
+
+@pytest.mark.parametrize("pattern", FIGURES.values(), ids=FIGURES)
+def test_a_figure_is_the_same_on_all_pages(pattern: str) -> None:
+    shown = {name: set(re.findall(pattern, text)) for name, text in TEXTS.items()}
+
+    assert len(set().union(*shown.values())) <= 1, shown
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_number_in_words_is_that_of_the_code(name: str) -> None:
+    words = "|".join(NUMBERS.values())
+    shown = re.findall(rf"\b({words}) {name}\b", " ".join([MAKEFILE, *TEXTS.values()]))
+
+    assert set(shown) == {NUMBERS[COUNTS[name]]}
+
+
+def test_a_version_of_vllm_that_was_tried_in_part_is_named_so() -> None:
+    both = re.compile(r"0\.32,? (?:or|and) 0\.33(?! \[?in part)")
+
+    assert {name for name, text in TEXTS.items() if both.search(text)} == set()
+
+
+def test_texts_for_users_of_a_wheel_name_nothing_that_only_a_clone_has() -> None:
+    prose = runpy.run_path(str(ROOT / "scripts/prose.py"))
+    targets = "|".join(re.findall(r"^([a-z][a-z0-9-]+)(?: \S+)*:(?!=)", MAKEFILE, re.M))
+    wrong = re.compile(rf"`make (?:{targets})\b|pip install '?picospec\b")
+    files = [each for room in PRODUCT for each in (ROOT / room).rglob("*.py")]
+    texts = {text for each in files for _, text in prose["messages"](each.read_text("utf-8"))}
+
+    assert {each for each in texts if wrong.search(each)} == set()
+
+
+def test_a_mechanism_costs_the_lines_that_decisions_says() -> None:
+    table = (ROOT / "docs/decisions.md").read_text("utf-8").partition("## Structure")[0]
+    wrong, folder = [], Path()
+    for names, count in re.findall(r"^\|[^|]*\| (`[^|]*) \| (\d+|-) \|", table, re.M):
+        lines = 0
+        for name in re.findall(r"`([^`]+)`", names):
+            file = Path(name) if "/" in name else folder / name
+            code = re.sub(r'""".*?"""', "", (ROOT / file).read_text("utf-8"), flags=re.DOTALL)
+            lines += len(re.findall(r"^\s*[^\s#]", code, re.M))
+            folder = file.parent
+        wrong += [f"{names}: {lines}"] * (count != "-" and not 0.8 < lines / int(count) < 1.25)
+
+    assert wrong == []
+
+
+def test_models_names_the_sibling_of_each_family() -> None:
+    catalogue = tomllib.loads((ROOT / "local_models/catalogue.toml").read_text("utf-8"))
+    siblings = {each["drafts"][0] for each in catalogue["families"].values()}
+    names = {re.sub(r".*/|-Instruct|-GGUF.*", "", each).replace("-", " ") for each in siblings}
+
+    page = TEXTS["models.md"].casefold()
+    assert {each for each in names if f"sibling {each}".casefold() not in page} == set()

@@ -22,7 +22,7 @@ from rich.console import Console
 from gateway.access import Access
 from gateway.app import create_app
 from gateway.drain import Drain, end_within, stopped_by_signals
-from gateway.endpoints.services import one_model
+from gateway.endpoints.services import Services, one_model
 from gateway.hosting.strangers import hosts_of
 from gateway.system import STOP_AT_ONCE
 from gateway.tracing import Tracing, open_tracing
@@ -115,17 +115,20 @@ def build(
     """
     verifier = VerifierService(settings, make, Drain(), tracing)
     stop_server = partial(os.kill, os.getpid(), signal.SIGINT)
-    app = create_app(
+    services = Services(
         one_model(PlainEngine(verifier.host), verifier.host.tokenizer, settings),
         settings,
-        Access(SESSION_PATHS, takes_drafts, hosts_of(settings), tracing=verifier.tracing),
+        verifier.sessions.about,
+        drain=verifier.drain,
         registry=verifier.registry,
+    )
+    app = create_app(
+        services,
+        Access(SESSION_PATHS, takes_drafts, hosts_of(settings), tracing=verifier.tracing),
         metrics=verifier.metrics,
         lifespan=lambda _: verifier.running(
             stop_server, at_once=STOP_AT_ONCE, second_is_at_once=False
         ),
-        drain=verifier.drain,
-        about=verifier.sessions.about,
     )
     app.router.routes[:0] = verifier.routes
     return app

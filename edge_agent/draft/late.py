@@ -117,7 +117,7 @@ class Drafts:
     async def _load(self, name: str, stored: StoredModel) -> LoadedDraftModel:
         model, length = await in_own_thread(partial(self._opened, name, stored), "load")
         try:
-            await self._make_room(stored.path, _size_bytes(stored, length))
+            await self._make_room(stored.path, loading.footprint_of(model, length).model)
             return await in_own_thread(partial(self._begin, stored, model, length), "load")
         except BaseException:
             model.close()
@@ -135,7 +135,7 @@ class Drafts:
     def _begin(self, stored: StoredModel, model: Model, length: Length) -> LoadedDraftModel:
         drafter = loading.make_drafter(model, self._settings, length)
         model.vocabulary  # noqa: B018 - it takes a while, and the event loop needs it
-        size_bytes = _size_bytes(stored, length)
+        size_bytes = loading.footprint_of(model, length).model
         draft = LoadedDraftModel(stored, model, drafter, length.tokens, size_bytes)
         self._loaded[stored.path] = draft
         return draft
@@ -184,10 +184,6 @@ class Drafts:
         """Free everything."""
         for draft in list(self._loaded.values()):
             await self._free(draft)
-
-
-def _size_bytes(stored: StoredModel, length: Length) -> int:
-    return stored.path.stat().st_size + length.kv_bytes + length.state_bytes
 
 
 State = Literal["asleep", "loading", "loaded", "failed"]

@@ -35,9 +35,12 @@ from speculation.model_facts import TokenId
 CHUNK_TOKENS: Final = 64
 """A pass has at most this many tokens of one prompt, so that other sessions' steps are fast."""
 
+LOGITS_ROWS: Final = 64
+"""So many rows of a pass have logits: one session's chunk that reads ahead, or shares of it."""
+
 PASS_TIMEOUT_S: Final = 30.0
-"""The steps of a pass fail after this many seconds. A full pass of 256 rows takes 3 s with a
-draft model of 0.5B on one core; and sessions lose only their drafts."""
+"""The steps of a pass of the draft model fail after this many seconds. A full pass of 256 rows
+takes 3 s with a draft model of 0.5B on one core; and sessions lose only their drafts."""
 
 GIVES_WAY_S: Final = 10.0
 """An answer whose draft model made no step for so long gives its slot to one that has none: its
@@ -45,7 +48,7 @@ reader is slow, or it pauses."""
 
 CHECK_S: Final = 1.0
 CLOSE_S: Final = 3.0
-"""Closing waits this many seconds for the running pass."""
+"""An edge that ends waits this many seconds for the running pass of its draft model."""
 
 
 class LlamaDrafter:
@@ -218,7 +221,7 @@ class LlamaDrafter:
 
     def _segments(self, requests: Sequence[StepRequest]) -> list[Segment]:
         """Return one segment of each request, with at least one token for each."""
-        room = self._cache.limits.batch_tokens
+        room, logits = self._cache.limits.batch_tokens, self._cache.limits.logits_rows
         segments = []
         for place, request in enumerate(requests):
             slot, seen = request.session.slot, request.seen(self._reading, self._cache)
@@ -229,10 +232,11 @@ class LlamaDrafter:
             unread = len(seen) - request.position - start
             self.read_tokens += max(0, min(len(tokens), unread))
             if start + len(tokens) == len(seen):
-                free = self._reading.room - len(seen)
+                free = min(self._reading.room - len(seen), logits - len(requests) + place)
                 ahead = request.ahead[: max(0, min(free, most - len(tokens)))]
                 tokens += ahead
                 rows = 1 + len(ahead)
+                logits -= rows
             segments.append(Segment(slot.index, start, tokens, rows))
             room -= len(tokens)
         return segments

@@ -19,7 +19,7 @@ import structlog
 from rich.console import Console
 
 from edge_agent.draft.drafter import LoadedDrafter
-from edge_agent.draft.llama import LlamaDrafter
+from edge_agent.draft.llama import LOGITS_ROWS, LlamaDrafter
 from edge_agent.draft.target_tokenizer import RETRY_S, TargetTokenizer
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.settings import EdgeSettings, ModelSettings
@@ -29,6 +29,8 @@ from gateway.hosting.cores import compute_threads
 from gateway.turns import in_own_thread
 from local_models.choosing import HubPolicy, choose_draft
 from local_models.llama_cpp.context_length import Length, context_length
+from local_models.llama_cpp.footprint import Footprint, footprint
+from local_models.llama_cpp.kv_cache import KvCache
 from local_models.llama_cpp.library import INSTALL, can_use_gpu, check_llama, has_llama
 from local_models.llama_cpp.model import Context, Model
 from local_models.progress import progress_bar
@@ -176,11 +178,21 @@ def open_context(
     return Context(
         model,
         tokens,
-        sequences=sequences,
+        KvCache(sequences, checkpoints=CHECKPOINTS),
         threads=settings.threads or max(1, compute_threads() - 1),
         flash_attention=settings.gpu_layers != 0,
-        checkpoints=CHECKPOINTS,
+        logits_rows=logits_rows(sequences),
     )
+
+
+def logits_rows(sequences: int) -> int:
+    """Return how many rows of a pass may have logits: at least one of each sequence."""
+    return max(LOGITS_ROWS, sequences)
+
+
+def footprint_of(model: Model, length: Length) -> Footprint:
+    """Return the memory that an edge takes with a draft model, whose vocabulary suffices."""
+    return footprint(model, length, logits_rows(length.sequences))
 
 
 def length_of(model: Model, settings: EdgeSettings, context_tokens: int | None) -> Length:
@@ -198,8 +210,6 @@ def length_of(model: Model, settings: EdgeSettings, context_tokens: int | None) 
         facts,
         model.context_tokens,
         context_tokens,
-        sequences=settings.slots + 1,  # one spare sequence, to read on in
-        cache="F16",
+        kv=KvCache(settings.slots + 1, checkpoints=CHECKPOINTS),  # one spare, to read on in
         min_tokens=MIN_TOKENS,
-        rollback=CHECKPOINTS,
     )

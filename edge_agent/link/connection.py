@@ -46,7 +46,12 @@ from gateway.hosting.strangers import is_loopback
 
 CONTENT_TYPE: Final = "application/vnd.picospec"
 CONNECT_TIMEOUT_S: Final = 3.0
+"""A connection to a verifier must be open within this time, or another verifier is asked."""
+
 REQUEST_TIMEOUT_S: Final = 5.0
+"""A verifier must answer within this time where its facts, Drafts or an acknowledgement are
+concerned."""
+
 SESSION_HEADER: Final = "picospec-session"
 OPEN_PATH: Final = "/v1/speculate"
 UPLOADS_PATH: Final = f"{OPEN_PATH}/uploads"
@@ -56,8 +61,8 @@ TAKES_RECORDS: Final[Mapping[str, str]] = MappingProxyType({"picospec-answer": "
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 MAX_ANSWER_BYTES: Final = 1 << 20
-"""An answer that is no stream and no tokenizer has at most this many bytes. The longest are
-facts with 1,024 stop tokens and 256 features."""
+"""A verifier's answer that is no stream and no tokenizer has at most this many bytes. The
+longest are facts with 1,024 stop tokens and 256 features."""
 
 
 def session_headers() -> dict[str, str]:

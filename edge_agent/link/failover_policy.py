@@ -12,7 +12,7 @@ deadline. An answer that has not begun does not wait: its client can ask again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import inf
@@ -127,6 +127,60 @@ class _SinceToken(Generic[V]):
     """No further handover by these verifiers is free."""
 
 
+class _Candidates(Generic[V]):
+    """The verifiers that may take an answer's next session."""
+
+    def __init__(
+        self, verifiers: KnownVerifiers[V], identity: str, prompt: PromptBlocks | None
+    ) -> None:
+        self._verifiers = verifiers
+        self._identity = identity
+        self._prompt = prompt
+        self.tried: set[V | None] = set()
+        """These verifiers lost the session or refused it; after a wait they may take it."""
+
+        self.excluded: set[V | None] = set()
+        """These verifiers will never take the session, as with a wrong key or another model, or
+        let it wait for too long."""
+
+    def best(self, without: Set[V | None] = frozenset()) -> V | None:
+        """Return the one that should take it, ready or not."""
+        return self._verifiers.choose(self._identity, without | self.excluded, self._prompt)
+
+    def ready(self, without: Set[V | None]) -> V | None:
+        best = self.best(without)
+        return best if best and best.is_ready else None
+
+
+class _Waits:
+    """The waits of an answer whose session was lost; they end at its deadline."""
+
+    def __init__(self, deadline_s: float, chance: Random) -> None:
+        self._deadline_s = deadline_s
+        self._chance = chance
+        self.late_at = inf
+        """The answer is given up then, once a session was lost."""
+
+        self._pause_s = 0.0  # before another verifier is chosen
+
+    def lost(self, now: float) -> None:
+        """Note that a session was lost."""
+        self.late_at = now + self._deadline_s
+        self._pause_s = self._chance.uniform(0.0, JITTER_S)
+
+    def pause(self) -> Wait | None:
+        """Return the wait of a lost session before another verifier is chosen, once."""
+        pause_s, self._pause_s = self._pause_s, 0.0
+        return Wait(pause_s, probes_all=False) if pause_s > 0.0 else None
+
+    def search(self, waits: int, longer_s: float, now: float) -> Wait:
+        """Return how long to wait for a ready verifier. waits: the number of such waits since
+        the last token. longer_s: a verifier asks for so much more."""
+        mean_s = min(MAX_WAIT_S, MIN_WAIT_S * 2**waits)
+        wait_s = mean_s * self._chance.uniform(0.5, 1.5)
+        return Wait(min(wait_s + longer_s, self.late_at - now))
+
+
 class FailoverPolicy(Generic[V]):
     """identity: that of the answer's texts. deadline_s: an answer whose session was lost waits
     this long for a verifier. chance: spreads the waits of many answers. prompt: None if all
@@ -140,25 +194,13 @@ class FailoverPolicy(Generic[V]):
         chance: Random,
         prompt: PromptBlocks | None = None,
     ) -> None:
-        self._verifiers = verifiers
-        self._identity = identity
-        self._prompt = prompt
-        self._deadline_s = deadline_s
-        self._chance = chance
+        self._candidates = _Candidates(verifiers, identity, prompt)
+        self._waits = _Waits(deadline_s, chance)
         self.state = State.NEW
         self._verifier: V | None = None  # the last one that was chosen
-        self._tried: set[V | None] = set()
-        """These verifiers lost the session or refused it; after a wait they may take it."""
-
-        self._excluded: set[V | None] = set()
-        """These verifiers will never take the session, as with a wrong key or another model, or
-        let it wait for too long."""
-
         self._error: ApiError = Unavailable("no verifier can go on with this answer")
         """The error that ended the last session, or that ends the answer."""
 
-        self._late_at = inf  # the answer is given up then, once a session was lost
-        self._pause_s = 0.0  # before another verifier is chosen for a lost session
         self._since_token = _SinceToken[V]()
         self._run = ""  # the run of the verifier that opened the last session
         self._is_suspect = False  # the link or this verifier's process was lost
@@ -166,18 +208,20 @@ class FailoverPolicy(Generic[V]):
 
     def begin(self) -> V:
         """Return where to open the first session. Raises Unavailable if no verifier may."""
-        return self._chosen(self._best(set()))
+        return self._chosen(self._candidates.best())
 
     def choose(self, now: float) -> V | Wait:
         """Return where to open the next session, or how long to wait before calling again.
         Raises ApiError if the answer is given up."""
         choice: V | Wait | None = None
-        if now < self._late_at:
+        candidates = self._candidates
+        if now < self._waits.late_at:
             match self.state:
                 case State.REFUSED:
-                    choice = self._ready(self._tried) or self._probe()
+                    choice = candidates.ready(candidates.tried) or self._probe()
                 case State.LOST:
-                    choice = self._pause() or self._ready(self._tried) or self._wait(now)
+                    choice = self._waits.pause() or candidates.ready(candidates.tried)
+                    choice = choice or self._wait(now)
                 case State.REPEATING | State.RESUMING:
                     choice = self._verifier
         return choice if isinstance(choice, Wait) else self._chosen(choice)
@@ -204,28 +248,22 @@ class FailoverPolicy(Generic[V]):
         self._has_probed = True
         return Wait(0.0)
 
-    def _pause(self) -> Wait | None:
-        """Return the wait of a lost session before another verifier is chosen, once."""
-        pause_s, self._pause_s = self._pause_s, 0.0
-        return Wait(pause_s, probes_all=False) if pause_s > 0.0 else None
-
     def _wait(self, now: float) -> Wait | None:
         """Return how long to wait for a ready verifier; None if no verifier may go on."""
-        if self._best(set()) is None:
+        if self._candidates.best() is None:
             return None
-        mean_s = min(MAX_WAIT_S, MIN_WAIT_S * 2**self._since_token.waits)
-        wait_s = mean_s * self._chance.uniform(0.5, 1.5)
-        if isinstance(self._error, Overloaded):
-            wait_s += self._error.retry_after_s
+        error = self._error
+        longer_s = error.retry_after_s or 0.0 if isinstance(error, Overloaded) else 0.0
+        wait = self._waits.search(self._since_token.waits, longer_s, now)
         self._since_token.waits += 1
-        self._tried.clear()
-        return Wait(min(wait_s, self._late_at - now))
+        self._candidates.tried.clear()
+        return wait
 
     def opened(self, session: str) -> bool:
         """Note that the verifier has taken the session. Return True if its process had the
         previous one too. A LinkDown then means that only the link was lost."""
         self._move(Trigger.OPENED)
-        run, self._tried = session[:RUN_CHARACTERS], set()
+        run, self._candidates.tried = session[:RUN_CHARACTERS], set()
         is_same_process, self._run = run == self._run, run
         if is_same_process and self._is_suspect:
             self._since_token.lost -= 1
@@ -254,11 +292,10 @@ class FailoverPolicy(Generic[V]):
 
     def _lost(self, error: ApiError, now: float, progressed: bool) -> bool:
         """Note the loss of a session. Return True if no other one should follow."""
-        self._late_at = now + self._deadline_s
-        self._pause_s = self._chance.uniform(0.0, JITTER_S)
-        self._tried = {self._verifier}
+        self._waits.lost(now)
+        self._candidates.tried = {self._verifier}
         if error.error_code == IDLE:
-            self._excluded.add(self._verifier)
+            self._candidates.excluded.add(self._verifier)
         if progressed:
             self._since_token = _SinceToken[V]()
         since = self._since_token
@@ -280,23 +317,15 @@ class FailoverPolicy(Generic[V]):
         the request itself is wrong."""
         passes = isinstance(error, Unavailable | Overloaded)
         if passes and error.error_code != "identity_mismatch":
-            self._tried.add(self._verifier)
+            self._candidates.tried.add(self._verifier)
         else:
-            self._excluded.add(self._verifier)
+            self._candidates.excluded.add(self._verifier)
         return self.state is State.REFUSED and isinstance(error, InvalidRequest | TooLarge)
 
     @property
     def has_alternative(self) -> bool:
         """True if another verifier could take over now."""
-        return self._ready({self._verifier}) is not None
-
-    def _ready(self, without: set[V | None]) -> V | None:
-        best = self._best(without)
-        return best if best and best.is_ready else None
-
-    def _best(self, without: set[V | None]) -> V | None:
-        excluded = without | self._excluded
-        return self._verifiers.choose(self._identity, excluded, self._prompt)
+        return self._candidates.ready({self._verifier}) is not None
 
     def timeout_s(self, open_bytes: int, now: float, *, constrained: bool = False) -> float:
         """Return how long an Open of this size may wait for the first byte of its stream; after
@@ -307,4 +336,4 @@ class FailoverPolicy(Generic[V]):
             within_s = min(within_s, OPEN_TIMEOUT_S + open_bytes / MIN_BYTES_PER_S)
         if constrained:
             within_s += ANSWER_TIMEOUT_S
-        return min(within_s, self._late_at - now)
+        return min(within_s, self._waits.late_at - now)

@@ -29,7 +29,7 @@ LOOK_AGAIN_S: Final = 0.5
 """If a verifier is lost, its name is asked no sooner than this after the last time."""
 
 JOIN_S: Final = 2.0
-"""A verifier that is not ready yet is asked again after this."""
+"""A new verifier behind a name that is not ready yet is asked again after this."""
 
 MAX_ADDRESSES: Final = 64
 """An edge uses this many of a name's addresses."""

@@ -56,8 +56,8 @@ LATE_S: Final = 30.0
 first. A draft that was on its way may have extended the verifier's timeout."""
 
 MAX_IDLE: Final = 4096
-"""At most this many messages and cuts may come in a row without a token. The longest wait has
-2,100 Heartbeats; more messages than that only cost this machine time."""
+"""After this many messages and cuts in a row without a token a session is lost. The longest
+wait has 2,100 Heartbeats; more messages than that only cost this machine time."""
 
 
 class Silence:

@@ -15,7 +15,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from typing import Final
+from typing import Final, Protocol
+
+from pyqwest import Client
 
 from edge_agent.link.connection import REQUEST_TIMEOUT_S, Connection
 from edge_agent.link.errors import LinkDown
@@ -47,28 +49,72 @@ MIN_MULTIPLEXED: Final = 2
 its name in each record costs bytes."""
 
 MAX_UNREAD_BYTES: Final = 2 << 20
-"""A session is cut when it has left this many bytes unread, because its client is slow: as many
-as the transport would hold for a stream of its own."""
+"""A multiplexed session is cut when it has left this many bytes unread, because its client is
+slow: as many as the transport would hold for a stream of its own."""
+
+
+class UploadedTo(Protocol):
+    """A verifier, as its upload streams know it."""
+
+    connection: Connection
+    rtt_s: float
+
+    def delivered(self, begun: float) -> None:
+        """It has got what was sent at `begun`."""
+
+    def uploaded(self, size_bytes: int) -> None:
+        """A message of this size was sent."""
+
+
+class _Acknowledgement:
+    """The acknowledgement that a stream waits for, of which there is one at a time.
+
+    within_s: the first must come within this time.
+    """
+
+    def __init__(self, within_s: float) -> None:
+        self._within_s = within_s
+        self._asked_at: float | None = None
+        self._ask_at = 0.0
+        self._patience: asyncio.Timeout | None = None
+
+    def timeout(self) -> asyncio.Timeout:
+        """Return the context of the stream, which ends if one does not come in time."""
+        self._patience = asyncio.timeout(self._within_s)
+        return self._patience
+
+    def asks(self) -> bool:
+        """Return True if it is time to ask; it is then asked for."""
+        now = time.monotonic()
+        if self._asked_at is not None or now < self._ask_at:
+            return False
+        self._asked_at, self._ask_at = now, now + ASK_S
+        self._expect(self._within_s)
+        return True
+
+    def came(self) -> float | None:
+        """Return when it was asked for; None if it was not."""
+        asked_at, self._asked_at = self._asked_at, None
+        if asked_at is not None:
+            self._within_s = REQUEST_TIMEOUT_S
+            self._expect(None)
+        return asked_at
+
+    def _expect(self, within_s: float | None) -> None:
+        if self._patience is not None and not self._patience.expired():
+            now = asyncio.get_running_loop().time()
+            self._patience.reschedule(None if within_s is None else now + within_s)
 
 
 class Upload:
     """One stream, which begins at once.
 
-    first_answer_s: the first acknowledgement must come within this time. answered: gets the
-    time at which an acknowledgement was asked for. sent: gets the bytes of each message.
-    attempt: the number of streams in a row that were begun without an acknowledgement, with
-    this one.
+    run: that of the verifier's process. attempt: the number of streams in a row that were begun
+    without an acknowledgement, with this one.
     """
 
     def __init__(
-        self,
-        run: str,
-        connection: Connection,
-        headers: Mapping[str, str],
-        first_answer_s: float,
-        answered: Callable[[float], object],
-        sent: Callable[[int], object],
-        attempt: int,
+        self, run: str, verifier: UploadedTo, headers: Mapping[str, str], attempt: int
     ) -> None:
         self.is_open = False
         """True from the first acknowledgement to the end: messages need not be posted."""
@@ -83,18 +129,12 @@ class Upload:
         """True if the answer can carry sessions, which its first acknowledgement says."""
 
         self._carried: dict[str, Channel[bytes]] = {}
-        self._run = run.encode()
-        self._connection = connection
-        self._client = connection.client
-        self._headers = headers
-        self._first_answer_s = first_answer_s
-        self._answered = answered
-        self._sent = sent
+        self._verifier = verifier
         self._unsent = Channel[bytes](MAX_UNSENT_BYTES, len)
-        self._asked_at: float | None = None
-        self._ask_at = 0.0
-        self._patience: asyncio.Timeout | None = None
-        self.task = start(self._follow())
+        first_answer_s = max(FIRST_ANSWER_S, 2 * verifier.rtt_s)
+        self._acknowledgement = _Acknowledgement(first_answer_s)
+        client = verifier.connection.client
+        self.task = start(self._follow(run.encode(), headers, client))
 
     @property
     def carries(self) -> bool:
@@ -104,7 +144,7 @@ class Upload:
     def write(self, session: str, frames: bytes) -> None:
         """Send messages of a session soon."""
         self._append(upload_records.encode_record(session, frames))
-        self._sent(len(frames))
+        self._verifier.uploaded(len(frames))
         self._ask()
 
     def carry(self, session: str) -> Channel[bytes]:
@@ -120,11 +160,8 @@ class Upload:
 
     def _ask(self) -> None:
         """Ask for an acknowledgement if it is time."""
-        now = time.monotonic()
-        if self._asked_at is None and now >= self._ask_at:
+        if self._acknowledgement.asks():
             self._append(upload_records.ASK)
-            self._asked_at, self._ask_at = now, now + ASK_S
-            self._expect(REQUEST_TIMEOUT_S if self.is_open else self._first_answer_s)
 
     def _append(self, record: bytes) -> None:
         try:
@@ -132,22 +169,20 @@ class Upload:
         except ChannelFull:
             self.task.cancel()
 
-    def _expect(self, within_s: float | None) -> None:
-        if self._patience is not None and not self._patience.expired():
-            now = asyncio.get_running_loop().time()
-            self._patience.reschedule(None if within_s is None else now + within_s)
-
-    async def _follow(self) -> None:
+    async def _follow(
+        self, run: bytes, headers: Mapping[str, str], client: Client | None
+    ) -> None:
+        connection = self._verifier.connection
         try:
-            async with asyncio.timeout(None) as self._patience:
-                self._expect(self._first_answer_s)
-                upload = self._connection.upload(self._records(), self._headers)
-                async with upload as pieces:
-                    await self._read(pieces)
+            async with (
+                self._acknowledgement.timeout(),
+                connection.upload(self._records(), headers) as pieces,
+            ):
+                await self._read(pieces, run)
             self._give_up()
         except TimeoutError:
             if self.is_open:
-                self._connection.renew(self._client)
+                connection.renew(client)
         except ApiError as error:
             if not isinstance(error, LinkDown):
                 self._give_up()
@@ -168,15 +203,15 @@ class Upload:
         while records := await self._unsent.take():
             yield b"".join(records)
 
-    async def _read(self, pieces: AsyncIterator[bytes]) -> None:
+    async def _read(self, pieces: AsyncIterator[bytes], run: bytes) -> None:
         """Read acknowledgements and records after the run's name, until the stream ends or is
         found to lead to another run. Raises RemoteProtocolError."""
         head, decoder = b"", upload_records.RecordDecoder()
         async for piece in pieces:
-            if len(head) < len(self._run):
+            if len(head) < len(run):
                 head, piece = head + piece, b""
-                head, piece = head[: len(self._run)], head[len(self._run) :]
-                if not self._run.startswith(head):
+                head, piece = head[: len(run)], head[len(run) :]
+                if not run.startswith(head):
                     return
             if piece and not self.is_open:
                 self._has_records = piece.startswith(upload_records.ASK)
@@ -192,10 +227,9 @@ class Upload:
                 self._ask()
 
     def _acknowledged(self, piece: bytes) -> None:
-        if piece and self._asked_at is not None:
-            self._answered(self._asked_at)
-            self._asked_at, self.is_open, self.attempt = None, True, 0
-            self._expect(None)
+        if piece and (asked_at := self._acknowledgement.came()) is not None:
+            self._verifier.delivered(asked_at)
+            self.is_open, self.attempt = True, 0
 
 
 def _pass_on(frames: bytes, channel: Channel[bytes]) -> None:
@@ -206,20 +240,10 @@ def _pass_on(frames: bytes, channel: Channel[bytes]) -> None:
 
 
 class Uploads:
-    """The upload streams of one connection, by the runs that they lead to. rtt_s: returns the
-    round trip. answered, sent: see Upload."""
+    """The upload streams of a verifier's connection, by the runs that they lead to."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        rtt_s: Callable[[], float],
-        answered: Callable[[float], object],
-        sent: Callable[[int], object],
-    ) -> None:
-        self._connection = connection
-        self._rtt_s = rtt_s
-        self._answered = answered
-        self._sent = sent
+    def __init__(self, verifier: UploadedTo) -> None:
+        self._verifier = verifier
         self._client: object = None
         self._by_run: dict[str, Upload] = {}
         self._running = set[asyncio.Task[None]]()
@@ -229,7 +253,7 @@ class Uploads:
 
         headers: the session's, by which a proxy finds its verifier.
         """
-        client = self._connection.client
+        client = self._verifier.connection.client
         if client is not None and client is not self._client:
             self._client, self._by_run = client, {}
         run, attempt = session[:RUN_CHARACTERS], 1
@@ -239,10 +263,7 @@ class Uploads:
             if latest.attempt >= MAX_ATTEMPTS:
                 return None
             attempt += latest.attempt
-        within_s = max(FIRST_ANSWER_S, 2 * self._rtt_s())
-        upload = Upload(
-            run, self._connection, headers, within_s, self._answered, self._sent, attempt
-        )
+        upload = Upload(run, self._verifier, headers, attempt)
         self._by_run[run] = upload
         self._running.add(upload.task)
         upload.task.add_done_callback(self._running.discard)

@@ -42,7 +42,7 @@ from speculation.untrusted import Malformed, decode_json
 FACTS_PATH: Final = "/v1/model-facts"
 
 TOKENIZER_TIMEOUT_S: Final = 600.0
-"""A tokenizer has megabytes, and is fetched once."""
+"""The target's tokenizer must come within this time: it has megabytes, and is fetched once."""
 
 _FIRST_SAMPLES: Final = 3
 """This many round trips are measured at the start: the first ones include connecting."""
@@ -141,7 +141,7 @@ class Verifier(KnownVerifier):
         event loop by as many turns."""
 
         self._lost_at = 0.0
-        self.uploads = Uploads(connection, lambda: self.rtt_s, self.delivered, self._uploaded)
+        self.uploads = Uploads(self)
 
     @property
     def known(self) -> ModelFacts | None:
@@ -182,7 +182,8 @@ class Verifier(KnownVerifier):
         self.answered(begun, Event.ANSWERED)
         self.metrics.rtt_s.set(self.rtt_s)
 
-    def _uploaded(self, size_bytes: int) -> None:
+    def uploaded(self, size_bytes: int) -> None:
+        """Note that a message went on an upload stream."""
         self.metrics.uploaded.inc()
         self.metrics.bytes_up.inc(size_bytes)
 

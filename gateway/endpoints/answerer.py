@@ -8,7 +8,7 @@ server may make the prompt where no template does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -185,7 +185,7 @@ async def _rendered(
     ClientGone."""
     if _PATHS.get(request.scope["path"]) != CHATS:
         raise rendering.not_rendered("only a chat completion is shown to this model from here")
-    make = partial(_shaping, proxy, body, await request.body())
+    make = partial(_shaping, proxy, body, await request.body(), facts.served[rendering.PATH])
     fields = await checked(services, request, make)
     try:
         async with connected(request.receive):
@@ -198,8 +198,8 @@ async def _rendered(
     return prompt
 
 
-def _shaping(proxy: ProxyPort, body: ChatRequest, sent: bytes) -> Json:
-    return rendering.fields_of(body, proxy.fields_of(sent))
+def _shaping(proxy: ProxyPort, body: ChatRequest, sent: bytes, listed: Sequence[str]) -> Json:
+    return rendering.fields_of(body, proxy.fields_of(sent), listed)
 
 
 async def _listed(proxy: ProxyPort, services: Services, request: Request) -> Forward | None:

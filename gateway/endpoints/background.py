@@ -23,17 +23,20 @@ from gateway.errors import ClientGone, Unavailable
 from gateway.output.stream import together
 
 MAX_RUN_S: Final = 7200.0
-"""An answer may take this many seconds, as long as a verifier's session by default."""
+"""A background response may take this many seconds, as long as a verifier's session by
+default."""
 
 CHECK_S: Final = 5.0
 """An answer ends within this many seconds if its key is removed."""
 
 CANCEL_S: Final = 10.0
-"""An answer that is cancelled has ended within this many seconds: its engine frees it."""
+"""A background response that is cancelled ends within this many seconds: its engine frees
+it."""
 
 ASKED_S: Final = 5.0
-"""While the service drains, an answer that has ended counts as work for this many seconds more,
-so that a client that asks every two seconds, as in OpenAI's examples, learns of it."""
+"""While the service drains, a background response that has ended counts as work for this many
+seconds more, so that a client that asks every two seconds, as in OpenAI's examples, learns of
+it."""
 
 
 class LastingAnswer(Answer):

@@ -144,7 +144,7 @@ class ChatRequest(ThinkingFields, GenerationRequest):
         self, output_format: OutputFormat, prompt: TokenIds
     ) -> Mapping[str, object]:
         name, tokens = self.budget
-        if tokens < 0 or output_format.tags is None:
+        if tokens < 0 or "thinking" not in output_format.capabilities:
             return {}
         try:
             return {BUDGET: output_format.budget(prompt, tokens)}

@@ -27,9 +27,9 @@ from gateway.http import PIECE_BYTES, connected, json_response, pieces, send_to_
 from gateway.output.detokenise import LogprobEntry, TextDelta
 from gateway.output.message import CallStart, joined
 from gateway.output.stream import ChoiceStream, together
-from gateway.ports import UNLIKELY
 from gateway.request_context import RequestContext, Usage
 from gateway.schema import RequestModel
+from speculation.messages import UNLIKELY
 
 Json = dict[str, object]
 Entries = Sequence[LogprobEntry]

@@ -170,7 +170,8 @@ def _constrained(
 
 MAX_LOGPROBS: Final = 1 << 20
 """All choices of an answer have at most this many log-probabilities, those of the likeliest
-included: 8 choices of 6,241 tokens with 20 each. Their 60 MB are joined within 50 ms."""
+included, and then end as at `max_tokens`: 8 choices of 6,241 tokens with 20 each. Their 60 MB
+are joined within 50 ms."""
 
 
 def _most_tokens(endpoint: EndpointRequest) -> int | None:

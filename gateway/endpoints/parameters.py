@@ -35,14 +35,15 @@ TokenId = Annotated[int, Field(ge=0)]
 MAX_BIASES: Final = 1024
 """A logit_bias has at most this many tokens: they cost time in each row of the session."""
 
-MAX_STOP_TOKENS: Final = 64
-"""A client gives at most this many; an Open also has the model's own, and so a higher limit."""
+MAX_CLIENT_STOP_TOKENS: Final = 64
+"""A client gives at most this many stop tokens; an Open also has the model's own, and so a
+higher limit."""
 
 MAX_SALT: Final = 1024
 """At most this many characters of a cache salt count. It changes no answer."""
 
 MAX_UNKNOWN: Final = 256
-"""A body has at most this many fields that no schema has; clients send about ten."""
+"""A body has at most this many fields that no schema has, or gets a 400; clients send ten."""
 
 
 def _few_biases(value: object) -> object:
@@ -68,7 +69,7 @@ class Servable(structured_outputs.Constrained):
     min_tokens: Annotated[Integer, Field(ge=0)] = 0
     ignore_eos: Flag = False
     stop_token_ids: Annotated[
-        list[Annotated[Integer, Field(ge=0)]], Field(max_length=MAX_STOP_TOKENS)
+        list[Annotated[Integer, Field(ge=0)]], Field(max_length=MAX_CLIENT_STOP_TOKENS)
     ] = Field(default_factory=list)
     prediction: PredictedOutput | None = None
 

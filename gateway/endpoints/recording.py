@@ -31,8 +31,8 @@ BLOCK_BYTES: Final = 1 << 15
 """Events are compressed once they have this many bytes together, which takes 0.1 ms."""
 
 MAX_EVENTS_BYTES: Final = 1 << 18
-"""The blocks of a recording have at most this many bytes, the events of 25,000 tokens; beyond,
-the oldest block is dropped. The last block may be larger by itself."""
+"""The events of a background response, compressed, have at most this many bytes, the events of
+25,000 tokens; beyond, the oldest block is dropped. The last block may be larger by itself."""
 
 LARGE_BYTES: Final = 1 << 18
 """More is compressed in a thread: an answer ends with events that repeat all of it, with each

@@ -22,7 +22,7 @@ from gateway.request_context import Clock, RequestContext
 from gateway.tenant_limits import Tenant
 
 MAX_RESPONSES: Final = 1024
-"""A tenant's store holds at most this many responses."""
+"""A tenant's store holds at most this many responses; the one used longest ago is dropped."""
 
 MAX_BYTES: Final = 16 << 20
 """A tenant's store holds at most this many bytes of JSON: each response has its whole
@@ -33,8 +33,8 @@ MAX_ALL_BYTES: Final = 256 << 20
 with a conversation each."""
 
 MAX_RUNNING: Final = 64
-"""At most this many of a tenant's responses run in the background. They count in no other bound
-of the store."""
+"""At most this many of a tenant's responses run in the background; the next gets a 429. They
+count in no other bound of the store."""
 
 MAX_AGE_S: Final = 6 * 3600.0
 """A response is kept for this many seconds after its last use."""

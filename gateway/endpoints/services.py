@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from gateway.errors import ApiError, NotFound
 from gateway.hosting.settings import GatewaySettings
 from gateway.metrics import MetricsPage
 from gateway.output.output_format import OutputFormat, OutputFormats
-from gateway.ports import Engine, Facts, Fallback, GatewayTokenizer, TokenizerSource
+from gateway.ports import SEEDS, Engine, Facts, Fallback, GatewayTokenizer, TokenizerSource
 from gateway.prompt_reader import PromptReader
 from gateway.request_context import RequestContext
 from gateway.schema import RequestModel
@@ -241,29 +243,38 @@ class Listed:
 
 MODELS: Final = "/v1/models"
 
-_WAITING: Final = 32
-"""At most this many large bodies of one tenant wait to be checked: each is in memory."""
+MAX_WAITING: Final = 32
+"""At most this many large bodies of one tenant wait to be checked, one at a time; the next gets
+a 429. Each is in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     models: Models
-    drain: Drain
-    registry: CollectorRegistry
     settings: GatewaySettings
-    output_formats: OutputFormats
-    draw_seed: Callable[[], int]
-    started: int
+    about: About | None = None
+    proxy: ProxyPort | None = None
+    """It lets another service answer."""
+
+    drain: Drain = field(default_factory=Drain)
+    """It counts the answers, and rejects new ones once it has begun."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+    """/metrics shows it."""
+
+    draw_seed: Callable[[], int] = lambda: secrets.randbelow(SEEDS)
+    """Returns the seed of a request that names none."""
+
+    started: int = field(default_factory=lambda: int(time.time()))
     """The app was built at this Unix time, in seconds."""
 
+    output_formats: OutputFormats = field(default_factory=OutputFormats)
     reader: PromptReader = field(default_factory=PromptReader)
     checks: ThreadTurns = field(
-        default_factory=partial(ThreadTurns, 1, _WAITING, "large bodies wait to be checked")
+        default_factory=partial(ThreadTurns, 1, MAX_WAITING, "large bodies wait to be checked")
     )
     stores: ResponseStores = field(default_factory=ResponseStores)
     metrics_page: MetricsPage = field(default_factory=MetricsPage)
-    about: About | None = None
-    proxy: ProxyPort | None = None
 
     async def own(self, context: RequestContext, model: str | None) -> tuple[Backend, Facts]:
         """Return who answers for a model, by any of its names, and its facts. model: None, if
@@ -313,9 +324,8 @@ class Services:
     ) -> OutputFormat:
         if (output_format := self.output_formats.known(tokenizer)) is not None:
             return output_format
-        return await self.reader.read(
-            context.tenant, partial(self.output_formats.find, tokenizer)
-        )
+        find = partial(self.output_formats.find, tokenizer, self.settings.tool_format)
+        return await self.reader.read(context.tenant, find)
 
     def proxied_models(self, context: RequestContext) -> Sequence[str]:
         """Return the models that a key opens and for which another service is asked."""

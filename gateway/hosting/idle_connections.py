@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from gateway.system import KNOWS_CONNECTIONS, connections
 
 FIRST_S: Final = 30.0
-"""The first bytes of a connection may take this many seconds: as many as the edge allows."""
+"""The first bytes of a connection to a verifier may take this many seconds, or it is cut."""
 
 FIRST_CROWDED_S: Final = 3.0
 """This limit replaces FIRST_S while more than half of the allowed connections are taken. It is

@@ -27,8 +27,8 @@ for accepted connections that are not counted yet."""
 
 MAX_CONNECTIONS: Final = 8192
 """A service has at most this many connections. An edge has one to each verifier, and a client
-of HTTP/1.1 one for each answer. The rest is for strangers' silent connections, which are
-detected once a second."""
+of HTTP/1.1 one for each answer. The rest is for strangers' silent connections. Beyond it, an
+edge cuts the one that was silent longest; at a verifier new ones wait."""
 
 MAX_ACCEPTED: Final = 512
 """At most this many connections are accepted in one go, before the server can cut others."""

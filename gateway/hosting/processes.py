@@ -35,8 +35,8 @@ from gateway.hosting.parent_death import bound_to_parent
 from gateway.system import kill_group
 
 GRACE_S: Final = 15.0
-"""SIGKILL follows SIGTERM after this many seconds, which exceed the 10 s that the verifier
-gives its worker."""
+"""`picospec up`: SIGKILL follows SIGTERM after this many seconds, which exceed the 10 s that
+the verifier gives its worker."""
 
 LAST_LINES_S: Final = 5.0
 """The last lines of a service that has ended are awaited for this many seconds."""
@@ -45,8 +45,8 @@ LAST_LINES: Final = 20
 """The error of a service that ends or never gets ready quotes this many lines of output."""
 
 RESTART_WAITS_S: Final = (1.0, 5.0, 15.0)
-"""A service that failed is started again after the first wait, and after the next ones if it
-fails again; a service that fails after the last wait is not started again."""
+"""`picospec up`: a service that failed is started again after the first wait, and after the
+next ones if it fails again; a service that fails after the last wait is not started again."""
 
 LINE_LIMIT_BYTES: Final = 1 << 20
 """A longer line of output is dropped."""

@@ -44,11 +44,12 @@ MAX_STREAMS: Final = 1024
 """One connection has at most this many streams: an edge holds one for each session, and short
 ones for drafts."""
 
-PING_MS: Final = 20_000
+PING_S: Final = 20
+"""Each connection of HTTP/2 to a verifier gets a ping at this interval."""
+
 PONG_S: Final = 20
-"""Each connection of HTTP/2 gets a ping every PING_MS milliseconds, and must answer it within
-PONG_S seconds. An edge that vanished silently would otherwise hold its streams for the quarter
-of an hour in which TCP retransmits."""
+"""A ping must be answered within this many seconds. An edge that vanished silently would
+otherwise hold its streams for the quarter of an hour in which TCP retransmits."""
 
 
 def serve(settings: ServerSettings, load: Callable[[], FastAPI]) -> None:
@@ -85,7 +86,7 @@ def of_port(settings: ServerSettings, connections: int) -> dict[str, Any]:
         "http2_settings": HTTP2Settings(
             max_headers_size=64 * 1024,
             max_concurrent_streams=MAX_STREAMS,
-            keep_alive_interval=PING_MS,
+            keep_alive_interval=PING_S * 1000,
             keep_alive_timeout=PONG_S,
         ),
         "backpressure": connections,

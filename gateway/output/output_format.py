@@ -25,6 +25,8 @@ from gateway.output.formats.base import (
     pass_content,
     pass_input,
 )
+from gateway.output.formats.dsml import Dsml
+from gateway.output.formats.harmony import Harmony
 from gateway.output.formats.hermes import Hermes
 from gateway.output.formats.llama import Llama
 from gateway.output.formats.mistral import Mistral
@@ -36,9 +38,11 @@ from gateway.output.reading import Incoming, Steps
 from gateway.output.reasoning import is_opened, read_reasoning, tags_of
 from gateway.ports import GatewayTokenizer
 
-FormatName = Literal["hermes", "llama", "mistral", "pythonic", "qwen_coder"]
+FormatName = Literal["dsml", "harmony", "hermes", "llama", "mistral", "pythonic", "qwen_coder"]
 
 FORMATS: Final[Mapping[FormatName, ToolFormat]] = {
+    "dsml": Dsml(),
+    "harmony": Harmony(),
     "hermes": Hermes(),
     "llama": Llama(),
     "mistral": Mistral(),
@@ -47,6 +51,8 @@ FORMATS: Final[Mapping[FormatName, ToolFormat]] = {
 }
 
 _SIGNS: Final[Sequence[tuple[re.Pattern[str], FormatName]]] = (
+    (re.compile("<\uff5cDSML\uff5ctool_calls>"), "dsml"),
+    (re.compile(r"<\|channel\|>analysis"), "harmony"),
     (re.compile(r"<function="), "qwen_coder"),
     (re.compile(r"\[TOOL_CALLS\]"), "mistral"),
     (re.compile(r"<tool_call>"), "hermes"),
@@ -102,14 +108,15 @@ class OutputFormat:
         If there can be neither calls nor reasoning, all text is content and nothing is parsed.
         """
         tools, tags = calls.tools, self.tags if splits_reasoning else None
-        if not tools and tags is None:
+        reads = bool(tools) or (self.format.has_channels and splits_reasoning)
+        if not reads and tags is None:
             return detokeniser(self.tokenizer.piece)
         spell = self._spelling(
-            (*(tags.pair if tags else ()), *(self.format.markers if tools else ()))
+            (*(tags.pair if tags else ()), *(self.format.markers if reads else ()))
         )
         opened = tags is not None and is_opened(tags, prompt, spell)
         new_id = partial(_new_id, self.format.id_length)
-        read = partial(self.format.read, tools=tools) if tools else pass_content
+        read = partial(self.format.read, tools=tools) if reads else pass_content
         if calls.only is not None:
             read = partial(pass_input, name=calls.only)
         return OutputParser(
@@ -146,7 +153,8 @@ class OutputFormat:
 
     def _spelling(self, markers: Sequence[str]) -> Piece:
         """Return a function that spells any token, even markers that are special tokens."""
-        seen = {self.special[text]: text.encode() for text in markers if text in self.special}
+        special, spelling = self.special, self.format.spelling
+        seen = {special[t]: spelling.get(t, t).encode() for t in markers if t in special}
         piece = self.tokenizer.piece
         return lambda token: seen.get(token) or piece(token)
 
@@ -164,9 +172,7 @@ _Parts = tuple[
 class OutputFormats:
     """Remembers the output formats of tokenizers, for as long as anybody else keeps these."""
 
-    def __init__(self, name: FormatName | None = None) -> None:
-        """name: format of calls, None for the one that the chat template shows."""
-        self._name = name
+    def __init__(self) -> None:
         self.capabilities: dict[str, tuple[str, ...]] = {}
         """By the digest of a tokenizer, which need not be in memory any more."""
 
@@ -186,16 +192,18 @@ class OutputFormats:
             del self.capabilities[next(iter(self.capabilities))]
         return output_format.capabilities
 
-    def find(self, tokenizer: GatewayTokenizer) -> OutputFormat:
-        """Return and remember the output format. Call this in a thread where a tokenizer may
-        encode."""
-        form = FORMATS[self._name or choose(tokenizer.template)]
+    def find(
+        self, tokenizer: GatewayTokenizer, calls: FormatName | None = None
+    ) -> OutputFormat:
+        """Return and remember the output format. calls: the format of calls, None for the one
+        that the chat template shows. Call this in a thread where a tokenizer may encode."""
+        form = FORMATS[calls or choose(tokenizer.template)]
         tags = tags_of(tokenizer.template)
         written = tags.pair if tags else ()
         special = _special(tokenizer, (*written, *form.markers))
         spelt = [tokenizer.encode(t, begin=False) for t in written] or [[], []]
         opening, closing = (ids[0] if len(ids) == 1 else None for ids in spelt)
-        can = tuple(_capabilities(tokenizer, tags))
+        can = tuple(_capabilities(tokenizer, thinks=tags is not None or form.has_channels))
         parts = form, tags, special, (opening, closing), can
         self._known[tokenizer] = parts
         return OutputFormat(tokenizer, *parts)
@@ -225,11 +233,11 @@ def _special(tokenizer: GatewayTokenizer, texts: Sequence[str]) -> dict[str, int
     return {t: ids[-1] for t, ids in tokens.items() if not any(map(tokenizer.piece, ids))}
 
 
-def _capabilities(tokenizer: GatewayTokenizer, tags: Tags | None) -> Iterator[str]:
+def _capabilities(tokenizer: GatewayTokenizer, *, thinks: bool) -> Iterator[str]:
     yield "completion"
     if tokenizer.takes_tools:
         yield "tools"
-    if tags is not None:
+    if thinks:
         yield "thinking"
     with suppress(ValueError):
         tokenizer.infill("", "")

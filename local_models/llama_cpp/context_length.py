@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.system import physical_memory_bytes
+from local_models.llama_cpp.kv_cache import Cache, KvCache
 
 SHARE: Final = 8
 """The KV takes at most 1/SHARE of the memory: an eighth leaves room for both ends with their
@@ -22,7 +23,7 @@ FREE_SHARE: Final = 2
 """The KV takes at most 1/FREE_SHARE of the free memory."""
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
-_CACHES: Final[Mapping[str, float]] = {
+_CACHES: Final[Mapping[Cache, float]] = {
     **{"F32": 4, "F16": 2, "BF16": 2, "Q8_0": 34 / 32},
     **{"Q5_1": 24 / 32, "Q5_0": 22 / 32, "Q4_1": 20 / 32, "Q4_0": 18 / 32, "IQ4_NL": 18 / 32},
 }
@@ -58,21 +59,17 @@ def context_length(
     trained: int,
     context_tokens: int | None,
     *,
-    sequences: int,
-    cache: str,
+    kv: KvCache,
     min_tokens: int,
-    cache_v: str | None = None,
-    rollback: int = 0,
 ) -> Length:
     """Return the length of a context. facts: the metadata of the model's GGUF file;
-    context_tokens: the setting; min_tokens: the minimum, even if memory is short; rollback:
-    recurrent layers keep so many copies of their states."""
-    kv_bytes = kv_bytes_per_token(facts, cache, cache_v) * sequences
-    states = state_bytes(facts) * (1 + rollback) * sequences
+    context_tokens: the setting; min_tokens: the minimum, even if memory is short."""
+    kv_bytes = kv_bytes_per_token(facts, kv) * kv.sequences
+    states = state_bytes(facts) * kv.states * kv.sequences
     room = room_bytes() - states
     tokens = context_tokens or fitting_tokens(trained, kv_bytes, min_tokens, room)
     tokens = min(tokens, trained)
-    return Length(tokens, trained, sequences, int(tokens * kv_bytes), states)
+    return Length(tokens, trained, kv.sequences, int(tokens * kv_bytes), states)
 
 
 def fitting_tokens(trained: int, kv_bytes: float, min_tokens: int, room_bytes: float) -> int:
@@ -85,17 +82,18 @@ def fitting_tokens(trained: int, kv_bytes: float, min_tokens: int, room_bytes: f
     return min(tokens, trained)
 
 
-def kv_bytes_per_token(
-    facts: Mapping[str, str], cache: str, cache_v: str | None = None
-) -> float:
+def kv_bytes_per_token(facts: Mapping[str, str], kv: KvCache) -> float:
     """Return the bytes of KV of a token in one sequence. facts: the metadata of a GGUF file.
     This is an upper bound: some layers of some models take less."""
     heads = _number(facts, "attention.head_count", 1)
     width = _number(facts, "embedding_length") // max(heads, 1)
-    key_bytes = _number(facts, "attention.key_length", width) * _CACHES[cache]
-    value_bytes = _number(facts, "attention.value_length", width) * _CACHES[cache_v or cache]
+    key_bytes = _number(facts, "attention.key_length", width) * _CACHES[kv.keys]
+    value_bytes = (
+        _number(facts, "attention.value_length", width) * _CACHES[kv.values or kv.keys]
+    )
     kv_heads = _number(facts, "attention.head_count_kv", heads)
-    return _attention_layers(facts) * kv_heads * (key_bytes + value_bytes)
+    layers = _attention_layers(facts) + (_head_layers(facts) if kv.has_head else 0)
+    return layers * kv_heads * (key_bytes + value_bytes)
 
 
 def state_bytes(facts: Mapping[str, str]) -> int:
@@ -106,15 +104,20 @@ def state_bytes(facts: Mapping[str, str]) -> int:
     state = _number(facts, "ssm.state_size")
     channels = width + 2 * _number(facts, "ssm.group_count") * state
     short = _number(facts, "embedding_length") * (_number(facts, "shortconv.l_cache", 1) - 1)
-    layers = _number(facts, "block_count")
+    layers = _number(facts, "block_count") - _head_layers(facts)
     if (attention := _attention_layers(facts)) < layers:
         layers -= attention
     return 4 * layers * (max(kernel - 1, 0) * channels + state * width + short)
 
 
 def _attention_layers(facts: Mapping[str, str]) -> int:
-    """Return their number; a head, the last layer, is one of them."""
-    return -(-_number(facts, "block_count") // _number(facts, "full_attention_interval", 1))
+    layers = _number(facts, "block_count") - _head_layers(facts)
+    return layers // _number(facts, "full_attention_interval", 1)
+
+
+def _head_layers(facts: Mapping[str, str]) -> int:
+    """Return the number of the last layers that are a head."""
+    return _number(facts, "nextn_predict_layers")
 
 
 def _number(facts: Mapping[str, str], name: str, otherwise: int = 0) -> int:
@@ -129,8 +132,7 @@ def memory_bytes() -> int:
 
 def room_bytes() -> float:
     """Return the number of bytes that the KV may take."""
-    memory = memory_bytes()
-    return min(memory / SHARE, _free_bytes(memory) / FREE_SHARE)
+    return min(memory_bytes() / SHARE, free_bytes() / FREE_SHARE)
 
 
 def _limits(own: Path, root: Path) -> Iterator[int]:
@@ -148,8 +150,9 @@ def _limits(own: Path, root: Path) -> Iterator[int]:
             yield int(limit)
 
 
-def _free_bytes(memory: int) -> int:
-    """Return the number of free bytes; `memory` if the system does not report it."""
+def free_bytes() -> int:
+    """Return how much memory is free; `memory_bytes` if the system does not report it."""
+    memory = memory_bytes()
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -11,8 +11,8 @@ A Context decodes rows of several sequences in one pass, which is one call of ll
   llama.cpp makes for the last tokens of a pass. That of llama-cpp-python 0.3.36 goes back to a
   wrong state, and says that all is well, if a pass had no more rows than are taken back, or if
   other sequences shared it. So a Context counts rows, and divides such a pass by sequences.
-* Some files have a head for multi-token prediction (MTP): a layer that predicts the token after
-  the next, from a token and the model's hidden state of the token before. Its KV is a Context.
+* Some files have a head for multi-token prediction (MTP): a layer that predicts the next token
+  from a token and the model's hidden state of the token before. It has a Context of its own.
 """
 
 from __future__ import annotations
@@ -22,38 +22,34 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 from weakref import finalize
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gateway.system import drop_mapped, return_freed_memory
 from local_models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
 from local_models.llama_cpp.devices import CPU, Placement, place
+from local_models.llama_cpp.kv_cache import KvCache
 from local_models.llama_cpp.library import extension, lib, on_stack
 from local_models.llama_cpp.segments import ContextLimits, Segment, check
 from local_models.markers import Markers
 from local_models.vocabulary import Vocabulary
 
-Cache = Literal["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL"]
 Logits = NDArray[np.float32]
 Hidden = NDArray[np.float32]
-Use = Literal["text", "target", "head"]
-"""What a Context decodes: text; text, with hidden states for a head; or the head's layer."""
-
 _State = ctypes.Array[ctypes.c_uint8]
 
 CHECKPOINT_TOKENS: Final = 4
 """A draft model goes back to every token, and reads at most three again. To copy its states
 takes a part of a step's time, to read a token again a whole step's."""
 
-HEADS: Final = (
-    *("qwen35", "qwen35moe", "qwen3next", "glm4moe", "glm-dsa", "deepseek2", "deepseek32"),
-    *("deepseek4", "mimo2", "step35", "hy_v3", "cohere2moe", "bailingmoe3", "nemotron_h_moe"),
-)
-"""llama.cpp can compute the heads of these architectures. It can load others, and then ends the
-process."""
+HEADS: Final = ("qwen35", "qwen35moe")
+"""The heads of these architectures were tried. llama.cpp ends the process if it can load a head
+but not compute it."""
 
+ONE_SEQUENCE: Final = KvCache()
 _FAILURES: Final = {-1: BadSegment, 1: NoRoom}
 EXACT_ROWS: Final = 63
 """llama.cpp's attention computes 64 or more rows in tiles, which round differently."""
@@ -75,7 +71,7 @@ class Model:
     """A Model is a GGUF file; with vocabulary_only, without its weights. Raises CannotOpen.
 
     placement: what devices compute. Their passes are faster, but round by their shape.
-    with_head: load the head, too, which the file must have.
+    with_head: load the head, too; then the file `has_head`.
     """
 
     def __init__(
@@ -94,23 +90,26 @@ class Model:
         del kept
         if not self.handle:
             reason = "is missing, or is not a GGUF file llama.cpp can read"
+            if with_head:
+                reason += "; or it lacks tensors of its MTP head"
             if placement.gpu_layers:
                 reason += "; or a device has no room for it, or does not take these options"
             raise CannotOpen(f"{path} {reason}")
+        if not vocabulary_only:  # the processor has a copy of most weights, laid out for it
+            drop_mapped(path)
         self.path = path
+        self.with_head = with_head
         self._free = finalize(self, lib.llama_model_free, self.handle)
         self._free.atexit = False  # a context may still be in use then
         self._vocabulary = lib.llama_model_get_vocab(self.handle)
         self.vocabulary_size = lib.llama_vocab_n_tokens(self._vocabulary)
-        if with_head and not self.has_head:
-            self.close()
-            raise CannotOpen(f"{path} has no MTP head that this llama.cpp can compute")
 
     def close(self) -> None:
         """Free the weights, as they are when nobody refers to the model any more. Every Context
         of the model must be closed first."""
         self.handle = None
         self._free()
+        return_freed_memory()
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Return the tokens of text, without BOS. special: markers become special tokens.
@@ -216,9 +215,9 @@ class Model:
 
     @property
     def has_head(self) -> bool:
-        """True if the file has a head that llama.cpp can compute."""
-        has_layer = lib.llama_model_n_layer_nextn(self.handle) > 0
-        return has_layer and self.architecture in HEADS
+        """True if the file names a head that llama.cpp can compute: one layer."""
+        name = self.architecture
+        return name in HEADS and self.metadata().get(f"{name}.nextn_predict_layers") == "1"
 
     @property
     def context_tokens(self) -> int:
@@ -256,87 +255,82 @@ class Model:
 
 
 class Context:
-    """A Context is a KV cache of `sequences` sequences of `context_tokens` tokens each.
+    """A Context is a KV cache whose sequences have `context_tokens` tokens each.
 
-    `batch_tokens` is the limit of rows in one pass. A Q8_0 cache is smaller and less precise
-    than F16, but exact for any number of threads and rows. cache_v: the type of the values, if
-    not that of the keys. Without `flash_attention` no pass is exact, and passes over long
-    contexts take at most two thirds of the time on a CPU; None: llama.cpp finds out whether the
-    devices have it. rollback: recurrent layers keep so many copies of their states in each
-    sequence, to go back by as many tokens of a pass. checkpoints: copies of a sequence that
-    outlast the pass: with a rollback, after each segment without logits, as prompts are read;
-    else one after each CHECKPOINT_TOKENS tokens. target: the context that gives a head's its
-    hidden states. Raises CannotOpen if memory is short.
+    `batch_tokens` is the limit of rows in one pass, and logits_rows that of rows with logits,
+    each of which takes eight bytes a token of the vocabulary; None: of all. Without
+    `flash_attention` no pass is exact, and passes over long contexts take at most two thirds of
+    the time on a CPU; None: llama.cpp finds out whether the devices have it. is_head: the
+    model's head computes, in place of its other layers. Raises CannotOpen if memory is short.
     """
 
     def __init__(
         self,
         model: Model,
         context_tokens: int,
-        sequences: int = 1,
+        kv: KvCache = ONE_SEQUENCE,
+        *,
         threads: int = 1,
         batch_tokens: int = 256,
-        cache: Cache = "F16",
-        *,
-        cache_v: Cache | None = None,
         flash_attention: bool | None = True,
-        rollback: int = 0,
-        checkpoints: int = 0,
-        use: Use = "text",
-        target: Context | None = None,
+        logits_rows: int | None = None,
+        is_head: bool = False,
     ) -> None:
-        self._use = use
-        self.is_recurrent = model.is_recurrent and use != "head"
+        self._is_head = is_head
+        self._is_recurrent = model.is_recurrent and not is_head
         settings = lib.llama_context_default_params()
-        settings.n_ctx = context_tokens * sequences
+        settings.n_ctx = context_tokens * kv.sequences
         settings.n_batch = settings.n_ubatch = batch_tokens
-        if use == "head":
+        if is_head:
             settings.ctx_type = lib.LLAMA_CONTEXT_TYPE_MTP
-            settings.ctx_other = target and target._handle
-        if self.is_recurrent:
-            settings.n_rs_seq = rollback
-            rows = max(batch_tokens, rollback + 2)  # with fewer llama.cpp ends the process
+        if self._is_recurrent:
+            settings.n_rs_seq = kv.rollback
+            rows = max(batch_tokens, kv.rollback + 2)  # with fewer llama.cpp ends the process
             settings.n_batch = settings.n_ubatch = rows
-        settings.n_seq_max = sequences
+        logits_rows = min(logits_rows or batch_tokens, batch_tokens)
+        settings.n_outputs_max = logits_rows
+        settings.n_seq_max = kv.sequences
         settings.n_threads = settings.n_threads_batch = threads
         kind = {True: "ENABLED", False: "DISABLED", None: "AUTO"}[flash_attention]
         settings.flash_attn_type = getattr(lib, f"LLAMA_FLASH_ATTN_TYPE_{kind}")
         settings.kv_unified = False
-        settings.type_k = getattr(lib, f"GGML_TYPE_{cache}")
-        settings.type_v = getattr(lib, f"GGML_TYPE_{cache_v or cache}")
+        settings.type_k = getattr(lib, f"GGML_TYPE_{kv.keys}")
+        settings.type_v = getattr(lib, f"GGML_TYPE_{kv.values or kv.keys}")
         settings.no_perf = True
         self._handle = model.handle and lib.llama_init_from_model(model.handle, settings)
         self._memory = self._handle and lib.llama_get_memory(self._handle)
         if not self._memory:
-            raise CannotOpen(f"{model.path}: no room for {sequences} x {context_tokens} tokens")
+            raise CannotOpen(
+                f"{model.path}: no room for {kv.sequences} x {context_tokens} tokens"
+            )
         self.model = model
         self.limits = ContextLimits(
-            sequences, context_tokens, batch_tokens, model.vocabulary_size
+            kv.sequences, context_tokens, batch_tokens, model.vocabulary_size, logits_rows
         )
         self.rollback = int(lib.llama_n_rs_seq(self._handle))
         """A pass can be taken back by as many tokens, if the model is recurrent; less than was
         wanted, if llama.cpp cannot do it for this architecture."""
 
-        self._rollback = [0] * sequences
+        self._rollback = [0] * kv.sequences
         """Each sequence of a recurrent model can now go back by as many tokens."""
 
         self._checkpoints = [
-            deque[tuple[int, _State]](maxlen=checkpoints) for _ in range(sequences)
+            deque[tuple[int, _State]](maxlen=kv.checkpoints) for _ in range(kv.sequences)
         ]
         """The lengths of each sequence after which its states were copied, with the copies."""
 
         self._rows: list[int] = []
-        self._spans: dict[int, range] = {}  # of each sequence, in the last pass
+        self._spans: dict[int, range] = {}  # the rows of each sequence
         self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
         columns = self._batch.token, self._batch.pos, self._batch.logits, self._batch.n_seq_id
         arrays = (np.ctypeslib.as_array(column, (batch_tokens,)) for column in columns)
         self._tokens, self._positions, self._wanted, sequence_counts = arrays
         sequence_counts[:] = 1
         self.hidden_size = int(lib.llama_model_n_embd_out(model.handle))
-        self._inputs = np.zeros((batch_tokens, self.hidden_size), np.float32)
-        if use != "text":
-            extension("llama_set_embeddings_nextn")(self._handle, True, use == "head")
-        if use == "head":
+        if model.with_head:
+            extension("llama_set_embeddings_nextn")(self._handle, True, is_head)
+        if is_head:
+            self._inputs = np.zeros((batch_tokens, self.hidden_size), np.float32)
             self._batch.embd = self._inputs.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
     def close(self) -> None:
@@ -346,7 +340,7 @@ class Context:
             lib.llama_batch_free(self._batch)
             lib.llama_free(self._handle)
             self._handle = self._memory = None
-            self.limits = ContextLimits(0, 0, 0, 0)
+            self.limits = ContextLimits(0, 0, 0, 0, 0)
             self._rows = []
 
     def length(self, sequence: int) -> int:
@@ -357,7 +351,7 @@ class Context:
         """Remove a sequence's tokens from position `length` on. Return the number of tokens
         that are left: fewer if recurrent layers can only go back farther."""
         held = self.length(sequence)
-        if self.is_recurrent and length < held:
+        if self._is_recurrent and length < held:
             length = self._go_back(sequence, held - length, length)
         lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
         return min(length, held)
@@ -397,29 +391,27 @@ class Context:
         """Replace the tokens of `target` by those of `source`."""
         lib.llama_memory_seq_rm(self._memory, target, -1, -1)
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        if self.is_recurrent:  # or both would share one state
+        if self._is_recurrent:  # or both would share one state
             self._set_state(target, self._state(source))
             self._rollback[target] = 0
             self._checkpoints[target].clear()
 
     def decode(self, segments: Sequence[Segment], hidden: Sequence[Hidden] = ()) -> None:
-        """Decode the rows in one pass. hidden: a head's context takes, for each segment, the
-        hidden states of the tokens before its own. Raises BadSegment, NoRoom or DecodeFailed.
-        """
+        """Decode the rows in one pass. hidden: for a head, the model's state of the token
+        before each row's, float32[E]. Raises BadSegment, NoRoom or DecodeFailed."""
         check(segments, self.limits, self.length)
         row, self._rows, self._spans = 0, [], {}
-        if hidden:
-            np.concatenate(hidden, out=self._inputs[: sum(map(len, hidden))])
+        if self._is_head:
+            self._inputs[: len(hidden)] = hidden
         wanted_rows: dict[int, range] = {}
         # llama.cpp joins sequences whose numbers ascend; joined, their states change places,
         # and the copies of the states do not
-        ordered = sorted(segments, key=_falling) if self.is_recurrent else segments
+        ordered = sorted(segments, key=_falling) if self._is_recurrent else segments
         for segment in ordered:
             end = row + len(segment.tokens)
             self._tokens[row:end] = segment.tokens
             self._positions[row:end] = np.arange(segment.start, segment.start + end - row)
-            wanted = end - row if segment.logits is None else segment.logits
-            first = max(row, end - wanted)
+            first = max(row, end - segment.logits_rows)
             self._wanted[row:first], self._wanted[first:end] = 0, 1
             wanted_rows[segment.sequence] = range(first, end)
             self._spans[segment.sequence] = range(row, end)
@@ -429,7 +421,7 @@ class Context:
         self._batch.n_tokens = row
         if code := lib.llama_decode(self._handle, self._batch):
             raise _FAILURES.get(code, DecodeFailed)(f"llama_decode returned {code}")
-        if self.is_recurrent:
+        if self._is_recurrent:
             self._note_states(segments)
         self._rows = [row for segment in segments for row in wanted_rows[segment.sequence]]
 
@@ -457,10 +449,10 @@ class Context:
         return np.ctypeslib.as_array(row, (self.model.vocabulary_size,))
 
     def hidden(self, sequence: int) -> Hidden:
-        """Return the hidden states of the sequence's rows in the last pass, float32[n, E]; in a
-        head's context of the last row alone, whose logits were requested."""
-        rows = self._spans[sequence]
-        rows = rows[-1:] if self._use == "head" else rows
+        """Return the hidden states of a sequence's rows in the last pass, float32[n, E]; those
+        of a head of the last row alone, which must have logits. model.with_head must be True.
+        """
+        rows = self._spans[sequence][-1 if self._is_head else 0 :]
         first = extension("llama_get_embeddings_nextn_ith")(self._handle, rows[0])
         return np.ctypeslib.as_array(first, (len(rows), self.hidden_size)).copy()
 

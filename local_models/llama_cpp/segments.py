@@ -23,15 +23,21 @@ class Segment:
     logits: int | None = None
     """Logits are computed for this many of the last rows; None: for all."""
 
+    @property
+    def logits_rows(self) -> int:
+        return len(self.tokens) if self.logits is None else self.logits
+
 
 @dataclass(frozen=True, slots=True)
 class ContextLimits:
-    """A Context limits the tokens of each sequence, and a pass to `batch_tokens` rows."""
+    """A Context limits the tokens of each sequence, and a pass to `batch_tokens` rows, of which
+    `logits_rows` have logits."""
 
     sequences: int
     context_tokens: int
     batch_tokens: int
     vocabulary_size: int
+    logits_rows: int
 
 
 def check(
@@ -41,6 +47,8 @@ def check(
     rows = sum(len(segment.tokens) for segment in segments)
     if not 0 < rows <= limits.batch_tokens:
         raise BadSegment(f"{rows} rows, not 1..{limits.batch_tokens}")
+    if (wanted := sum(segment.logits_rows for segment in segments)) > limits.logits_rows:
+        raise BadSegment(f"logits of {wanted} rows, not of at most {limits.logits_rows}")
     if len({segment.sequence for segment in segments}) < len(segments):
         raise BadSegment("two segments of one sequence")
     for segment in segments:

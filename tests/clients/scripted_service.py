@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator
 import uvicorn
 
 from gateway.app import create_app
-from gateway.endpoints.services import one_model
+from gateway.endpoints.services import Services, one_model
 from gateway.hosting.settings import GatewaySettings
 from gateway.ports import Delta, Facts, Job, Statistics
 from local_models.store import open_store
@@ -78,7 +78,7 @@ def main(port: int) -> None:
         return tokenizer
 
     settings = GatewaySettings()
-    app = create_app(one_model(Scripted(tokenizer), source, settings), settings)
+    app = create_app(Services(one_model(Scripted(tokenizer), source, settings), settings))
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
 
 

@@ -50,7 +50,7 @@ class Typist:
     draft model, and goes on from any beginning of it. It ends the turn behind the text."""
 
     def __init__(self, translation: Translation, prompt: Sequence[int], text: bytes) -> None:
-        self.limits = ContextLimits(2, 4096, 64, len(translation.draft.vocabulary.pieces))
+        self.limits = ContextLimits(2, 4096, 64, len(translation.draft.vocabulary.pieces), 64)
         self.text = text
         self.passes = 0
         self.longest = False

@@ -32,7 +32,7 @@ class FakeCache:
     def __init__(self, slots: int = 4, context_tokens: int = 300) -> None:
         sequences = slots + 1
         self.limits = ContextLimits(
-            sequences, context_tokens, batch_tokens=128, vocabulary_size=V
+            sequences, context_tokens, batch_tokens=128, vocabulary_size=V, logits_rows=64
         )
         self.passes: list[list[Segment]] = []
         self.gate = Gate()

@@ -8,7 +8,8 @@ import pytest
 
 from edge_agent.draft.loading import open_context
 from edge_agent.settings import EdgeSettings
-from local_models.llama_cpp.model import CHECKPOINT_TOKENS, Context, Model
+from local_models.llama_cpp.kv_cache import KvCache
+from local_models.llama_cpp.model import CHECKPOINT_TOKENS, ONE_SEQUENCE, Context, Model
 from local_models.llama_cpp.segments import Segment
 from tests.edge_agent import test_llama_models
 from tests.edge_agent.test_llama_models import (  # noqa: F401
@@ -28,8 +29,8 @@ def smollm(
 
 @pytest.fixture(autouse=True)
 def as_an_edge_opens_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(model: Model, tokens: int, sequences: int = 1) -> Context:
-        return open_context(model, EdgeSettings(), tokens, sequences)
+    def opened(model: Model, tokens: int, kv: KvCache = ONE_SEQUENCE) -> Context:
+        return open_context(model, EdgeSettings(), tokens, kv.sequences)
 
     monkeypatch.setattr(test_llama_models, "Context", opened)
 

@@ -175,7 +175,7 @@ async def test_the_model_that_was_not_used_for_longest_goes_but_none_that_is_use
     await drafts.close()
 
 
-ROOM = 200 << 20
+ROOM = 256 << 20
 """Room for either of both, and not for both."""
 
 

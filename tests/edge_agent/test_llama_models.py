@@ -13,6 +13,7 @@ import pytest
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.draft.slot import FIRST_TOKENS, PRIOR_TOKENS_PER_S, WHOLE
 from gateway.endpoints.messages_schema import ChatMessage
+from local_models.llama_cpp.kv_cache import KvCache
 from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.llama_cpp.segments import Segment
@@ -44,7 +45,7 @@ async def test_a_real_model_drafts_its_argmax_after_any_detour(
 ) -> None:
     prompt = smollm.tokenize("One, two, three, four, five,", False)
     expected = plainly(smollm, prompt, 6)
-    drafter = LlamaDrafter(Context(smollm, 256, sequences=2))
+    drafter = LlamaDrafter(Context(smollm, 256, KvCache(2)))
     sampling = Sampling(temperature=0.0)
     sampler = coupled.sampler(sampling, 1, len(prompt))
     if judge == "separate":
@@ -74,7 +75,7 @@ async def test_a_real_model_reads_ahead_and_drafts_what_it_would_step_by_step(
 ) -> None:
     prompt = smollm.tokenize("One, two, three, four, five,", False)
     expected = plainly(smollm, prompt, 6)
-    drafter = LlamaDrafter(Context(smollm, 256, sequences=2))
+    drafter = LlamaDrafter(Context(smollm, 256, KvCache(2)))
     sampler = coupled.sampler(Sampling(temperature=0.0), 1, len(prompt))
     slot = taken(drafter, prompt)
 
@@ -94,7 +95,7 @@ async def test_a_real_model_drafts_from_all_of_a_prompt_once_it_has_read_the_res
     text = f"{before}. My name is Beatrice. {behind}. My name is"
     prompt = smollm.tokenize(text, False)
     expected = smollm.tokenize(" Beatrice", False)
-    drafter = LlamaDrafter(Context(smollm, 1024, sequences=2))
+    drafter = LlamaDrafter(Context(smollm, 1024, KvCache(2)))
     sampler = coupled.sampler(Sampling(temperature=0.0), 1, len(prompt))
     slot, drafts = taken(drafter, prompt), list[DraftToken]()
     assert len(prompt) > FIRST_TOKENS + PRIOR_TOKENS_PER_S

@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from edge_agent import rendering
 from edge_agent.draft.loading import TargetTokenizer
-from gateway.endpoints.rendering import PATH
+from gateway.endpoints.chat import ChatRequest
+from gateway.endpoints.rendering import PATH, fields_of
+from gateway.errors import Unsupported
 from tests.edge_agent.proxying import OwnApi, saying
 from tests.edge_agent.test_own_api import API, ASK, CHATS, SAID, before
 from tests.gateway.scripted import ByteTokenizer
@@ -21,6 +23,14 @@ from tests.verifier.fake_target import STREAMS, V
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 IDS = [STREAMS, 5, 6]
+UNLISTED = {"tools": TOOLS, "stop": ["@"]}
+FORCED: list[dict[str, Any]] = [
+    {"tool_choice": "none"},
+    {"tool_choice": "required"},
+    {"parallel_tool_calls": False},
+    {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
+    {"tools": [{"type": "custom", "custom": {"name": "f"}}]},
+]
 
 
 @pytest.fixture(autouse=True)
@@ -31,20 +41,22 @@ def templateless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TargetTokenizer, "__call__", tokenizer)
 
 
-def making(content: bytes, status: int = 200) -> OwnApi:
-    """Return the API of a verifier that answers so if it is asked for a prompt."""
+def making(content: bytes, status: int = 200, *listed: str) -> OwnApi:
+    """Return the API of a verifier that answers so if it is asked for a prompt. listed: the
+    fields of a chat that it lists there."""
     prompt, chat = saying(content, status), saying(SAID)
 
     async def answer(request: Request) -> Response:
         return await (prompt if request.scope["path"] == PATH else chat)(request)
 
-    return OwnApi({**API, PATH: []}, answer)
+    return OwnApi({**API, CHATS: [*API[CHATS], "stop"], PATH: [*listed]}, answer)
 
 
 async def test_a_chat_is_drafted_on_the_tokens_that_the_verifiers_server_makes_of_it() -> None:
-    api = making(json.dumps({"token_ids": IDS}).encode())
+    api = making(json.dumps({"token_ids": IDS}).encode(), 200, "tools", "stop")
+    wanted = {"seed": 1, "reasoning": {"effort": "low"}, "tools": TOOLS, "stop": ["@"]}
     async with before(api) as client:
-        answer = await client.post(CHATS, json={**ASK, "seed": 1, "reasoning_effort": "low"})
+        answer = await client.post(CHATS, json={**ASK, **wanted})
 
     assert answer.status_code == 200, answer.text
     assert "x-picospec-relayed" not in answer.headers
@@ -56,6 +68,7 @@ async def test_a_chat_is_drafted_on_the_tokens_that_the_verifiers_server_makes_o
     assert asked == {
         "model": "fake",
         "messages": ASK["messages"],
+        "tools": TOOLS,
         "reasoning_effort": "low",
         "continue_final_message": False,
         "add_generation_prompt": True,
@@ -86,7 +99,10 @@ async def test_what_is_no_prompt_is_an_error_that_names_the_verifier(content: by
 
 @pytest.mark.parametrize(
     ("status", "body"),
-    [(400, ASK), (404, ASK), (429, ASK), (503, ASK), (200, {**ASK, "tools": TOOLS})],
+    [
+        *((status, ASK) for status in (400, 404, 429, 503)),
+        *((200, {**ASK, name: value}) for name, value in UNLISTED.items()),
+    ],
 )
 async def test_a_chat_without_such_a_prompt_is_answered_by_the_verifiers_own_api(
     status: int, body: dict[str, Any]
@@ -96,6 +112,14 @@ async def test_a_chat_without_such_a_prompt_is_answered_by_the_verifiers_own_api
 
     assert (answer.status_code, answer.content) == (200, SAID), answer.text
     assert answer.headers["x-picospec-relayed-for"] == "messages"
+
+
+@pytest.mark.parametrize("forced", FORCED)
+def test_no_prompt_is_made_of_a_chat_whose_calls_are_not_free(forced: dict[str, Any]) -> None:
+    fields = {**ASK, "tools": TOOLS, **forced}
+
+    with pytest.raises(Unsupported, match="forced calls"):
+        fields_of(ChatRequest.model_validate(fields), fields, ["tools"])
 
 
 async def test_a_prompt_that_does_not_come_is_not_waited_for(

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from edge_agent.link.connection import REQUEST_TIMEOUT_S
 from edge_agent.link.errors import LinkDown
 from edge_agent.link.posts import Posts
-from edge_agent.link.uploads import FIRST_ANSWER_S, MAX_ATTEMPTS, Uploads
+from edge_agent.link.uploads import (
+    ASK_S,
+    FIRST_ANSWER_S,
+    MAX_ATTEMPTS,
+    Uploads,
+    _Acknowledgement,
+)
 from gateway.background_work import running_alongside
 from gateway.errors import EngineFault
 from speculation import upload_records, wire
@@ -39,7 +45,9 @@ class FakePath:
         self.streamed: list[Message] = []
         self.cut = asyncio.Event()
         self.times_s: list[float] = []
-        self.uploads = Uploads(self, lambda: RTT_S, self.times_s.append, lambda _: None)  # type: ignore[arg-type]
+        self.connection, self.rtt_s = self, RTT_S
+        self.delivered, self.uploaded = self.times_s.append, lambda _: None
+        self.uploads = Uploads(self)  # type: ignore[arg-type]
 
     def renew(self, _: object) -> None:
         self.client = object()
@@ -218,3 +226,19 @@ def test_cuts_lose_no_message_that_counts(seed: int) -> None:
     path, counts = run(main())
 
     assert counts <= {*path.arrived, *path.streamed}
+
+
+async def test_the_first_acknowledgement_must_come_soonest_and_others_are_asked_for_later() -> (
+    None
+):
+    acknowledgement = _Acknowledgement(FIRST_ANSWER_S)
+    async with acknowledgement.timeout() as patience:
+        first = acknowledgement.asks(), acknowledgement.asks(), acknowledgement.came()
+        assert patience.when() is None
+
+        early = acknowledgement.asks()
+        await asyncio.sleep(ASK_S)
+
+        assert (first[:2], early, acknowledgement.asks()) == ((True, False), False, True)
+        due_s = (patience.when() or 0.0) - asyncio.get_running_loop().time()
+        assert due_s == pytest.approx(REQUEST_TIMEOUT_S)

@@ -23,7 +23,7 @@ from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from gateway.access import Access
 from gateway.app import create_app
-from gateway.endpoints.services import one_model
+from gateway.endpoints.services import Services, one_model
 from gateway.hosting.settings import GatewaySettings
 from gateway.tracing import Tracing
 from tests.edge_agent.fakes import engine
@@ -91,8 +91,9 @@ async def edge(urls: list[str], recorder: Recorder) -> AsyncIterator[httpx.Async
         verifier.rtt_s = 0.001  # however busy this host was: the first one is used
     settings = GatewaySettings()
     app = create_app(
-        one_model(engine(verifiers, metrics, NoDrafter()), tokenizer, settings),
-        settings,
+        Services(
+            one_model(engine(verifiers, metrics, NoDrafter()), tokenizer, settings), settings
+        ),
         Access(tracing=recorder.tracing),
     )
     async with client_of(app) as client:

@@ -29,7 +29,7 @@ from openai import AsyncOpenAI
 from gateway.access import Access, IsMessage
 from gateway.app import create_app
 from gateway.drain import Drain
-from gateway.endpoints.services import one_model
+from gateway.endpoints.services import Services, one_model
 from gateway.errors import ApiError
 from gateway.hosting.settings import GatewaySettings
 from gateway.ports import (
@@ -211,9 +211,10 @@ def make_app(
 
     given = GatewaySettings.model_validate(settings)
     access = Access(session_paths, is_message, clock=clock or time.monotonic, tracing=tracing)
-    return create_app(
-        one_model(engine, source, given), given, access, drain=drain, draw_seed=lambda: 41
+    services = Services(
+        one_model(engine, source, given), given, drain=drain or Drain(), draw_seed=lambda: 41
     )
+    return create_app(services, access)
 
 
 def client_of(app: FastAPI, headers: Mapping[str, str] | None = None) -> httpx.AsyncClient:

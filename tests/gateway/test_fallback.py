@@ -11,7 +11,7 @@ from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from gateway.app import create_app
-from gateway.endpoints.services import Backend, Forward, Json, OneModel
+from gateway.endpoints.services import Backend, Forward, Json, OneModel, Services
 from gateway.errors import Unavailable
 from gateway.hosting.settings import GatewaySettings
 from gateway.ports import Facts, GatewayTokenizer, TokenizerSource
@@ -80,7 +80,7 @@ def client(engine: ScriptedEngine, fallback: Fallback | None) -> httpx.AsyncClie
         return ByteTokenizer()
 
     settings = GatewaySettings()
-    app = create_app(spared(engine, source, [fallback] if fallback else []), settings)
+    app = create_app(Services(spared(engine, source, [fallback] if fallback else []), settings))
     return client_of(app)
 
 
@@ -178,7 +178,7 @@ async def test_the_fallback_answers_whatever_the_verifier_was_that_went_away(
 
     settings = GatewaySettings()
     models = spared(away(), source, [fallback])
-    app = create_app(models, settings, proxy=Undrafted())
+    app = create_app(Services(models, settings, proxy=Undrafted()))
     async with client_of(app) as asked:
         answer = await asked.post("/v1/chat/completions", json=CHAT)
 
@@ -216,7 +216,7 @@ async def test_the_first_in_the_order_that_can_answers_at_each_endpoint(
     server = Elsewhere((path,) if "server" in order else ())
     spares = [server, *([fallback] if "draft" in order else [])]
     settings, proxy = GatewaySettings(), Asked()
-    app = create_app(spared(away(), source, spares), settings, proxy=proxy)
+    app = create_app(Services(spared(away(), source, spares), settings, proxy=proxy))
     async with client_of(app) as asked:
         answer = await asked.post(path, json={"stream": stream, **ENDPOINTS[path]})
 

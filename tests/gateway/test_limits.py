@@ -18,7 +18,7 @@ from edge_agent.settings import load
 from gateway import request_context
 from gateway.access import Access
 from gateway.app import create_app
-from gateway.endpoints.services import one_model
+from gateway.endpoints.services import Services, one_model
 from gateway.hosting import cores
 from gateway.hosting.cores import Pins, compute_threads, cores_of, parse_pins, share
 from gateway.hosting.limits import MAX_CONNECTIONS, RESERVED, max_connections
@@ -213,7 +213,8 @@ async def status(said: str, environ: dict[str, str] | None = None, **settings: o
 
     given = load(None, environ or {}, settings)
     app = create_app(
-        one_model(ScriptedEngine(), source, given), given, Access(hosts=hosts_of(given))
+        Services(one_model(ScriptedEngine(), source, given), given),
+        Access(hosts=hosts_of(given)),
     )
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:

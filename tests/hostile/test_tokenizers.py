@@ -20,7 +20,7 @@ from tokenizers import Regex, models, pre_tokenizers
 
 from edge_agent.draft.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
-from gateway.endpoints.services import one_model
+from gateway.endpoints.services import Services, one_model
 from gateway.errors import Unavailable
 from gateway.hosting.settings import GatewaySettings
 from gateway.ports import Facts, GatewayTokenizer
@@ -217,7 +217,7 @@ async def test_a_request_asks_for_the_tokenizer_of_its_facts() -> None:
         "/detokenize": {"tokens": [1]},
     }
     settings = GatewaySettings()
-    app = create_app(one_model(Described(), source, settings), settings)
+    app = create_app(Services(one_model(Described(), source, settings), settings))
     async with client_of(app) as client:
         for path, body in bodies.items():
             assert (await client.post(path, json=body)).status_code == 200

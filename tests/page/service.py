@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway.app import create_app
-from gateway.endpoints.services import one_model
+from gateway.endpoints.services import Services, one_model
 from gateway.errors import Unavailable
 from gateway.hosting.settings import GatewaySettings
 from gateway.ports import (
@@ -224,9 +224,9 @@ def page_app(engine: PageEngine, **settings: object) -> FastAPI:
     given = GatewaySettings.model_validate({**aliases, **settings})
     about = partial(_about, engine)
     if engine.alone:
-        return create_app(one_model(engine, source, given), given)
+        return create_app(Services(one_model(engine, source, given), given))
     app, proxy = (
-        create_app(one_model(engine, source, given), given, about=about),
+        create_app(Services(one_model(engine, source, given), given, about)),
         Relay(engine, settings),
     )
     app.router.routes.insert(0, Route(DIRECT, proxy, methods=["POST"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -35,6 +36,7 @@ from local_models.llama_cpp.segments import Segment
 from local_models.store import open_store
 from local_models.vocabulary import Vocabulary
 from picospec.draft_checks import (
+    check_edge_memory,
     check_gain,
     check_pace,
     check_speed,
@@ -43,7 +45,13 @@ from picospec.draft_checks import (
 )
 from picospec.expecting import CONTEXT_TOKENS, SAMPLE_TOKENS, MeasuredPace, TimedTarget, agreed
 from picospec.findings import Finding, report
-from picospec.machine_checks import check_cache, check_engine, check_models, check_port
+from picospec.machine_checks import (
+    check_cache,
+    check_engine,
+    check_models,
+    check_port,
+    check_verifier_memory,
+)
 from picospec.up import told
 from picospec.verifier_checks import (
     check_context,
@@ -55,6 +63,7 @@ from picospec.verifier_checks import (
 )
 from tests.edge_agent.fakes import FACTS
 from tests.picospec.screen import Screen
+from verifier.settings import load as load_verifier
 
 
 def test_an_engine_that_cannot_be_imported_fails_with_its_reason() -> None:
@@ -369,3 +378,16 @@ def test_each_verifier_is_checked_with_the_settings_of_its_model() -> None:
     ]
     assert urls == [["http://a"], ["http://b"], ["http://c"]]
     assert {each.models[0].draft_model for each in alone} == {"d"}
+
+
+@pytest.mark.models
+def test_the_memory_of_both_services_is_told_before_a_model_loads() -> None:
+    store, verifier = open_store(os.environ), load_verifier(None, {}, {})
+
+    (finding,) = check_verifier_memory(store, "smollm2", verifier)
+    edge = check_edge_memory(store.find("smollm2", "draft").path, load(None, {}, {}))
+
+    for each in (finding, edge):
+        assert each.ok
+        assert re.match(r"takes \d\.\d GB: weights 0\.1 GB, KV \d\.\d GB, and ", each.found)
+    assert check_verifier_memory(store, "nothing-of-the-kind", verifier) == []

@@ -236,6 +236,25 @@ def test_a_broken_chain_is_resumed_where_the_text_agrees_with_it_again() -> None
     assert offered(verifier)[:3] == (22, 23, 24)
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [((30, 41, 40, 21), 23), ((30, 60, 61, 62, 63, 21), 23), ((30, 21), 22)],
+)
+def test_it_is_resumed_where_most_tokens_agree_and_else_at_the_nearest_place(
+    text: tuple[int, ...], place: int
+) -> None:
+    verifier = session()
+    for token in (1, 2, 3, 4):
+        generate_ngrams(verifier, token)
+    verifier.receive(Draft(0, 4, 0, (20, 40, 21, 22, 41, 40, 21, 23, 24)))
+    for token in text[:-1]:
+        generate_ngrams(verifier, token)
+
+    verifier.receive(Draft(1, 3 + len(text), 0, text[-1:]))
+
+    assert offered(verifier)[:2] == (text[-1], place)
+
+
 def test_what_of_a_broken_chain_comes_late_is_resumed_too() -> None:
     verifier = session()
     verifier.receive(Draft(0, 0, 0, (20, 21)))

@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from speculation.messages import Commit
-from speculation.speedup import AnswerSpeedup, SpeedupEstimate
+from speculation.speedup import (
+    AnswerSpeedup,
+    AnswerSpeedups,
+    SpeedupEstimate,
+    SpeedupEstimates,
+)
 
 PLAIN_S = 0.02
 
@@ -115,3 +120,23 @@ def test_answers_may_come_and_go_and_no_trial_lasts(
         assert host.answers(count, 60, on_the_way=seed % 5) > 0.5
 
     assert (host.estimate._answers, host.estimate._drafting) == (0, 0)
+
+
+def test_an_answer_takes_part_where_its_session_is_until_it_leaves() -> None:
+    here, there = SpeedupEstimates(), SpeedupEstimates()
+    now = [here]
+    speedups = AnswerSpeedups(lambda: now[0], drafts=False, looks_up=True)
+
+    def answers() -> list[tuple[int, int]]:
+        return [(each.draft._answers, each.lookup._answers) for each in (here, there)]
+
+    speedups.start_drafting()
+    assert answers() == [(1, 1), (0, 0)]
+    now[0] = there
+    speedups.move()
+    assert answers() == [(0, 0), (1, 1)]
+    speedups.stop_drafting()
+    assert answers() == [(0, 0), (0, 1)]
+    for _ in range(2):
+        speedups.leave()
+        assert answers() == [(0, 0), (0, 0)]

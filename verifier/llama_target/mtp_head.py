@@ -1,16 +1,16 @@
 """Drafts with the MTP head of the target's own file, for each session after the text so far.
 
-The head reads each token of the text with the target's hidden state of the token before. What
-a session's passes brought is kept until the head drafts for it; if that is too much, the head
-goes on without the text before. Texts never depend on it: its draft tokens are judged.
+The head reads each token of a text with the target's hidden state of the token before. It reads
+late, many tokens at once: a session whose edge drafts well costs it little. It has no states of
+tokens that were read for another session, so what it knows of a text may begin after them.
+Texts never depend on a head, because its draft tokens are judged.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,102 +19,117 @@ from local_models.llama_cpp.segments import Segment
 from speculation.distributions import Logits
 from speculation.model_facts import TokenId
 
-MAX_UNREAD: Final = 64
-"""So many tokens of a session are kept unread at most, each with a hidden state of 4 to 32 kB.
-A session whose edge drafts well does without its head for long."""
-
 Pick = Callable[[Logits, int], TokenId]
-"""pick(logits, position) draws the token at a position of the whole text."""
+"""pick(logits, position) draws the token at a position of the text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unread:
-    """Tokens from position `start` on, with the hidden states before each: float32[n, E]."""
+@dataclass(slots=True)
+class HeadText:
+    """The tokens of a sequence's text from position `begin` on. unread: the target's state
+    before each of the last ones, which the head has not read, float32[E]."""
 
-    start: int
-    tokens: tuple[TokenId, ...]
-    hidden: Hidden
+    begin: int
+    tokens: list[TokenId] = field(default_factory=list)
+    unread: list[Hidden] = field(default_factory=list)
 
     @property
     def end(self) -> int:
-        return self.start + len(self.tokens)
+        return self.begin + len(self.tokens)
+
+    @property
+    def read(self) -> int:
+        return len(self.tokens) - len(self.unread)
+
+    def add(self, tokens: Sequence[TokenId], hidden: Hidden) -> None:
+        self.tokens += tokens
+        self.unread += [*hidden]
+
+    def cut(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        del self.unread[max(0, length - self.read) :]
+        del self.tokens[length:]
 
 
 class MtpHead:
-    """context: the head's, as large as the target's. Its positions are counted from the first
-    token that the head has read of a text."""
+    """context: the head's, with as many sequences as the target's. vocabulary_size: later
+    logits are padding."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, vocabulary_size: int) -> None:
         self._context = context
-        self._starts: dict[int, int] = {}
-        self._unread: dict[int, Unread] = {}
+        self._vocabulary_size = vocabulary_size
+        self._texts: dict[int, HeadText] = {}
+        limits = context.limits
+        self._most_unread = limits.batch_tokens // limits.sequences
+        self.step_s = self._time_step()
+        """The head drafts a token in so many seconds, as measured at the start."""
 
     def close(self) -> None:
         """Free the memory."""
         self._context.close()
 
-    def read(
+    def go_back(self, sequence: int, position: int, token: TokenId) -> None:
+        """Forget what the sequence had beyond a position, from where the target reads on with
+        this token."""
+        if text := self._texts.get(sequence):
+            length = max(0, position - text.begin)
+            same = text.tokens[length : length + 1] == [token]
+            text.cut(length + same)
+
+    def note(
         self, sequence: int, start: int, tokens: Sequence[TokenId], hidden: Hidden
     ) -> None:
-        """Read a part of a prompt at once. hidden: the states before each token."""
-        self._unread[sequence] = Unread(start, tuple(tokens), hidden)
-        self._decode([sequence], logits=0)
+        """Note the next tokens of a text. hidden: the target's state before each, float32[n,
+        E]. Raises what Context.decode raises."""
+        text = self._texts.get(sequence)
+        if text is None or text.end != start:
+            text = self._texts[sequence] = HeadText(start)
+        text.add(tokens, hidden)
+        if len(text.unread) > self._most_unread:
+            most = self._context.limits.batch_tokens
+            self._read({sequence: min(len(text.unread) - 1, most)}, logits=0)
 
-    def keep(
-        self, sequence: int, start: int, tokens: Sequence[TokenId], hidden: Hidden
-    ) -> None:
-        """Keep what a pass has committed until the head reads it."""
-        unread = Unread(start, tuple(tokens), hidden)
-        if (before := self._unread.get(sequence)) and before.end == start:
-            joined = np.concatenate((before.hidden, hidden))
-            unread = Unread(before.start, before.tokens + unread.tokens, joined)
-        if len(unread.tokens) > MAX_UNREAD:
-            unread = Unread(start, tuple(tokens), hidden)
-            self._starts.pop(sequence, None)
-        self._unread[sequence] = unread
-
-    def draft(self, wanted: Mapping[int, Pick], count: int) -> dict[int, list[TokenId]]:
-        """Return `count` draft tokens after the text of each of these sequences, of which the
-        last pass must be kept."""
-        ends = {sequence: self._unread[sequence].end for sequence in wanted}
-        drafts: dict[int, list[TokenId]] = {sequence: [] for sequence in wanted}
-        for step in range(count):
-            self._decode([*wanted], logits=1)
-            for row, (sequence, pick) in enumerate(wanted.items()):
-                at = ends[sequence] + step
-                token = pick(self._context.logits(row), at)
-                drafts[sequence].append(token)
-                hidden = self._context.hidden(sequence)
-                self._unread[sequence] = Unread(at, (token,), hidden)
-        for sequence in wanted:
-            del self._unread[sequence]
+    def draft(self, picks: Mapping[int, Pick], count: int) -> dict[int, list[TokenId]]:
+        """Return `count` draft tokens for each of these sequences, after texts whose last
+        tokens were noted since the last draft. Raises what Context.decode raises."""
+        texts = {sequence: self._texts[sequence] for sequence in picks}
+        lengths = {sequence: len(text.tokens) for sequence, text in texts.items()}
+        for _ in range(count):
+            self._read({s: len(text.unread) for s, text in texts.items()}, logits=1)
+            for row, (sequence, text) in enumerate(texts.items()):
+                logits = self._context.logits(row)[: self._vocabulary_size]
+                token = picks[sequence](logits, text.end)
+                text.add([token], self._context.hidden(sequence))
+        drafts = {s: text.tokens[lengths[s] :] for s, text in texts.items()}
+        for sequence, text in texts.items():
+            text.cut(lengths[sequence])
         return drafts
 
-    def time_step(self) -> float:
-        """Return the seconds of a step for one session, before any begins."""
-        hidden = np.zeros((1, self._context.hidden_size), np.float32)
+    def _read(self, counts: Mapping[int, int], logits: int) -> None:
+        """Read the first unread tokens of some texts, so many of each. logits: 1 for those
+        after the last of each."""
+        segments, hidden = list[Segment](), list[Hidden]()
+        for sequence, count in counts.items():
+            text = self._texts[sequence]
+            start = text.read
+            self._context.truncate(sequence, start)
+            tokens = text.tokens[start : start + count]
+            segments.append(Segment(sequence, start, tokens, logits))
+            hidden += text.unread[:count]
+        try:
+            self._context.decode(segments, hidden)
+        except Exception:
+            for sequence in counts:
+                del self._texts[sequence]
+            raise
+        for sequence, count in counts.items():
+            del self._texts[sequence].unread[:count]
+
+    def _time_step(self) -> float:
         seconds = []
         for _ in range(3):
-            self.keep(0, 0, (0,), hidden)
+            self.note(0, 0, (0,), np.zeros((1, self._context.hidden_size), np.float32))
             began = time.perf_counter()
-            self.draft({0: lambda logits, at: 0}, 1)
+            self.draft({0: lambda logits, _: int(logits.argmax())}, 1)
             seconds.append(time.perf_counter() - began)
+        self._texts.clear()
         return min(seconds)
-
-    def _decode(self, sequences: Sequence[int], logits: int) -> None:
-        """Read what is unread of some sequences."""
-        segments, hidden = [], []
-        for sequence in sequences:
-            unread = self._unread[sequence]
-            begins = self._starts.get(sequence, unread.start)
-            held = self._context.length(sequence)
-            if sequence not in self._starts or not begins <= unread.start <= begins + held:
-                begins = unread.start
-            self._starts[sequence] = begins
-            self._context.truncate(sequence, unread.start - begins)
-            segments.append(Segment(sequence, unread.start - begins, unread.tokens, logits))
-            hidden.append(unread.hidden)
-        self._context.decode(segments, hidden)
-        if not logits:
-            for sequence in sequences:
-                del self._unread[sequence]

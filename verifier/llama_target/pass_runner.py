@@ -37,7 +37,7 @@ from verifier.llama_target.exactness import (
 )
 from verifier.llama_target.mtp_head import MtpHead
 from verifier.llama_target.pass_part import PassPart, judge
-from verifier.llama_target.placing import CHECKPOINTS, Plan
+from verifier.llama_target.placing import Plan
 from verifier.settings import LlamaSettings
 
 
@@ -59,15 +59,11 @@ class PassRunner:
         self._context = Context(
             self.model,
             self.length.tokens + (max_rows if plan.may_pad else 0),
-            sequences=settings.slots,
+            plan.kv(max_rows - 1),
             threads=plan.threads,
             batch_tokens=settings.max_rows,
-            cache=plan.cache,
-            cache_v=plan.cache_v,
             flash_attention=plan.flash_attention,
-            rollback=max_rows - 1,
-            checkpoints=CHECKPOINTS,
-            use="target" if settings.head else "text",
+            logits_rows=plan.logits_rows(max_rows),
         )
         self.head: MtpHead | None = None
         if settings.head:
@@ -75,20 +71,15 @@ class PassRunner:
                 Context(
                     self.model,
                     self.length.tokens + max_rows,  # and draft tokens after the last one
-                    sequences=settings.slots,
+                    plan.kv(max_rows - 1),
                     threads=plan.threads,
                     batch_tokens=settings.max_rows,
-                    cache=plan.cache,
-                    cache_v=plan.cache_v,
                     flash_attention=plan.flash_attention,
-                    use="head",
-                    target=self._context,
-                )
+                    logits_rows=settings.slots,
+                    is_head=True,
+                ),
+                self._tokens,
             )
-        self.head_step_s = self.head.time_step() if self.head else 0.0
-        """The seconds in which the head drafts a token, for each session of a pass."""
-
-        self.max_verify = max_rows - 1
         self.rounding: Rounding | None = None
         """The findings of the self-test; None if passes are exact by the settings alone."""
 
@@ -104,12 +95,11 @@ class PassRunner:
             self._check_rollback(max_rows)
         if not plan.is_known:
             self._test(plan, max_rows)
-        self.prefill_rows = settings.max_rows if plan.devices else settings.prefill_rows
+        self.prefill_rows = plan.prefill_rows
         """At most this many tokens of a prompt may be read at once."""
 
         if self.shape is not None:
             self.prefill_rows = self.shape.rows
-            self.max_verify = self.shape.rows - 1
         self.shapes = (engine(), weights_of(path, hashes), *plan.shapes, *self._own_shapes())
         """These values shape a text; the target's identity contains them."""
 
@@ -154,8 +144,8 @@ class PassRunner:
             self.shape = exact_shape(decode, text, max_rows, self.rounding)
             if self.shape.is_padded and self.head is not None:
                 raise CannotOpen(
-                    'head = "mtp" and exact = "strict": passes are padded on this device, which'
-                    ' leaves no row to the head; take exact = "near"'
+                    'exact = "strict" needs padded passes on this device, beside which'
+                    ' llama.head = "mtp" cannot be used: take exact = "near"'
                 )
             if self.shape.is_padded and self.model.is_recurrent:
                 raise CannotOpen(
@@ -165,8 +155,7 @@ class PassRunner:
                 )
 
     def _own_shapes(self) -> Sequence[object]:
-        shape = () if self.shape is None else (self.shape.rows, self.shape.is_padded)
-        return shape if self.head is None else (*shape, "head")  # its passes have more outputs
+        return () if self.shape is None else (self.shape.rows, self.shape.is_padded)
 
     def close(self) -> None:
         """Free the memory."""
@@ -190,11 +179,11 @@ class PassRunner:
         after: TokenId | None = None,
     ) -> None:
         """Decode a piece of a prompt. start: the number of its tokens decoded before. after:
-        the token after the piece, if the head shall read it too."""
+        the token after the piece; None if no head shall read it."""
         self._decode([Segment(sequence, start, tokens, logits=0)])
         if self.head is not None and after is not None:
-            following = (*tokens[1:], after)
-            self.head.read(sequence, start + 1, following, self._context.hidden(sequence))
+            hidden = self._context.hidden(sequence)
+            self.head.note(sequence, start + 1, (*tokens[1:], after), hidden)
 
     def score(
         self, sequence: int, start: int, tokens: Sequence[TokenId], after: TokenId, most: int
@@ -221,6 +210,8 @@ class PassRunner:
             return self._decode_padded(segment, self.shape.rows)
         for segment in segments:
             self._context.truncate(segment.sequence, segment.start)
+            if self.head is not None:
+                self.head.go_back(segment.sequence, segment.start, segment.tokens[0])
         self._context.decode(segments)
         if self.model.is_recurrent:
             for segment in segments:
@@ -259,7 +250,7 @@ class PassRunner:
                 verdicts.append(verdict := judge(part, partial(self._row, first)))
                 if self.head is not None and (tokens := verdict.judgement.tokens):
                     hidden = self._context.hidden(part.sequence)[: len(tokens)]
-                    self.head.keep(part.sequence, part.held + 1, tokens, hidden)
+                    self.head.note(part.sequence, part.held + 1, tokens, hidden)
             except GrammarFailed as error:
                 verdicts.append(error)
             judging_s, rows = time.perf_counter() - began, max(1, self._judged_rows)

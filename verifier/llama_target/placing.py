@@ -32,7 +32,9 @@ from local_models.llama_cpp.devices import (
     mib,
     pass_bytes,
 )
-from local_models.llama_cpp.model import Cache, Model
+from local_models.llama_cpp.footprint import Footprint, footprint, gigabytes
+from local_models.llama_cpp.kv_cache import Cache, KvCache
+from local_models.llama_cpp.model import HEADS, Model
 from verifier.settings import LlamaSettings
 
 MIN_TOKENS: Final = 4096
@@ -94,6 +96,11 @@ class Plan:
     def cache_v(self) -> Cache:
         return cast(Cache, (self.settings.cache_type_v or self.cache).upper())
 
+    def kv(self, max_verify: int) -> KvCache:
+        has_head = self.settings.head is not None
+        slots, types = self.settings.slots, (self.cache, self.cache_v)
+        return KvCache(slots, *types, max_verify, CHECKPOINTS, has_head)
+
     @property
     def flash_attention(self) -> bool | None:
         default = "auto" if self.devices else "on"
@@ -126,7 +133,36 @@ class Plan:
             return shapes
         names = [(each.backend, each.description) for each in self.devices]
         placement = astuple(self.placement) if self.devices else ()
-        return (*shapes, self.cache_v, self.flash_attention, self.exact, names, placement)
+        shapes = (*shapes, self.cache_v, self.flash_attention, self.exact, names, placement)
+        return (*shapes, self.settings.head) if self.settings.head else shapes
+
+    @property
+    def prefill_rows(self) -> int:
+        """Return how many tokens of a prompt may be read at once."""
+        return self.settings.max_rows if self.devices else self.settings.prefill_rows
+
+    def logits_rows(self, max_rows: int) -> int:
+        """Return how many rows of a pass may have logits: those of all sessions, with max_rows
+        each, or those of a prompt whose log-probabilities are wanted."""
+        wanted = max(self.settings.slots * max_rows, self.prefill_rows)
+        return min(wanted, self.settings.max_rows)
+
+    def footprint(self, model: Model, max_rows: int) -> Footprint:
+        """Return the memory that the verifier takes without devices. model: its vocabulary
+        suffices. Raises CannotOpen as `length` and `check_head` do."""
+        self.check_head(model)
+        length = self.length(model, self.settings.context_tokens, max_rows - 1)
+        head_rows = self.settings.slots if self.settings.head else 0
+        return footprint(model, length, self.logits_rows(max_rows) + head_rows)
+
+    def check_head(self, model: Model) -> None:
+        """Raise CannotOpen if the settings want a head and the model, of which the vocabulary
+        suffices, has none."""
+        if self.settings.head and not model.has_head:
+            raise CannotOpen(
+                f'llama.head = "{self.settings.head}": {model.path} has no MTP head of one'
+                f" layer, or its heads were not tried; those of {' and '.join(HEADS)} were"
+            )
 
     def length(self, model: Model, tokens: int | None, max_verify: int) -> Length:
         """Return the length of a slot's context. tokens: those chosen for it. Raises CannotOpen
@@ -135,11 +171,8 @@ class Plan:
             model.metadata(),
             model.context_tokens,
             tokens,
-            sequences=self.settings.slots,
-            cache=self.cache,
-            cache_v=self.cache_v,
+            kv=self.kv(max_verify),
             min_tokens=MIN_TOKENS,
-            rollback=max_verify + CHECKPOINTS,
         )
         if not self.devices and length.state_bytes > (most := memory_bytes()):
             raise CannotOpen(
@@ -155,9 +188,18 @@ class Plan:
         """Return the tokens of a slot for which devices have room; the setting, if there are
         none. Raises CannotOpen with the numbers, before weights are loaded."""
         wanted = self.settings.context_tokens
-        if not self.devices:
-            return wanted
         model = Model(path, vocabulary_only=True)
+        if not self.devices:
+            needed = self.footprint(model, max_verify + 1)
+            model.close()
+            if needed.total > (most := memory_bytes()):
+                raise CannotOpen(
+                    f"the model does not fit into the memory of {gigabytes(most)}: the"
+                    f" verifier takes {needed}. What helps: fewer llama.slots, or a shorter"
+                    " llama.context_tokens"
+                )
+            return wanted
+        self.check_head(model)
         facts, trained = model.metadata(), model.context_tokens
         model.close()
 
@@ -168,8 +210,9 @@ class Plan:
         divided = division(tensors, number("block_count"), self.placement)
         demand = Demand(
             self.settings.slots,
-            kv_bytes_per_token(facts, self.cache, self.cache_v),
-            pass_bytes(
+            kv_bytes_per_token(facts, self.kv(max_verify)),
+            (2 if self.settings.head else 1)
+            * pass_bytes(
                 self.settings.max_rows, model.vocabulary_size, number("embedding_length")
             ),
             state_bytes(facts) * (1 + max_verify),

@@ -20,7 +20,6 @@ from typing import Final, TypeVar
 import structlog
 
 from local_models.errors import GrammarFailed
-from speculation.learning import running_mean
 from speculation.verify_machine import Offer, PassRecord, VerifyMachine
 from verifier.llama_target.mtp_head import MtpHead
 from verifier.llama_target.pass_runner import PassRunner
@@ -111,18 +110,15 @@ class Scheduler:
 
     async def _draft(self, head: MtpHead, slots: Mapping[str, Slot]) -> None:
         """Let the head draft for the sessions of the last pass that it pays for."""
-        now, most = time.monotonic(), min(HEAD_TOKENS, self.engine.max_verify)
-        going = [name for name in slots if slots[name].ready]
-        counts = self.machine.heads_to_draft(going, now, self.engine.head_step_s, most)
-        if not counts:
+        now = time.monotonic()
+        going = [n for n, slot in self.slots.items() if slots.get(n) is slot and slot.ready]
+        names, count = self.machine.heads_to_draft(going, now, head.step_s, HEAD_TOKENS)
+        if not count:
             return
-        picks = {slots[name].sequence: slots[name].pick for name in counts}
-        count = max(counts.values())
-        drafts = await self._call([slots[n] for n in counts], head.draft, picks, count)
-        took_s = (time.monotonic() - now) / count
-        self.engine.head_step_s = running_mean(self.engine.head_step_s, took_s)
-        for name in counts if drafts else ():
-            if self.slots.get(name) is slots[name] and not slots[name].finished:
+        picks = {slots[name].sequence: slots[name].pick for name in names}
+        drafts = await self._call([slots[name] for name in names], head.draft, picks, count)
+        for name in names if drafts else ():
+            if self.slots.get(name) is slots[name]:
                 slots[name].proposed = drafts[slots[name].sequence]
                 self.machine.proposed(name, count)
 
@@ -131,7 +127,7 @@ class Scheduler:
         running = sum(each.ready for each in self.slots.values())
         pass_s = self.machine.latency.of(running) if running else 0.0
         count = min(self._pieces.rows(pass_s), slot.unread)
-        logprobs = await self._call([slot], slot.decode, self.engine, count)
+        logprobs = await self._call([slot], slot.reading(self.engine, count))
         self._pieces.observe(count, time.monotonic() - began)
         slot.decoded(count, logprobs or ())
         self.metrics.prefilled.inc(count)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from speculation.distributions import Logits
 from speculation.judges import JUDGES
@@ -16,6 +17,10 @@ from speculation.wire import Framed
 from verifier.llama_target.pass_part import PassPart
 from verifier.llama_target.pass_runner import PassRunner
 from verifier.target import Deliver, Reply
+
+Reading = Callable[[], Sequence[TokenLogprob] | None]
+"""Decodes a piece of a prompt. It has all that it needs, because a slot belongs to the event
+loop, and other threads never see it."""
 
 
 class Slot:
@@ -98,16 +103,16 @@ class Slot:
         self.sequence, self.has_sequence = sequence, True
         self.cached_tokens = self.prefilled = cached_tokens
 
-    def decode(self, engine: PassRunner, count: int) -> Sequence[TokenLogprob]:
-        """Decode the next `count` unread tokens, in the engine's thread. Return what a subclass
-        wants of them."""
+    def reading(self, engine: PassRunner, count: int) -> Reading:
+        """Return the work of decoding the next `count` unread tokens, for the engine's thread.
+        It returns what a subclass wants of them."""
         start = self.prefilled
         end = start + count
-        engine.prefill(self.sequence, start, self.opening[start:end], self.opening[end])
-        return ()
+        tokens, after = self.opening[start:end], self.opening[end]
+        return partial(engine.prefill, self.sequence, start, tokens, after)
 
     def decoded(self, count: int, logprobs: Sequence[TokenLogprob]) -> None:
-        """Note that so many tokens more were decoded. logprobs: what `decode` has returned."""
+        """Note that so many tokens more were decoded. logprobs: what the work has returned."""
         self.prefilled += count
 
     def part(self, judged: Pass) -> PassPart:
@@ -122,8 +127,8 @@ class Slot:
         )
 
     def pick(self, logits: Logits, at: int) -> TokenId:
-        """Draw a draft token at a position of the text, prompt included, with the noise that
-        the target's own is drawn with."""
+        """Draw the head's token for a position of the text, prompt included, by the noise with
+        which the target draws its own."""
         half = JUDGES[self.request.judge].edge(self.request, iter(()))
         return half.sampler(logits, at - len(self.request.prompt)).token
 
@@ -178,11 +183,11 @@ class PromptLogprobs(Slot):
         """Take the sequence as an empty one, because a cache holds no logits."""
         super().assign(sequence, 0)
 
-    def decode(self, engine: PassRunner, count: int) -> Sequence[TokenLogprob]:
-        """Decode the next tokens, and return the log-probability of the token after each."""
+    def reading(self, engine: PassRunner, count: int) -> Reading:
+        """Do the same for work that returns the log-probability of the token after each."""
         start, end = self.prefilled, self.prefilled + count
         tokens, after = self.opening[start:end], self.opening[end]
-        return engine.score(self.sequence, start, tokens, after, self.most)
+        return partial(engine.score, self.sequence, start, tokens, after, self.most)
 
     def decoded(self, count: int, logprobs: Sequence[TokenLogprob]) -> None:
         super().decoded(count, logprobs)

@@ -19,7 +19,8 @@ PART_BYTES: Final = upload_records.MAX_RECORD_BYTES // 2
 """More frames than this are cut into several records."""
 
 MAX_UNSENT_BYTES: Final = 64 << 20
-"""A stream ends if its client leaves this many bytes unread, as many as a body may have."""
+"""The answer of an upload stream ends if its edge leaves this many bytes unread, as many as a
+body may have."""
 
 
 class MultiplexedStream:

@@ -46,8 +46,8 @@ CHAINS_PER_REPLY: Final = 2
 needs one: a Commit breaks the chain once, or makes room for as many as it confirms."""
 
 INITIAL_CHAINS: Final = 16
-"""A session begins with this many times max_ahead. The first chain needs one; an edge sends a
-request up to four times."""
+"""A session begins with this many times max_ahead draft tokens. The first chain needs one; an
+edge sends a request up to four times."""
 
 
 MAX_UNREAD_BYTES: Final = 4 << 20

@@ -50,6 +50,12 @@ class ToolFormat(ABC):
     markers: ClassVar[tuple[str, ...]]
     """These texts are special tokens in some models. The parser must see them even then."""
 
+    spelling: ClassVar[Mapping[str, str]] = {}
+    """The parser sees these texts in place of the markers themselves."""
+
+    has_channels: ClassVar[bool] = False
+    """True if reasoning and content are marked as calls are: `read` parses every answer."""
+
     id_length: ClassVar[int | None] = None
     """A call's id has this many letters and digits; None: any id is accepted."""
 

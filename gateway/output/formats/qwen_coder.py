@@ -7,7 +7,9 @@ is JSON, or a string if it is not valid JSON.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 from gateway.grammars import Special, json_value, literal, marker, repeated, string_until
@@ -96,7 +98,7 @@ def _value(text: Incoming, out: ParsedMessage, schema: Schema) -> Steps[None]:
         yield from _stream_string(text, out)
     else:
         value = yield from _whole_value(text)
-        out.arguments(_as_json(value.removesuffix("\n"), kinds(schema)))
+        out.arguments(as_json(value.removesuffix("\n"), kinds(schema), _WORDS))
     yield from text.take("\n")
     yield from text.expect(_PARAMETER_END)
     text.consume()
@@ -128,9 +130,12 @@ def _whole_value(text: Incoming) -> Steps[str]:
     return text.held[start : text.at]
 
 
-def _as_json(value: str, allowed: frozenset[str]) -> str:
-    """Return a value as JSON: unchanged if it is JSON of an allowed type, or as a string."""
-    word = _WORDS.get(value, value)
+def as_json(
+    value: str, allowed: frozenset[str], words: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Return a value as JSON: unchanged if it is JSON of an allowed type, or as a string.
+    words: JSON for other spellings."""
+    word = words.get(value, value)
     try:
         kind = kind_of(decode(word))
     except ValueError:

@@ -42,6 +42,9 @@ THINK = Tags("<think>", "</think>")
 
 def text_of(line: Line) -> str:
     text: str = grown(line.given["text"])
+    form = FORMATS.get(line.given["format"])
+    for marker, seen in form.spelling.items() if form else ():
+        text = text.replace(marker, seen)
     return text
 
 
@@ -99,7 +102,10 @@ def test_any_split_of_it_gives_the_same_message(line: Line, cuts: list[int]) -> 
 
 # The same holds of random texts, and of calls with random arguments.
 
-NAMES: Sequence[FormatName] = sorted(FORMATS)
+NAMES: Sequence[FormatName] = sorted(FORMATS.keys() - {"dsml", "harmony"})
+"""These two have no grammar, and are compared with vLLM's parsers. In Harmony a text without a
+channel is a header, and DeepSeek V4 closes no call that is cut."""
+
 CALLS: Mapping[FormatName, str] = {
     "hermes": '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>',
     "llama": '<|python_tag|>{"name": "%s", "parameters": %s}',

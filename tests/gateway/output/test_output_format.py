@@ -151,7 +151,7 @@ def test_the_setting_replaces_what_the_template_tells() -> None:
     tokenizer = ByteTokenizer(template="<tool_call>")
 
     assert isinstance(OutputFormats().find(tokenizer).format, Hermes)
-    assert isinstance(OutputFormats("mistral").find(tokenizer).format, Mistral)
+    assert isinstance(OutputFormats().find(tokenizer, "mistral").format, Mistral)
 
 
 @pytest.mark.parametrize(

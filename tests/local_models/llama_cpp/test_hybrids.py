@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from local_models.llama_cpp.context_length import state_bytes
+from local_models.llama_cpp.kv_cache import KvCache
 from local_models.llama_cpp.model import CHECKPOINT_TOKENS, Context, Model
 from local_models.llama_cpp.segments import Segment
 from tests.local_models.llama_cpp.hybrids import ARCHITECTURES, ROLLBACK, SLIDING, write
@@ -33,7 +34,7 @@ def model(
 
 @pytest.fixture
 def context(model: Model) -> Iterator[Context]:
-    opened = Context(model, 128, sequences=4, batch_tokens=32, rollback=ROWS - 1)
+    opened = Context(model, 128, KvCache(4, rollback=ROWS - 1), batch_tokens=32)
     yield opened
     opened.close()
 
@@ -136,7 +137,7 @@ def test_a_copy_is_as_its_source_and_changes_apart_from_it(
 
 @of_rollback()
 def test_a_target_goes_back_to_the_last_pieces_of_a_prompt(model: Model) -> None:
-    context = Context(model, 128, sequences=2, rollback=ROWS - 1, checkpoints=2)
+    context = Context(model, 128, KvCache(2, rollback=ROWS - 1, checkpoints=2))
     alone = read(context, 1, TEXT[:40], rows=1)
     for length in (24, 16):
         context.truncate(0, 0)
@@ -154,7 +155,7 @@ def test_a_target_goes_back_to_the_last_pieces_of_a_prompt(model: Model) -> None
 
 @of_rollback([*ARCHITECTURES])
 def test_checkpoints_go_back_to_shortly_before_every_token(model: Model) -> None:
-    context = Context(model, 128, sequences=3, checkpoints=4)
+    context = Context(model, 128, KvCache(3, checkpoints=4))
     alone = read(context, 1, TEXT[:40], rows=1)
     for length in range(24, 32):
         context.truncate(0, 0)

@@ -23,6 +23,7 @@ from local_models.llama_cpp.context_length import (
     fitting_tokens,
     kv_bytes_per_token,
 )
+from local_models.llama_cpp.kv_cache import KvCache
 from local_models.llama_cpp.model import EXACT_ROWS, Context, Model
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.llama_cpp.segments import ContextLimits, Segment, check
@@ -45,7 +46,7 @@ def model(request: pytest.FixtureRequest, smollm: Callable[[str], Model]) -> Ite
 
 @pytest.fixture
 def context(model: Model) -> Iterator[Context]:
-    opened = Context(model, 768, sequences=2)
+    opened = Context(model, 768, KvCache(2))
     yield opened
     opened.close()
 
@@ -114,7 +115,7 @@ def test_a_cache_is_the_same_however_it_was_filled(model: Model, context: Contex
 def test_more_rows_at_once_than_exact_rows_are_not_exact(model: Model) -> None:
     """This is the negative control: if it fails, EXACT_ROWS can be removed."""
     text = model.tokenize(TEXT, False)
-    context = Context(model, 768, sequences=2)
+    context = Context(model, 768, KvCache(2))
     prefill(context, 0, text[:256], EXACT_ROWS)
     prefill(context, 1, text[:256], EXACT_ROWS + 65)
 
@@ -132,7 +133,7 @@ def test_more_rows_at_once_than_exact_rows_are_not_exact(model: Model) -> None:
 @pytest.mark.parametrize("model", ["q4_0"], indirect=True)
 def test_a_coarse_cache_is_exact_with_two_threads_and_long_prefills(model: Model) -> None:
     text = model.tokenize(TEXT, False)
-    context = Context(model, 768, sequences=2, threads=2, cache="Q8_0")
+    context = Context(model, 768, KvCache(2, "Q8_0"), threads=2)
     prefill(context, 0, text[:280], EXACT_ROWS)
     prefill(context, 1, text[:280], 256)
 
@@ -210,7 +211,9 @@ def test_the_model_knows_its_facts(model: Model) -> None:
 
 # Segments that are refused before llama.cpp gets them.
 
-LIMITS = ContextLimits(sequences=2, context_tokens=10, batch_tokens=6, vocabulary_size=100)
+LIMITS = ContextLimits(
+    sequences=2, context_tokens=10, batch_tokens=6, vocabulary_size=100, logits_rows=5
+)
 HELD = {0: 3, 1: 8}
 
 
@@ -239,7 +242,11 @@ def test_the_parts_of_a_long_text_have_the_tokens_of_the_whole(
 
 
 def test_segments_of_two_sequences_that_go_on_where_they_are_pass() -> None:
-    check([Segment(0, 3, [1, 2, 3]), Segment(1, 8, [0, 99])], LIMITS, HELD.__getitem__)
+    check(
+        [Segment(0, 3, [1, 2, 3, 4], logits=3), Segment(1, 8, [0, 99])],
+        LIMITS,
+        HELD.__getitem__,
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,6 +254,7 @@ def test_segments_of_two_sequences_that_go_on_where_they_are_pass() -> None:
     [
         pytest.param([], id="no-rows"),
         pytest.param([Segment(0, 3, [1] * 7)], id="more-rows-than-a-pass-takes"),
+        pytest.param([Segment(0, 3, [1] * 4), Segment(1, 8, [1] * 2)], id="too-many-logits"),
         pytest.param([Segment(0, 3, [1]), Segment(1, 8, [])], id="an-empty-segment"),
         pytest.param([Segment(0, 3, [1]), Segment(0, 4, [2])], id="one-sequence-twice"),
         pytest.param([Segment(2, 0, [1])], id="a-sequence-that-does-not-exist"),
@@ -303,7 +311,7 @@ def test_the_longest_context_that_fits_is_taken(trained: int, kv_bytes: int, fit
 
 
 def test_a_setting_outdoes_the_memory_and_the_model_outdoes_it() -> None:
-    given = {"sequences": 2, "cache": "F16", "min_tokens": LEAST}
+    given = {"kv": KvCache(2), "min_tokens": LEAST}
 
     lengths = [context_length(QWEN, 512, asked, **given).tokens for asked in (256, 1024)]
 
@@ -313,8 +321,8 @@ def test_a_setting_outdoes_the_memory_and_the_model_outdoes_it() -> None:
 def test_the_bytes_of_a_token_are_those_of_its_keys_and_values() -> None:
     wide = QWEN | {"qwen2.attention.key_length": "256"}
 
-    assert kv_bytes_per_token(QWEN, "F16") == 28 * 2 * (128 + 128) * 2
-    assert kv_bytes_per_token(wide, "Q8_0") == 28 * 2 * (256 + 128) * 34 / 32
+    assert kv_bytes_per_token(QWEN, KvCache()) == 28 * 2 * (128 + 128) * 2
+    assert kv_bytes_per_token(wide, KvCache(keys="Q8_0")) == 28 * 2 * (256 + 128) * 34 / 32
 
 
 def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
@@ -331,12 +339,11 @@ def test_the_limit_of_a_control_group_counts(tmp_path: Path) -> None:
 @pytest.mark.models
 def test_the_memory_that_a_context_takes_is_what_is_said_of_it() -> None:
     model = Model(open_store(os.environ).find("smollm2", "target").path)
-    length = context_length(
-        model.metadata(), 8192, None, sequences=4, cache="Q8_0", min_tokens=LEAST
-    )
+    kv = KvCache(4, "Q8_0")
+    length = context_length(model.metadata(), 8192, None, kv=kv, min_tokens=LEAST)
 
     before = _resident_bytes()
-    context = Context(model, length.tokens, sequences=4, cache="Q8_0")
+    context = Context(model, length.tokens, kv)
     taken = _resident_bytes() - before
     context.close()
     model.close()

@@ -43,8 +43,7 @@ NO_PATCHES = {
     "the state of a scheduler, a request, a plan or an output": {
         "error", "finish_reason", "frames", "grammar_bitmask", "kv_transfer_params",
         "new_logprobs", "num_computed_tokens", "num_output_placeholders", "num_spec_tokens",
-        "num_spec_tokens_to_schedule", "picospec_is_asynchronous",
-        "picospec_judged", "picospec_requests",
+        "num_spec_tokens_to_schedule", "picospec_judged", "picospec_requests",
         "prompt_token_ids", "proposed", "running", "seed", "spec_token_ids",
         "structured_outputs",
     },

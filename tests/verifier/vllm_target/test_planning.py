@@ -93,9 +93,8 @@ class Planner:
 
     @property
     def plans_ahead(self) -> bool:
-        decided = self.scheduler._plans_asynchronously()
-        self.scheduler._known = None
-        return decided
+        running = self.scheduler._taken_apart()
+        return not self.scheduler._planner.decide(running, 0.0).waits
 
     def plan(self) -> set[str]:
         """Plan a step, and return the requests that it has."""

@@ -9,6 +9,7 @@ import json
 import re
 from argparse import Namespace
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from tokenizers import Tokenizer
 
 from bench.pace.tiny_model import TOKENS
 from bench.run.services import free_port
-from gateway.endpoints.rendering import PATH
+from gateway.endpoints.rendering import PATH, STOPS
 from gateway.output.detokenise import Detokeniser, StopConditions
-from gateway.output.output_format import CallRules, OutputFormats
+from gateway.output.output_format import CallRules, OutputFormats, choose
 from gateway.ports import Delta, Statistics
-from local_models.tokenizer_file import tokenizer_file
+from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from tests.edge_agent.proxying import Upstream, proxying
 from tests.gateway.scripted import client_of
 from tests.guards import GUARD_S
@@ -72,6 +73,16 @@ CHAT: dict[str, Any] = {
 """No marker is drawn: the parser that vLLM has for this family shows even special tokens."""
 
 
+def flags(reasoning_parser: str, tool_parser: str | None = None, strict: str = "auto") -> Any:
+    """Return the command line of vLLM with these parsers."""
+    return Namespace(
+        structured_outputs_config=Namespace(reasoning_parser=reasoning_parser),
+        tool_call_parser=tool_parser,
+        enable_auto_tool_choice=tool_parser is not None,
+        tool_strict_level=strict,
+    )
+
+
 def model_with_markers(folder: Path) -> Path:
     from tests.verifier.vllm_target.v2 import tiny
 
@@ -81,6 +92,34 @@ def model_with_markers(folder: Path) -> Path:
     tokenizer.add_special_tokens(list(MARKERS))
     tokenizer.save(file)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("code", "flags", "fields"),
+    [
+        ("GptOssForCausalLM", flags("openai_gptoss", "openai"), ["tools"]),
+        ("GptOssForCausalLM", flags("openai_gptoss", "openai", "function"), []),
+        ("GptOssForCausalLM", flags("openai_gptoss", "hermes"), []),
+        ("GptOssForCausalLM", flags("openai_gptoss"), []),
+        ("DeepseekV4Renderer", flags(""), [*STOPS, "continue_final_message"]),
+        (
+            "DeepseekV4Renderer",
+            flags("deepseek_v4", "deepseek_v4"),
+            [*STOPS, "continue_final_message", "tools"],
+        ),
+        ("CohereRenderer", flags("openai_gptoss", "openai"), None),
+    ],
+)
+async def test_a_verifier_lists_what_an_edge_reads_as_vllms_parsers_do(
+    code: str, flags: Namespace, fields: list[str] | None
+) -> None:
+    from verifier.vllm_target.serving.rendering import listed_path, template_of
+
+    template = template_of(code, flags)
+
+    served = listed_path(TokenizerFile("huggingface", b"", template=template))
+    assert served == ({} if fields is None else {PATH: fields})
+    assert (choose(template) == "harmony") is (code.startswith("Gpt") and fields is not None)
 
 
 @pytest.mark.parametrize("thinks", [False, True])
@@ -104,8 +143,7 @@ async def test_an_edge_reads_reasoning_as_vllms_parser_does(
     from verifier.vllm_target.serving.rendering import template_of
 
     model = model_with_markers(tmp_path / "model")
-    args = Namespace(structured_outputs_config=Namespace(reasoning_parser="deepseek_v4"))
-    template = template_of(type("DeepseekV4Renderer", (), {})(), args)
+    template = template_of("DeepseekV4Renderer", flags("deepseek_v4"))
     tokenizer = tokenizer_file(model, template).open()
     if not thinks:
         text = text.replace("</think>", "")
@@ -125,9 +163,9 @@ async def test_an_edge_reads_reasoning_as_vllms_parser_does(
     assert (read, "".join(each.text for each in deltas)) == (reasoning or "", content or "")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def renderer(
-    tmp_path_factory: pytest.TempPathFactory,
+@asynccontextmanager
+async def rendering(
+    model: Path, **parsers: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
     """Give a client of the route over vLLM's renderer, without an engine; and its tokenizer."""
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -136,8 +174,8 @@ async def renderer(
 
     from verifier.vllm_target.serving.rendering import Rendering
 
-    model = str(model_with_markers(tmp_path_factory.mktemp("model")))
-    args = AsyncEngineArgs(model=model, tokenizer_mode="deepseek_v4", max_model_len=512)
+    mode = "hf" if parsers else "deepseek_v4"
+    args = AsyncEngineArgs(model=str(model), tokenizer_mode=mode, max_model_len=512)
     config = args.create_engine_config()
     online = OnlineRenderer(
         config.model_config,
@@ -145,12 +183,50 @@ async def renderer(
         request_logger=None,
         chat_template=None,
         chat_template_content_format="auto",
+        **parsers,
     )
     app = build(load(None, {"PICOSPEC_API_KEYS": KEY}, {}), lambda _: FakeTarget())
     app.router.routes.insert(0, Route(PATH, Rendering(online).prompt, methods=["POST"]))
     async with client_of(app) as client:
         client.headers["authorization"] = f"Bearer {KEY}"
         yield client, online.renderer.get_tokenizer()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def renderer(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
+    async with rendering(model_with_markers(tmp_path_factory.mktemp("model"))) as both:
+        yield both
+
+
+async def test_an_edge_gets_the_prompt_that_vllms_code_makes_for_gpt_oss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.entrypoints.openai.parser.harmony_utils import get_encoding
+
+    monkeypatch.setenv("VLLM_SYSTEM_START_DATE", "2026-01-01")
+    file = model_with_markers(tmp_path / "model") / "config.json"
+    config = {**json.loads(file.read_text()), "model_type": "gpt_oss", "num_local_experts": 2}
+    config["architectures"] = ["GptOssForCausalLM"]
+    file.write_text(json.dumps({k: v for k, v in config.items() if not k.startswith("rope")}))
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+    body = {"messages": CHAT["messages"], "tools": [tool], "reasoning_effort": "low"}
+    parsers = {"reasoning_parser": "openai_gptoss", "tool_parser": "openai"}
+
+    async with rendering(file.parent, enable_auto_tools=True, **parsers) as (client, _):
+        answer = await client.post(PATH, json=body)
+        refused = await client.post(PATH, json={**body, "reasoning_effort": "none"})
+
+    assert (answer.status_code, refused.status_code) == (200, 400), answer.text
+    text = get_encoding().decode(answer.json()["token_ids"])
+    parts = re.findall(
+        r"<.start.>(\w+)|(Reasoning: low|Be brief|type now|ba de ki lo mu)", text
+    )
+    assert ["".join(each) for each in parts] == [
+        "system", "Reasoning: low", "developer", "Be brief", "type now", "user",
+        "ba de ki lo mu", "assistant",
+    ]  # fmt: skip
 
 
 async def test_an_edge_gets_the_tokens_that_vllms_code_makes_of_a_chat(

@@ -22,8 +22,8 @@ from openai.types.chat.chat_completion import Choice
 from openai.types.chat.chat_completion_token_logprob import TopLogprob
 
 from bench.run.services import EdgePlan, Services, ServicesPlan
-from gateway.ports import UNLIKELY
 from local_models.store import open_store
+from speculation.messages import UNLIKELY
 from tests.faults.rig.asking import MODEL, Answer
 from tests.faults.rig.world import FOLDER, Plan, World
 from tests.faults.strikes import Strike, ask_again, drain, struck

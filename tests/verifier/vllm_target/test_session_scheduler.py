@@ -17,9 +17,10 @@ from speculation.distributions import Q_SCALE
 from speculation.logit_settings import LogitSettings
 from speculation.messages import Draft, Finish, Message, Open, Pushed, Reject, Sampling
 from speculation.model_facts import Limits
-from speculation.verify_machine import Offer, VerifyMachine
+from speculation.verify_machine import VerifyMachine
 from tests.guards import GUARD_S
 from verifier.vllm_target.core.slot import SessionSlot
+from verifier.vllm_target.core.step_planner import StepPlan, StepPlanner
 from verifier.vllm_target.ipc_messages import PUSH, Admission
 from verifier.vllm_target.packing import packed, unpacked
 
@@ -115,8 +116,9 @@ def test_the_running_batch_ends_before_a_step_that_needs_its_result_and_steps_ov
 
     monkeypatch.setattr(Original, "has_requests", lambda scheduler: True)
     scheduler: Any = object.__new__(AsyncPicoScheduler)
-    scheduler._slots, scheduler._lets_batch_end = {}, False
-    scheduler._needing_results = set()
+    scheduler._slots, scheduler._planner = {}, StepPlanner(VerifyMachine(iter(())))
+    scheduler.running, scheduler.waiting, scheduler.max_num_running_reqs = [], [], 0
+    scheduler.kv_holding_waiting, scheduler.deferred_waiting = [], set()
     scheduler.engine = core = Core(scheduler, left=5)
 
     def stepped(times: int) -> list[str]:
@@ -126,7 +128,7 @@ def test_the_running_batch_ends_before_a_step_that_needs_its_result_and_steps_ov
         return list(core.made)
 
     assert stepped(2) == ["planned", "planned", "ended"]
-    scheduler._needing_results.add("r")
+    scheduler._planner.needing_results.add("r")
     assert stepped(1) == ["planned", "ended"]  # it matters only beside a session
     scheduler._slots["r"] = "a session"
     assert stepped(3) == ["ended", "waited", "waited"]
@@ -161,40 +163,15 @@ def beside(*places: str, drafting: Sequence[str] = (), waiting: int = 0) -> Any:
             machine.received(name, Draft(0, 0, 0, (5, 6)), arrived=0.0)
             if ahead:
                 machine.begin({name: 2}, 0.0)
-    scheduler._machine, scheduler._needing_results, scheduler._is_due = machine, set(), False
+    scheduler._machine, scheduler._planner = machine, StepPlanner(machine)
+    scheduler.requests = {request.request_id: request for request in scheduler.running}
+    scheduler._request_of = {slot.name: r for r, slot in scheduler._slots.items()}
     scheduler.engine = SimpleNamespace(batch_queue=deque())
     scheduler.waiting, scheduler.max_num_running_reqs = ["a prompt"] * waiting, 64
     scheduler.kv_holding_waiting, scheduler.deferred_waiting = [], set()
     scheduler.scheduler_config = SimpleNamespace(max_num_batched_tokens=2048, max_num_seqs=64)
     scheduler.structured_output_manager = SimpleNamespace(validate_tokens=lambda r, t: t)
     return scheduler
-
-
-ASYNCHRONOUS = {
-    "a session without draft tokens runs on": (("a+",), "", True),
-    "so do two": (("a+", "b+"), "", True),
-    "one with draft tokens waits for their outcome": (("a+",), "a", False),
-    "another session waits with it": (("a+", "b"), "ab", False),
-    "a request without a session does not wait": (("plain+", "a+"), "a", True),
-    "nor does a session that runs on beside it": (("a+", "b+"), "a", True),
-    "it waits beside two that judge": (("a+", "b+", "c+"), "ab", False),
-}
-
-
-@pytest.mark.parametrize(
-    ("places", "drafting", "expected"), ASYNCHRONOUS.values(), ids=ASYNCHRONOUS
-)
-def test_a_step_is_planned_ahead_unless_it_would_part_sessions_that_draft(
-    places: tuple[str, ...], drafting: str, expected: bool
-) -> None:
-    assert beside(*places, drafting=drafting)._plans_asynchronously() is expected
-
-
-def test_a_prompt_is_read_ahead_and_nothing_is_planned_where_each_result_is_needed() -> None:
-    assert beside("a+", drafting="a", waiting=1)._plans_asynchronously()
-    scheduler = beside("plain+", "a+")
-    scheduler._needing_results.add("a request with a grammar")
-    assert not scheduler._plans_asynchronously()
 
 
 def test_a_request_with_a_grammar_needs_each_result_until_it_has_ended(
@@ -208,20 +185,21 @@ def test_a_request_with_a_grammar_needs_each_result_until_it_has_ended(
     request = SimpleNamespace(request_id="r", sampling_params=None, use_structured_output=True)
 
     scheduler.add_request(request)
-    assert not scheduler._plans_asynchronously()
+    assert scheduler._planner.needing_results == {"r"}
     scheduler._free_request(request)
-    assert scheduler._plans_asynchronously()
+    assert scheduler._planner.needing_results == set()
 
 
 def test_a_step_that_is_planned_ahead_leaves_out_sessions_whose_draft_tokens_are_judged() -> (
     None
 ):
     scheduler = beside("plain+", "judging+", "resting+", "free", drafting=("judging", "free"))
-    assert scheduler._plans_asynchronously()
+    scheduler._next = scheduler._planner.decide(scheduler._taken_apart(), 0.0)
+    scheduler.engine.batch_queue.append("the step under way")
 
-    waiting_requests = scheduler._offer_drafts(0.0)
+    plan = scheduler._offer_drafts(0.0)
 
-    assert [request.request_id for request in waiting_requests] == ["1"]
+    assert plan.left_out == ["judging"]
     assert [request.spec_token_ids for request in scheduler.running] == [[], [], [], [5, 6]]
 
 
@@ -241,17 +219,16 @@ def test_passes_end_in_the_order_of_their_batches_and_last_from_one_end_to_the_n
             num_computed_tokens=3, num_stale_output_tokens=0, drop_stale_output=False,
             is_finished=lambda: False, sampling_params=None, client_index=0,
         )  # fmt: skip
-    scheduler.requests = {request.request_id: request for request in scheduler.running}
     scheduler.structured_output_manager.accept_tokens = lambda request, tokens: True
-    scheduler._plans, scheduler._heads, scheduler._ended_at = deque(), {}, 0.0
     scheduler.steps, scheduler._has_run_without_grammars = 0, False
 
     def planned(now: float, drafts: dict[str, list[int]], *names: str) -> SimpleNamespace:
         counts = {name: 1 + len(drafts.get(name, ())) for name in names}
         output = SimpleNamespace(
             num_scheduled_tokens=counts, scheduled_spec_decode_tokens=drafts,
-            total_num_scheduled_tokens=sum(counts.values()), picospec_is_asynchronous=now > 1.0,
+            total_num_scheduled_tokens=sum(counts.values()),
         )  # fmt: skip
+        scheduler._planner.start(ahead=now > 1.0)
         output.picospec_requests = scheduler._begin(output, now)
         return output
 
@@ -291,6 +268,7 @@ def test_a_step_without_a_session_is_vllms_own_and_counts_when_its_result_is_kno
     scheduler: Any = object.__new__(AsyncPicoScheduler)  # without a machine
     scheduler.engine, scheduler._slots, scheduler.num_spec_tokens = None, {}, 9
     scheduler.steps = scheduler.asynchronous_steps = 0
+    scheduler._planner = StepPlanner(VerifyMachine(iter(())))
 
     assert scheduler.schedule() is step
     assert scheduler.steps == 0
@@ -321,6 +299,7 @@ class Scheduler(SimpleNamespace):
         self.emitted: list[str] = []
         super().__init__(
             _machine=machine,
+            _planner=StepPlanner(machine),
             _slots={"r": self.slot},
             _request_of={"s": "r"},
             requests={"r": "the request"},
@@ -435,20 +414,15 @@ def test_a_grammar_of_any_request_keeps_a_step_from_being_learned_once_one_ran_w
 
 
 @pytest.mark.parametrize(
-    ("waiting", "seats", "waiting_requests"), [(0, 8, 1), (1, 8, 0), (1, 1, 1)]
+    ("waiting", "seats", "admits"), [(0, 8, False), (1, 8, True), (1, 1, False)]
 )
-def test_no_session_is_held_out_of_a_step_that_begins_to_read_a_prompt(
-    waiting: int, seats: int, waiting_requests: int
+def test_a_request_that_waits_is_admitted_if_a_seat_is_free(
+    waiting: int, seats: int, admits: bool
 ) -> None:
     scheduler = beside("a", waiting=waiting)
-
-    def offer(ready: list[str], now: float, *, others: int, **more: object) -> Offer:
-        return Offer(dict.fromkeys(ready, ()) if others else {}, 1.0)
-
-    scheduler._machine = SimpleNamespace(offer=offer)
     scheduler.max_num_running_reqs = seats
 
-    assert len(scheduler._offer_drafts(0.0)) == waiting_requests
+    assert scheduler._taken_apart().admits is admits
 
 
 def test_a_prompt_is_read_in_short_parts_beside_a_held_session_too(
@@ -463,7 +437,9 @@ def test_a_prompt_is_read_in_short_parts_beside_a_held_session_too(
     scheduler: Any = object.__new__(PicoScheduler)
     scheduler.running, scheduler.num_spec_tokens = [waiting_requests, prompt], 9
     scheduler.engine, scheduler.asynchronous_steps, scheduler.lora_config = None, 0, None
-    scheduler._offer_drafts = lambda now: [waiting_requests]
+    scheduler._offer_drafts = lambda now: StepPlan({}, {}, ["s"])
+    scheduler._request_of, scheduler.requests = {"s": "r"}, {"r": waiting_requests}
+    scheduler._planner = StepPlanner(VerifyMachine(iter(())))
     scheduler._begin = lambda output, now: {}
     scheduler._slots, scheduler.waiting, counts = {"r": 0}, [], []
     scheduler.kv_holding_waiting, scheduler.deferred_waiting = [], set()
@@ -509,7 +485,6 @@ def test_a_core_asks_once_a_step_whether_its_sessions_wait(
         vars(given),
         engine=SimpleNamespace(batch_queue=None),
         running=[request],
-        _lets_batch_end=False,
     )
 
     assert scheduler.has_requests()

@@ -14,10 +14,8 @@ edge draws the recovered one, vLLM does not take back the step's tokens, so this
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Mapping
 from itertools import chain
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy as np
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -27,23 +25,21 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from speculation.judge import Judgement
-from speculation.messages import TokenLogprob
-from speculation.verify_machine import PassPlan, PassRecord, Verdict
+from speculation.messages import UNLIKELY, TokenLogprob
+from speculation.verify_machine import Verdict
 from verifier.vllm_target.core.sessions import SessionScheduler, put_frames
 from verifier.vllm_target.core.slot import SessionSlot
 from verifier.vllm_target.core.step_limits import hidden, narrowed, unpadded
+from verifier.vllm_target.core.step_planner import NO_STEP, NextStep, StepPlan
 from verifier.vllm_target.verify_request import MOST_ROWS, VerifyRequest
-
-UNLIKELY: Final = -9999.0
-"""This log-probability stands for minus infinity, as in OpenAI's API: the protocol carries
-finite numbers only."""
 
 Passed = dict[str, tuple[Request, SessionSlot]]
 """A Passed has the sessions that sampled in a step, by request id."""
 
 
 class PicoScheduler(SessionScheduler):
-    _ended_at = 0.0  # when the result of the last batch was known
+    _plan = NO_STEP
+    """What the step that vLLM plans has of sessions."""
 
     def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Self:
         """Make a scheduler of the kind that vLLM would choose. vLLM finds this class by name
@@ -53,12 +49,7 @@ class PicoScheduler(SessionScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._plans: deque[PassPlan] = deque()
-        """The passes with draft tokens of each batch under way, in their order."""
-
         self._has_run_without_grammars = False
-        self._waiting_sessions = 0  # number of sessions left out of the step being planned
-        self._heads: Mapping[str, int] = {}  # number of the head's tokens offered, by session
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
         """Store what vLLM's own speculation proposed after a step. A session keeps its tokens
@@ -74,9 +65,8 @@ class PicoScheduler(SessionScheduler):
             self._machine.proposed(slot.name, len(slot.proposed))
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        self._planner.start(ahead=self._is_batch_under_way)
         output = self._schedule(*args, **kwargs)
-        output.picospec_is_asynchronous = None if self._has_slept else self._is_batch_under_way
-        self._has_slept = False
         is_step = output.total_num_scheduled_tokens > 0
         self.asynchronous_steps += is_step and self._is_batch_under_way
         return output
@@ -86,20 +76,23 @@ class PicoScheduler(SessionScheduler):
             with unpadded(self):
                 return super().schedule(*args, **kwargs)
         now = time.monotonic()
-        waiting_sessions = self._offer_drafts(now)
-        self._waiting_sessions = len(waiting_sessions)
-        with hidden(self, waiting_sessions), unpadded(self):
+        self._plan = self._offer_drafts(now)
+        left_out = [self._request(name) for name in self._plan.left_out]
+        with hidden(self, left_out), unpadded(self):
             output = super().schedule(*args, **kwargs)
-        self._waiting_sessions = 0
         output.picospec_requests = self._begin(output, now)
+        self._plan = NO_STEP
         cached, rows = output.scheduled_cached_reqs, output.total_num_scheduled_tokens
         admitted = output.scheduled_new_reqs or cached.resumed_req_ids
         has_room = rows < self.max_num_scheduled_tokens
-        self._is_full = self._admits and has_room and not admitted
-        is_empty = not (output.total_num_scheduled_tokens or self._is_batch_under_way)
-        if waiting_sessions and is_empty and self._admits:
-            self._preempt_waiting(waiting_sessions[-1], now)
+        self._planner.observe_admission(failed=self._admits and has_room and not admitted)
+        is_empty = not (rows or self._is_batch_under_way)
+        if left_out and is_empty and self._admits:
+            self._preempt(left_out[-1], now)
         return output
+
+    def _request(self, session: str) -> Request:
+        return self.requests[self._request_of[session]]
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         """Let vLLM's own speculation propose as much as the operator asked for."""
@@ -118,11 +111,11 @@ class PicoScheduler(SessionScheduler):
         return bitmask
 
     def get_request_counts(self) -> tuple[int, int]:
-        """Return the counts with sessions that wait for drafts, which vLLM does not see, as
-        running: beside any
-        other request it reads a prompt in shorter parts (long_prefill_token_threshold)."""
+        """Return the counts with sessions that are left out, which vLLM does not see, as
+        running: beside any other request it reads a prompt in shorter parts
+        (long_prefill_token_threshold)."""
         running, waiting = super().get_request_counts()
-        return running + self._waiting_sessions, waiting
+        return running + len(self._plan.left_out), waiting
 
     def _is_slowed(self, output: SchedulerOutput) -> bool:
         """Return True if grammars may have made this step longer than others. A client can make
@@ -134,44 +127,35 @@ class PicoScheduler(SessionScheduler):
         self._has_run_without_grammars |= not with_grammar
         return with_grammar and self._has_run_without_grammars
 
-    def _preempt_waiting(self, waiting_sessions: Request, now: float) -> None:
+    def _preempt(self, session: Request, now: float) -> None:
         """Preempt a session that waits for drafts for requests that wait for KV, because vLLM
-        preempts only what
-        it sees running. The session queues behind them, and then reads its text again."""
-        self.running.remove(waiting_sessions)
-        self._preempt_request(waiting_sessions, now)
-        self.waiting.remove_request(waiting_sessions)
-        self.waiting.add_request(waiting_sessions)
+        preempts only what it sees running. The session queues behind them, and then reads its
+        text again."""
+        self.running.remove(session)
+        self._preempt_request(session, now)
+        self.waiting.remove_request(session)
+        self.waiting.add_request(session)
 
-    def _offer_drafts(self, now: float) -> list[Request]:
-        """Give each session its draft tokens for this step; return the requests left out. No
-        session waits for drafts while a prompt is read, because such a step is long."""
-        under_way, free, others = self._known or self._taken_apart()
-        ready = {slot.name: (request, slot) for request, slot in (*under_way, *free)}
-        missing = sum(len(slot.missing(request.num_tokens)) for request, slot in ready.values())
+    def _offer_drafts(self, now: float) -> StepPlan:
+        """Give each session its draft tokens for this step; return the plan."""
+        step = self._next or NextStep(self._taken_apart())
         config = self.scheduler_config
         most = max(MOST_ROWS, config.max_num_seqs)
-        rows = min(config.max_num_batched_tokens, most) - missing
-        due, self._is_due = self._is_due, False
-        offer = self._machine.offer(
-            [slot.name for _, slot in free],
-            now,
-            rows=rows,
-            without_drafts=self._asynchronous_sessions,
-            others=others,
-            due=due,
-            ahead=self._is_batch_under_way,
-        )
-        self._heads = offer.heads
-        for name, draft in offer.start.items():
-            request, slot = ready[name]
-            if head := offer.heads.get(name):
+        rows = min(config.max_num_batched_tokens, most)
+        for name in (*step.running.under_way, *step.running.free):
+            request = self._request(name)
+            rows -= len(self._slots[request.request_id].missing(request.num_tokens))
+        plan = self._planner.plan(step, now, rows=rows, ahead=self._is_batch_under_way)
+        for name, draft in plan.drafts.items():
+            request = self._request(name)
+            slot = self._slots[request.request_id]
+            if head := plan.heads.get(name):
                 request.spec_token_ids = slot.proposed[:head]
                 continue
             tokens = [*slot.missing(request.num_tokens), *draft]
             valid = self.structured_output_manager.validate_tokens(request, tokens)
             request.spec_token_ids = list(valid)
-        return [request for name, (request, _) in ready.items() if name not in offer.start]
+        return plan
 
     def _begin(self, output: SchedulerOutput, now: float) -> dict[str, VerifyRequest]:
         """Begin the passes of the sessions whose last row is in this step. Return for each
@@ -192,11 +176,11 @@ class PicoScheduler(SessionScheduler):
                 requests[request_id] = slot.fill_in(start)
                 continue
             sampled.append((request_id, slot, missing))
-            if slot.name in self._heads:
+            if slot.name in self._plan.heads:
                 taken[slot.name], heads[slot.name] = 0, injected
             elif slot.may_begin(missing, injected):
                 taken[slot.name] = injected - len(missing)
-        self._plans.append(plan := self._machine.begin(taken, now, heads))
+        plan = self._planner.begin(taken, now, heads)
         return requests | {
             request_id: slot.verify_request(plan.passes.get(slot.name), missing)
             for request_id, slot, missing in sampled
@@ -206,8 +190,7 @@ class PicoScheduler(SessionScheduler):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         self.steps += scheduler_output.total_num_scheduled_tokens > 0
-        last_ended_at, now = self._ended_at, time.monotonic()
-        self._ended_at = now
+        self._planner.ended(time.monotonic())
         requests_by_id: dict[str, VerifyRequest] | None
         requests_by_id = getattr(scheduler_output, "picospec_requests", None)
         if requests_by_id is None:  # planned without a session
@@ -241,18 +224,13 @@ class PicoScheduler(SessionScheduler):
                 )
         rows = scheduler_output.total_num_scheduled_tokens
         decoded = _decoded(scheduler_output)
-        is_slowed, reads = self._is_slowed(scheduler_output), decoded < rows
-        plan = self._begun(self._plans.popleft(), verdicts, last_ended_at)
-        ahead = scheduler_output.picospec_is_asynchronous
-        record = PassRecord(
-            decoded,
-            with_prompt=reads,
+        plan, down = self._planner.ran(
+            verdicts,
+            decoded=decoded,
+            with_prompt=decoded < rows,
             with_drafts=bool(scheduler_output.scheduled_spec_decode_tokens),
-            after_s=None if ahead is None else now - last_ended_at,
-            ahead=bool(ahead),
+            says_nothing=self._is_slowed(scheduler_output),
         )
-        says_something = decoded > 0 and not is_slowed
-        down = self._machine.ran(plan, verdicts, now, record if says_something else None)
         for _, slot in passed.values():
             if slot.name in down:
                 judged_pass = plan.passes[slot.name]
@@ -268,17 +246,6 @@ class PicoScheduler(SessionScheduler):
         vLLM fails one that has, and what its step generated is void."""
         blocks = chain(*self.kv_cache_manager.get_block_ids(request_id))
         return unloaded.isdisjoint(blocks)
-
-    def _begun(
-        self, plan: PassPlan, verdicts: Mapping[str, Verdict], last_ended_at: float
-    ) -> PassPlan:
-        """Return a batch's passes with those without draft tokens, which begin now: while they
-        were under way the session may have had another one. A batch starts when it is planned,
-        but not before the last one has ended."""
-        started = max(plan.started, last_ended_at)
-        filled = {name: 0 for name in verdicts if name not in plan.passes}
-        passes = {**plan.passes, **self._machine.begin(filled, started).passes}
-        return PassPlan(passes, started)
 
     def _attach(self, batches: dict[int, EngineCoreOutputs], passed: Passed) -> None:
         """Attach the frames to the requests' outputs; requests without an output get one."""

@@ -1,23 +1,18 @@
 """Extends vLLM's scheduler with sessions: opens and closes them, receives, sends and sleeps.
 
 A session is one vLLM request. Between steps it receives messages by calls into the core; a
-message that it sends at once leaves in an output of its own. scheduler.py has the steps.
-
-An engine that schedules asynchronously plans a step while the last one runs, as vLLM does. A
-session without draft tokens has a row in each step, like a request without a session. One with
-draft tokens is left out of the next step, because its next ones must follow a text that is
-known; if that step would have no other rows, it is not planned asynchronously. While some
-session or grammar needs each result, all steps wait for the last one."""
+message that it sends at once leaves in an output of its own. scheduler.py has the steps,
+and step_planner.py what they have of sessions.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from dataclasses import replace
 from math import inf
 from queue import Empty
 from random import SystemRandom
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import structlog
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -36,6 +31,7 @@ from speculation.messages import Pushed
 from speculation.verify_machine import VerifyMachine
 from verifier.vllm_target import patcher
 from verifier.vllm_target.core.slot import SessionSlot
+from verifier.vllm_target.core.step_planner import NextStep, Running, StepPlanner
 from verifier.vllm_target.ipc_messages import FIELD, PUSH, Admission, Batch
 from verifier.vllm_target.packing import unpacked
 from verifier.vllm_target.patches import Original
@@ -43,40 +39,11 @@ from verifier.vllm_target.runner_choice import RunnerChoice
 
 _QUEUES: Final = ("waiting", "kv_holding_waiting")
 
-Sessions = list[tuple[Request, SessionSlot]]
-
-
-class RunningRequests(NamedTuple):
-    """The requests that run, before a step is planned."""
-
-    under_way: Sessions
-    """These sessions have read their text, and have a row in the step under way."""
-
-    free: Sessions
-    """These have read their text, and have none there."""
-
-    others: int
-    """The step has this many other requests. It may have one that waits, if there is a seat."""
-
 
 class SessionScheduler(Scheduler):
     running: list[Request]
-    _is_due = False
-    """True if no session need wait longer, until a message comes or the step is planned."""
-
-    _is_full = False
-    """True if the last step admitted no request that waits, for want of KV cache, and nothing
-    has changed since."""
-
-    _has_slept = False
-    """True if there was nothing to do since the last step was planned."""
-
-    _asynchronous_sessions: Collection[str] = ()
-    """Sessions that have a row in the step that is planned, and in the one under way."""
-
-    _known: RunningRequests | None = None
-    """The requests as the decision saw them whether to plan this step asynchronously. Nothing
-    changes them from there to the step's plan."""
+    _next: NextStep | None = None
+    """What is decided of the next step while the core steps; None if no step is under way."""
 
     asks_for_proposals = False
     """A core without a head does not ask its workers for draft tokens."""
@@ -88,12 +55,9 @@ class SessionScheduler(Scheduler):
         self._slots: dict[str, SessionSlot] = {}  # by request id
         self._request_of: dict[str, str] = {}  # by session name
         self._machine = VerifyMachine(iter(SystemRandom().random, None))
+        self._planner = StepPlanner(self._machine)
         self._wake_at = inf
         """The core may sleep until then, on the monotonic clock."""
-
-        self._lets_batch_end = False
-        self._needing_results: set[str] = set()
-        """Beside a session, each step waits for the last one while there are such requests."""
 
         choice = RunnerChoice.of(self.vllm_config)
         self._head = choice.head if choice else 0
@@ -103,13 +67,13 @@ class SessionScheduler(Scheduler):
 
     def add_request(self, request: Request) -> None:
         """Open the session that the request carries, or reject one whose name is taken."""
-        self._is_full = False
+        self._planner.observe_change()
         extra = (request.sampling_params and request.sampling_params.extra_args) or {}
         packed = extra.get(FIELD)
         if not isinstance(packed, bytes) or self._slots.get(request.request_id):
             super().add_request(request)  # clients may put anything into `extra`
             if request.use_structured_output:
-                self._needing_results.add(request.request_id)
+                self._planner.needing_results.add(request.request_id)
             return
         admission = Admission.unpack(packed)
         if admission.session in self._request_of:
@@ -143,20 +107,20 @@ class SessionScheduler(Scheduler):
             or self._head
             or self.parallel_config.pipeline_parallel_size > 1
         ):
-            self._needing_results.add(request.request_id)
+            self._planner.needing_results.add(request.request_id)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        self._is_full = False
-        self._needing_results.discard(request.request_id)
+        self._planner.observe_change()
+        self._planner.needing_results.discard(request.request_id)
         if slot := self._slots.pop(request.request_id, None):
-            self._is_due = False
+            self._planner.observe_message()
             del self._request_of[slot.name]
             self._machine.close(slot.name)
         return super()._free_request(request, *args, **kwargs)
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.preemptions += 1
-        self._is_full = False
+        self._planner.observe_change()
         if slot := self._slots.get(request.request_id):
             self._machine.proposed(slot.name, 0)
         super()._preempt_request(request, *args, **kwargs)
@@ -182,15 +146,15 @@ class SessionScheduler(Scheduler):
         if not self._slots:
             engine.async_scheduling = True
             return original()
-        if self._needing_results and not self._is_batch_under_way:
+        if self._is_batch_under_way:
+            self._next = self._planner.decide(self._taken_apart(), time.monotonic())
+        elif self._planner.needing_results:
             engine.async_scheduling = False  # the core asks for the head's tokens after it
             return engine.step()
-        ends = self._is_batch_under_way and not self._plans_asynchronously()
-        self._lets_batch_end = ends
         try:
             outputs, executed = original()
         finally:
-            self._lets_batch_end, self._asynchronous_sessions, self._known = False, (), None
+            ends, self._next = self._lets_batch_end, None
         return outputs, executed or ends  # else the core sleeps for a millisecond
 
     @property
@@ -198,32 +162,17 @@ class SessionScheduler(Scheduler):
         return bool(self.engine and self.engine.batch_queue)
 
     @property
-    def _may_plan_ahead(self) -> bool:
-        has_queue = self.engine is not None and self.engine.batch_queue is not None
-        return has_queue and not self._needing_results
+    def _lets_batch_end(self) -> bool:
+        return self._next is not None and self._next.waits
 
-    def _plans_asynchronously(self) -> bool:
-        """Return True if a step should be planned before the one under way has ended: for
-        requests without a session, for prompts, or for sessions that run on, if that commits
-        more than if all of them wait."""
-        if not self._may_plan_ahead:
-            return False
-        under_way, _, others = self._known = self._taken_apart()
-        names = [slot.name for _, slot in under_way]
-        sessions = self._machine.asynchronous_sessions(names, time.monotonic(), others=others)
-        self._asynchronous_sessions = sessions or ()
-        return sessions is not None
-
-    def _taken_apart(self) -> RunningRequests:
-        requests = RunningRequests([], [], 0)
+    def _taken_apart(self) -> Running:
+        under_way, free = list[str](), list[str]()
         for request in self.running:
             slot = self._slots.get(request.request_id)
             if slot and has_read_its_text(request):
-                part = requests.under_way if request.num_output_placeholders else requests.free
-                part.append((request, slot))
-        sessions = len(requests.under_way) + len(requests.free)
-        admits = self._admits and not self._is_full
-        return requests._replace(others=len(self.running) - sessions + admits)
+                (under_way if request.num_output_placeholders else free).append(slot.name)
+        others = len(self.running) - len(under_way) - len(free)
+        return Running(under_way, free, others, self._admits)
 
     @property
     def _admits(self) -> bool:
@@ -265,7 +214,8 @@ class SessionScheduler(Scheduler):
         """
         if (request_id := self._request_of.get(session)) is None:
             return
-        slot, self._is_due = self._slots[request_id], False
+        slot = self._slots[request_id]
+        self._planner.observe_message()
         try:
             message = unpacked(frame)
             if not isinstance(message, Pushed):
@@ -319,9 +269,9 @@ class SessionScheduler(Scheduler):
         if self._lets_batch_end:
             return False
         if not super().has_requests():
-            self._has_slept = True
+            self._planner.observe_sleep()
             return False
-        if self._is_due or not self._slots or self.engine is None or must_step(self):
+        if self._planner.is_due or not self._slots or self.engine is None or must_step(self):
             return True
         if self._is_batch_under_way:  # `_step` has decided
             return True
@@ -330,11 +280,11 @@ class SessionScheduler(Scheduler):
         if len(sessions) < len(slots) or not all(map(has_read_its_text, self.running)):
             return True
         now = time.monotonic()
-        wait_s = self._machine.wait_s(sessions, now)
+        wait_s = self._planner.wait_s(sessions, now)
         if wait_s <= 0.0:
-            self._is_due = True
             return True
-        self._wake_at, self._has_slept = now + wait_s, True
+        self._wake_at = now + wait_s
+        self._planner.observe_sleep()
         return False
 
 

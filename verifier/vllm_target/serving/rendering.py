@@ -6,10 +6,12 @@ where the parser that vLLM was given for the model reads the same: `_PARSERS` li
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,7 +22,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 
 from gateway.answer_fields import without_operators
 from gateway.endpoints.bodies import body_limit_bytes
-from gateway.endpoints.rendering import PATH, RenderedPrompt
+from gateway.endpoints.rendering import PATH, STOPS, RenderedPrompt
 from gateway.errors import InvalidRequest
 from gateway.http import json_response
 from gateway.json_bounds import SMALL_BYTES, check_structure
@@ -35,26 +37,52 @@ NO_TEMPLATE: Final = """{% if messages or tools %}{{ raise_exception(
 ) }}{% endif %}"""
 """A model has this template if vLLM has code instead of a template for it, as for gpt-oss."""
 
-_RENDERED: Final = "{# vLLM makes the prompt for an edge; answers contain: %s #}"
-"""The template begins so if edges may ask for prompts; like any other, it shows them the marks
-by which they know how answers are written."""
+_RENDERED: Final = "{# vLLM makes the prompt for an edge, of: %s; answers contain: %s #}"
+"""The template begins so if edges may ask for prompts: of chats with which fields beside their
+messages. Like any other, it shows them the marks by which they know how answers are written."""
+
+_FIELDS: Final = re.compile(r"for an edge, of: ([\w ]*);")
+
+GPT_OSS: Final = "GptOssForCausalLM"
+"""vLLM makes prompts of this architecture with any renderer."""
+
+
+class _Answers(NamedTuple):
+    """Describes answers that an edge reads as vLLM does."""
+
+    marks: str
+    tool_parser: str = ""
+    """With this parser of tool calls, chats may have tools."""
+
+    fields: Sequence[str] = (*STOPS, "continue_final_message")
+    """Chats may have these fields. Of gpt-oss vLLM shows stop strings, and continues no
+    message."""
+
 
 _PARSERS: Final = {
-    ("DeepseekV4Renderer", ""): "",
-    ("DeepseekV4Renderer", "deepseek_v4"): "<think></think><\uff5cDSML\uff5ctool_calls>",
+    ("DeepseekV4Renderer", ""): _Answers(""),
+    ("DeepseekV4Renderer", "deepseek_v4"): _Answers(
+        "<think></think><\uff5cDSML\uff5ctool_calls>", "deepseek_v4"
+    ),
+    (GPT_OSS, "openai_gptoss"): _Answers("<|channel|>analysis", "openai", ()),
 }
-"""Maps vLLM's renderer and reasoning parser to the marks of the answers that an edge reads as
-vLLM does. Without a parser vLLM shows all text as content."""
+"""Maps vLLM's renderer, or GPT_OSS, and reasoning parser to the answers. Without a parser vLLM
+shows all text as content."""
 
 MAX_WAITING: Final = 32
 """This many large chats of one tenant may wait to be read."""
 
 
-def template_of(renderer: object, args: Namespace) -> str:
-    """Return what stands for the template of a model without one. args: vLLM's command line."""
+def template_of(code: str, args: Namespace) -> str:
+    """Return what stands for the template of a model without one. code: the name of vLLM's
+    renderer, or GPT_OSS. args: vLLM's command line."""
     parser = args.structured_outputs_config.reasoning_parser or ""
-    marks = _PARSERS.get((type(renderer).__name__, parser))
-    return NO_TEMPLATE if marks is None else _RENDERED % marks + NO_TEMPLATE
+    if (answers := _PARSERS.get((code, parser))) is None:
+        return NO_TEMPLATE
+    calls = args.enable_auto_tool_choice and args.tool_strict_level == "auto"
+    reads_calls = calls and args.tool_call_parser == answers.tool_parser
+    fields = (*answers.fields, *["tools"][: bool(reads_calls)])
+    return _RENDERED % (" ".join(fields), answers.marks) + NO_TEMPLATE
 
 
 def is_by_code(file: TokenizerFile) -> bool:
@@ -63,8 +91,10 @@ def is_by_code(file: TokenizerFile) -> bool:
 
 
 def listed_path(file: TokenizerFile) -> dict[str, list[str]]:
-    """Return the path at which edges may ask for prompts, for `ModelFacts.served`."""
-    return {PATH: []} if is_by_code(file) and file.template != NO_TEMPLATE else {}
+    """Return the path at which edges may ask for prompts, with the fields that chats may have
+    beside their messages, for `ModelFacts.served`."""
+    fields = _FIELDS.search(file.template) if is_by_code(file) else None
+    return {} if fields is None else {PATH: fields[1].split()}
 
 
 @dataclass(frozen=True, slots=True)

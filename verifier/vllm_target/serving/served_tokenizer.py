@@ -20,7 +20,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from local_models.template import joined
 from local_models.tokenizer_file import TokenizerFile
-from verifier.vllm_target.serving.rendering import template_of
+from verifier.vllm_target.serving.rendering import GPT_OSS, template_of
 
 _A_TOOL: Final[list[dict[str, Any]]] = [{}]
 _ALWAYS_GIVEN: Final = frozenset({"add_generation_prompt", "continue_final_message"})
@@ -46,8 +46,9 @@ def as_served(file: TokenizerFile, llm: AsyncLLM, args: Namespace) -> TokenizerF
 def _template(renderer: Any, model: Any, args: Namespace) -> dict[str, Any]:
     """Return the template and whether it takes message parts. If vLLM uses another template for
     tools, the two are joined into one."""
-    if type(renderer) is not HfRenderer or "GptOssForCausalLM" in model.architectures:
-        return {"template": template_of(renderer, args)}
+    code = GPT_OSS if GPT_OSS in model.architectures else type(renderer).__name__
+    if code != HfRenderer.__name__:
+        return {"template": template_of(code, args)}
     named, tokenizer = load_chat_template(args.chat_template), renderer.get_tokenizer()
     default, with_tools = (
         resolve_chat_template(tokenizer, named, tools, model_config=model) or ""

@@ -24,6 +24,7 @@ from vllm.v1.worker.utils import AttentionGroup
 
 from verifier.vllm_target.core.scheduler import PicoScheduler
 from verifier.vllm_target.core.step_limits import narrowed
+from verifier.vllm_target.core.step_planner import StepPlanner
 from verifier.vllm_target.runner_choice import RunnerChoice
 from verifier.vllm_target.verify_request import MASK_ROWS, MOST_ROWS
 from verifier.vllm_target.worker import heads as extension
@@ -119,16 +120,17 @@ def test_a_step_has_no_more_rows_than_there_is_memory_for(
 ) -> None:
     offered: list[int] = []
     machine = SimpleNamespace(
-        offer=lambda ready, now, *, rows, **more: (
+        wait_s=lambda ready, now: 0.0,
+        allot=lambda ready, *, rows, **more: (
             offered.append(rows) or SimpleNamespace(heads={}, start={})
-        )
+        ),
     )
     limits = SimpleNamespace(max_num_batched_tokens=batched, max_num_seqs=requests)
     scheduler: Any = object.__new__(PicoScheduler)
     scheduler.engine, scheduler.running, scheduler.waiting = None, [], []
     scheduler.kv_holding_waiting, scheduler.deferred_waiting = [], set()
     scheduler.max_num_running_reqs = requests
-    scheduler.scheduler_config, scheduler._machine = limits, machine
+    scheduler.scheduler_config, scheduler._planner = limits, StepPlanner(machine)
 
     scheduler._offer_drafts(0.0)
 
