@@ -328,7 +328,7 @@ class Context:
         sequence_counts[:] = 1
         self.hidden_size = int(lib.llama_model_n_embd_out(model.handle))
         if model.with_head:
-            extension("llama_set_embeddings_nextn")(self._handle, True, is_head)
+            extension("llama_set_embeddings_nextn")(self._handle, True, False)
         if is_head:
             self._inputs = np.zeros((batch_tokens, self.hidden_size), np.float32)
             self._batch.embd = self._inputs.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
@@ -449,10 +449,9 @@ class Context:
         return np.ctypeslib.as_array(row, (self.model.vocabulary_size,))
 
     def hidden(self, sequence: int) -> Hidden:
-        """Return the hidden states of a sequence's rows in the last pass, float32[n, E]; those
-        of a head of the last row alone, which must have logits. model.with_head must be True.
-        """
-        rows = self._spans[sequence][-1 if self._is_head else 0 :]
+        """Return the hidden states of a sequence's rows in the last pass, float32[n, E].
+        model.with_head must be True."""
+        rows = self._spans[sequence]
         first = extension("llama_get_embeddings_nextn_ith")(self._handle, rows[0])
         return np.ctypeslib.as_array(first, (len(rows), self.hidden_size)).copy()
 

@@ -98,7 +98,7 @@ class MtpHead:
             for row, (sequence, text) in enumerate(texts.items()):
                 logits = self._context.logits(row)[: self._vocabulary_size]
                 token = picks[sequence](logits, text.end)
-                text.add([token], self._context.hidden(sequence))
+                text.add([token], self._context.hidden(sequence)[-1:])
         drafts = {s: text.tokens[lengths[s] :] for s, text in texts.items()}
         for sequence, text in texts.items():
             text.cut(lengths[sequence])
