@@ -90,8 +90,6 @@ class Model:
         del kept
         if not self.handle:
             reason = "is missing, or is not a GGUF file llama.cpp can read"
-            if with_head:
-                reason += "; or it lacks tensors of its MTP head"
             if placement.gpu_layers:
                 reason += "; or a device has no room for it, or does not take these options"
             raise CannotOpen(f"{path} {reason}")

@@ -117,7 +117,7 @@ class Scheduler:
             return
         picks = {slots[name].sequence: slots[name].pick for name in names}
         drafts = await self._call([slots[name] for name in names], head.draft, picks, count)
-        for name in names if drafts else ():
+        for name in names if drafts is not None else ():
             if self.slots.get(name) is slots[name]:
                 slots[name].proposed = drafts[slots[name].sequence]
                 self.machine.proposed(name, count)
