@@ -6,6 +6,8 @@ The models are made here, with random weights and a head that often agrees with 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,10 @@ from local_models.errors import CannotOpen
 from local_models.file_hashes import FileHashes
 from local_models.llama_cpp.model import Model
 from speculation.distributions import Logits
+from speculation.messages import Open, Sampling
 from speculation.model_facts import Limits, TokenId
+from speculation.verify_machine import Verdict
+from speculation.verify_session import VerifyingSession
 from tests.local_models.llama_cpp.hybrids import MTP, write
 from tests.verifier.served_llama import (
     PROMPTS,
@@ -35,6 +40,7 @@ from tests.verifier.test_llama_target import (  # noqa: F401
 )
 from verifier.host import Host
 from verifier.llama_target.mtp_head import Pick
+from verifier.llama_target.pass_part import PassPart
 from verifier.llama_target.pass_runner import PassRunner
 from verifier.llama_target.placing import Plan
 from verifier.llama_target.scheduler import HEAD_TOKENS
@@ -151,6 +157,36 @@ async def test_the_heads_state_is_the_same_however_a_text_was_read(
         drafts = often.drafts()  # which leave nothing behind
 
     np.testing.assert_array_equal(drafts, once.drafts())
+
+
+async def test_the_heads_state_after_passes_is_that_of_the_text_that_they_committed(
+    observed: tuple[Observed, Observed],
+) -> None:
+    fresh, used = observed
+    request = Open(
+        "m",
+        "v",
+        TEXT[:20],
+        max_tokens=50,
+        sampling=Sampling(temperature=0.0),
+        seed=0,
+        stop_tokens=(),
+    )
+    session = VerifyingSession(request, LIMITS, vocabulary_size=259, u=repeat(0.5))
+    used.reads(text := [*TEXT[:20]])
+
+    while len(text) < 50:
+        begun = session.begin(0, head=3)
+        judged = replace(begun, draft=tuple(int(row.argmax()) for row in used.drafts()))
+        part = PassPart(0, len(text) - 1, text[-1], judged, request, None, ())
+        ((verdict,), _) = used.runner.run([part])
+        assert isinstance(verdict, Verdict)
+        session.resolve(verdict.judgement)
+        text = [*request.prompt, *session.committed]
+
+    fresh.reads(text)
+    np.testing.assert_array_equal(used.drafts(), fresh.drafts())
+    assert 0 < session.totals.accepted < session.totals.judged
 
 
 async def test_a_text_that_begins_like_the_one_before_leaves_none_of_that_to_the_head(
