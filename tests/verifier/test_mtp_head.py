@@ -5,6 +5,7 @@ The models are made here, with random weights and a head that often agrees with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
@@ -91,7 +92,7 @@ async def test_texts_are_those_without_the_head_in_fewer_passes(
 
         assert committed == text
 
-    assert passes < sum(map(len, texts))
+    assert passes < 0.7 * sum(map(len, texts))
 
 
 @pytest.mark.parametrize("place", range(HEAD_TOKENS))
@@ -113,7 +114,7 @@ async def test_a_rejection_at_any_place_of_the_heads_tokens_does_not_change_the_
     committed, finish = await with_drafts(host, job, text, lambda *_: None, "wrong")
 
     assert committed == text
-    assert finish.totals.judged > finish.totals.verifier_accepted >= 2 * place
+    assert finish.totals.passes == 1 + math.ceil((len(text) - 1) / (place + 1))
 
 
 class Observed:
@@ -189,11 +190,12 @@ async def test_the_heads_state_after_passes_is_that_of_the_text_that_they_commit
     assert 0 < session.totals.accepted < session.totals.judged
 
 
+@pytest.mark.parametrize("others", [1, 10])
 async def test_a_text_that_begins_like_the_one_before_leaves_none_of_that_to_the_head(
-    observed: tuple[Observed, Observed],
+    observed: tuple[Observed, Observed], others: int
 ) -> None:
     fresh, used = observed
-    used.reads((*TEXT[:18], *TEXT[60:70]))
+    used.reads((*TEXT[:18], *TEXT[60 : 60 + others]))
     used.drafts()
     used.runner.keep(0, TEXT[:18])
     fresh.runner.prefill(0, 0, TEXT[:9])
@@ -205,14 +207,16 @@ async def test_a_text_that_begins_like_the_one_before_leaves_none_of_that_to_the
     np.testing.assert_array_equal(used.drafts(), fresh.drafts())
 
 
+@pytest.mark.parametrize("start", [27, 36])
 async def test_a_text_that_goes_on_keeps_all_that_the_head_has_read(
-    observed: tuple[Observed, Observed],
+    observed: tuple[Observed, Observed], start: int
 ) -> None:
     fresh, used = observed
     used.reads(TEXT[:37])
     used.drafts()
+    used.runner.keep(0, TEXT[:start])
 
-    used.reads(TEXT, start=36)
+    used.reads(TEXT, start)
     fresh.reads(TEXT)
 
     np.testing.assert_array_equal(used.drafts(), fresh.drafts())

@@ -90,19 +90,16 @@ class MtpHead:
 
     def draft(self, picks: Mapping[int, Pick], count: int) -> dict[int, list[TokenId]]:
         """Return `count` draft tokens for each of these sequences, after texts whose last
-        tokens were noted since the last draft. Raises what Context.decode raises."""
+        tokens were noted since the last draft. They belong to the text until the target reads
+        on. Raises what Context.decode raises."""
         texts = {sequence: self._texts[sequence] for sequence in picks}
-        lengths = {sequence: len(text.tokens) for sequence, text in texts.items()}
         for _ in range(count):
             self._read({s: len(text.unread) for s, text in texts.items()}, logits=1)
             for row, (sequence, text) in enumerate(texts.items()):
                 logits = self._context.logits(row)[: self._vocabulary_size]
                 token = picks[sequence](logits, text.end)
                 text.add([token], self._context.hidden(sequence)[-1:])
-        drafts = {s: text.tokens[lengths[s] :] for s, text in texts.items()}
-        for sequence, text in texts.items():
-            text.cut(lengths[sequence])
-        return drafts
+        return {sequence: text.tokens[-count:] for sequence, text in texts.items()}
 
     def _read(self, counts: Mapping[int, int], logits: int) -> None:
         """Read the first unread tokens of some texts, so many of each. logits: 1 for those
