@@ -115,7 +115,7 @@ class Scheduler:
         names, count = self.machine.heads_to_draft(going, now, head.step_s, HEAD_TOKENS)
         if not count:
             return
-        picks = {slots[name].sequence: slots[name].pick for name in names}
+        picks = {slots[name].sequence: slots[name].picking() for name in names}
         drafts = await self._call([slots[name] for name in names], head.draft, picks, count)
         for name in names if drafts is not None else ():
             if self.slots.get(name) is slots[name]:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
-from speculation.distributions import Logits
 from speculation.judges import JUDGES
 from speculation.logits import Adjust
 from speculation.messages import CachedPromptTokens, Down, Finish, Open, TokenLogprob
 from speculation.model_facts import TokenId
 from speculation.verify_session import Pass, VerifyingSession
 from speculation.wire import Framed
+from verifier.llama_target.mtp_head import Pick
 from verifier.llama_target.pass_part import PassPart
 from verifier.llama_target.pass_runner import PassRunner
 from verifier.target import Deliver, Reply
@@ -126,11 +126,12 @@ class Slot:
             self.sequence, held, last, judged, self.request, self._adjust, committed
         )
 
-    def pick(self, logits: Logits, at: int) -> TokenId:
-        """Draw the head's token for a position of the text, prompt included, by the noise with
-        which the target draws its own."""
-        half = JUDGES[self.request.judge].edge(self.request, iter(()))
-        return half.sampler(logits, at - len(self.request.prompt)).token
+    def picking(self) -> Pick:
+        """Return what draws the head's tokens, in the engine's thread, by the noise with which
+        the target draws its own."""
+        sampler = JUDGES[self.request.judge].edge(self.request, iter(())).sampler
+        prompt_tokens = len(self.request.prompt)
+        return lambda logits, position: sampler(logits, position - prompt_tokens).token
 
     def send(self, down: Sequence[Down]) -> None:
         """Deliver the replies among these messages. If that fails, this session alone is
