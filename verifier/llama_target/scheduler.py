@@ -117,8 +117,8 @@ class Scheduler:
             return
         picks = {slots[name].sequence: slots[name].picking() for name in names}
         drafts = await self._call([slots[name] for name in names], head.draft, picks, count)
-        for name in names if drafts is not None else ():
-            if self.slots.get(name) is slots[name]:
+        for name in names:
+            if drafts is not None and self.slots.get(name) is slots[name]:
                 slots[name].proposed = drafts[slots[name].sequence]
                 self.machine.proposed(name, count)
 
