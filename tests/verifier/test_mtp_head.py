@@ -106,10 +106,10 @@ async def test_a_rejection_at_any_place_of_the_heads_tokens_does_not_change_the_
     job = job_of(host, PROMPTS[0], 1.0, min_tokens=24)
     text = await plain(host, job)
     head = host.ready()._engine.head  # type: ignore[attr-defined]
-    draft, kept = head.draft, len(job.prompt)
+    draft, prompt_tokens = head.draft, len(job.prompt)
 
     def wrong_once(picks: Mapping[int, Pick], count: int) -> dict[int, list[TokenId]]:
-        at = head._texts[next(iter(picks))].end - kept
+        at = head._texts[next(iter(picks))].end - prompt_tokens
         tokens = [*text[at:], 0, 0, 0, 0][:count]
         tokens[place] = (tokens[place] + 1) % 256
         return dict.fromkeys(draft(picks, count), tokens)
