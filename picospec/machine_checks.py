@@ -107,7 +107,9 @@ def check_verifier_memory(
         with closing(Model(path, vocabulary_only=True)) as model:
             needed = plan.footprint(model, settings.limits.max_verify + 1)
     except CannotOpen as error:
-        return [Finding("verifier memory", False, str(error), "see llama.slots")]
+        return [
+            Finding("verifier memory", False, str(error), "change the setting that it names")
+        ]
     return [check_memory("verifier", needed)]
 
 

@@ -201,11 +201,28 @@ def allocate(
 
 def _most_earning(least: int, gains: NDArray[np.float64], latency: PassLatency) -> int:
     """Return how many of the draft tokens to judge beside `least` rows without any."""
-    tokens = np.cumsum([least, *gains])
-    seconds = latency.with_drafts(least, len(gains))
+    return _best(np.cumsum([least, *gains]), latency.with_drafts(least, len(gains)))
+
+
+def head_tokens(
+    precisions: Sequence[float], latency: PassLatency, step_s: float, most: int
+) -> int:
+    """Return how many tokens the heads of some sessions should draft for their next pass, 0 if
+    none pay. precisions: how often each head is right; step_s: the seconds of a step, which
+    drafts a token of each."""
+    sessions, steps = len(precisions), np.arange(most + 1)
+    tokens = (np.array(precisions)[:, None] ** steps).sum(axis=0).cumsum()
+    rows_s = latency.with_drafts(sessions, sessions * most)[::sessions]
+    return _best(tokens, rows_s + step_s * steps)
+
+
+def _best(tokens: NDArray[np.float64], seconds: NDArray[np.float64]) -> int:
+    """Return which of these choices commits most tokens a second; the first, without draft
+    tokens, unless another earns MIN_GAIN times as much in the time that it adds."""
+    last, least = len(tokens) - 1, tokens[0]
     if seconds[0] <= 0.0:
-        return len(gains)
+        return last
     rates = tokens / seconds
-    best = len(gains) - int(np.argmax(rates[::-1]))  # the most rows of equal rates
+    best = last - int(np.argmax(rates[::-1]))  # the most rows of equal rates
     longer_s = seconds[best] - seconds[0]
     return best if tokens[best] - least >= MIN_GAIN * rates[0] * longer_s else 0

@@ -36,6 +36,7 @@ from speculation.pass_policy import (
     accepted_after,
     allocate,
     draft_wait_s,
+    head_tokens,
     left_s,
 )
 from speculation.verify_session import Pass, VerifyingSession
@@ -213,6 +214,25 @@ class VerifyMachine:
     def proposed(self, name: str, tokens: int) -> None:
         """Note how many tokens the target's head has proposed after a session's text."""
         self._sessions[name].head.tokens = tokens
+
+    def heads_to_draft(
+        self, names: Collection[str], now: float, step_s: float, most: int
+    ) -> tuple[Collection[str], int]:
+        """Return the sessions whose heads should draft before the next pass, and how many
+        tokens: those that expect less of their edge's draft tokens and of n-grams, and do not
+        wait for any. step_s: the seconds in which heads draft a token of each."""
+        precisions = {}
+        for name in names:
+            observed = self._sessions[name]
+            session, right = observed.session, observed.head.precision.right
+            room = min(most, session.limits.max_verify, session.head_room)
+            own = sum(right**k for k in range(1, room + 1))
+            if own > sum(session.gains) and self._draft_wait_s(name, now) <= 0.0:
+                precisions[name] = right
+                most = min(most, session.limits.max_verify)
+        if not precisions:
+            return (), 0
+        return precisions, head_tokens([*precisions.values()], self.latency, step_s, most)
 
     def wait_s(self, ready: Collection[str], now: float) -> float:
         """Return how long no pass should start: 0 for at once, inf until a message arrives."""

@@ -45,7 +45,8 @@ def main(
 
     As at llama-server: -ngl --gpu-layers, -sm --split-mode, -ts --tensor-split, -mg --main-gpu,
     -ot --override-tensor, -ctk --cache-type-k, -ctv --cache-type-v, -fa --flash-attn,
-    -c --ctx-size (of each slot), -np --parallel, -t --threads; and --exact near or strict.
+    -c --ctx-size (of each slot), -np --parallel, -t --threads; and --head mtp, --exact near or
+    strict.
     """
     named = {"host": host, "port": port, "target": target, "model": model}
     try:

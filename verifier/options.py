@@ -17,9 +17,11 @@ SETTINGS: Final[dict[str, tuple[str, ...]]] = {
     "context_tokens": ("-c", "--ctx-size"),
     "slots": ("-np", "--parallel"),
     "threads": ("-t", "--threads"),
+    "head": ("--head",),
     "exact": ("--exact",),
 }
-"""Maps a setting to its options; `exact` is ours. -c counts the tokens of each slot."""
+"""Maps a setting to its options; `head` and `exact` are ours. -c counts the tokens of each
+slot."""
 
 _SETTING: Final = {option: name for name, options in SETTINGS.items() for option in options}
 _ALL: Final = {"gpu_layers": ("all", "auto"), "context_tokens": ("0",)}

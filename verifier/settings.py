@@ -73,6 +73,10 @@ class LlamaSettings(Table):
     """Attention without a matrix of scores (-fa). None: on on processors, where exactness needs
     it, and auto on a device: if the device has it."""
 
+    head: Literal["mtp"] | None = None
+    """mtp: the head for multi-token prediction in the model's file drafts where it pays and the
+    edge's draft tokens do not. A model without one is refused."""
+
     exact: Literal["near", "strict"] | None = None
     """strict: a text does not depend on draft tokens to the last bit. near: its distribution
     does not; a text may part where two tokens are nearly equally likely. None: near on a

@@ -92,7 +92,8 @@ def kv_bytes_per_token(facts: Mapping[str, str], kv: KvCache) -> float:
         _number(facts, "attention.value_length", width) * _CACHES[kv.values or kv.keys]
     )
     kv_heads = _number(facts, "attention.head_count_kv", heads)
-    return _attention_layers(facts) * kv_heads * (key_bytes + value_bytes)
+    layers = _attention_layers(facts) + (_head_layers(facts) if kv.has_head else 0)
+    return layers * kv_heads * (key_bytes + value_bytes)
 
 
 def state_bytes(facts: Mapping[str, str]) -> int:
@@ -103,14 +104,20 @@ def state_bytes(facts: Mapping[str, str]) -> int:
     state = _number(facts, "ssm.state_size")
     channels = width + 2 * _number(facts, "ssm.group_count") * state
     short = _number(facts, "embedding_length") * (_number(facts, "shortconv.l_cache", 1) - 1)
-    layers = _number(facts, "block_count")
+    layers = _number(facts, "block_count") - _head_layers(facts)
     if (attention := _attention_layers(facts)) < layers:
         layers -= attention
     return 4 * layers * (max(kernel - 1, 0) * channels + state * width + short)
 
 
 def _attention_layers(facts: Mapping[str, str]) -> int:
-    return _number(facts, "block_count") // _number(facts, "full_attention_interval", 1)
+    layers = _number(facts, "block_count") - _head_layers(facts)
+    return layers // _number(facts, "full_attention_interval", 1)
+
+
+def _head_layers(facts: Mapping[str, str]) -> int:
+    """Return the number of the last layers that are a head."""
+    return _number(facts, "nextn_predict_layers")
 
 
 def _number(facts: Mapping[str, str], name: str, otherwise: int = 0) -> int:

@@ -27,6 +27,9 @@ class KvCache:
     segment without logits, as prompts are read; else one after each CHECKPOINT_TOKENS
     tokens."""
 
+    has_head: bool = False
+    """The model's head has KV, too, in a context of its own."""
+
     @property
     def states(self) -> int:
         """The number of states of recurrent layers in each sequence, with the copies."""

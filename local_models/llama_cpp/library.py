@@ -101,6 +101,16 @@ def ggml(name: str, result: type | None, *arguments: type) -> Callable[..., Any]
     raise NoLlama(f"this build of llama.cpp has no {name}")
 
 
+def extension(name: str) -> Callable[..., Any]:
+    """Return a function of llama.cpp's header for interfaces that may change. Raises NoLlama if
+    this build has it not."""
+    check_llama()
+    try:
+        return getattr(import_module("llama_cpp.llama_cpp_ext"), name)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError) as error:
+        raise NoLlama(f"this build of llama.cpp has no {name}") from error
+
+
 def can_use_gpu() -> bool:
     """Return True if this build of llama.cpp can run layers on a GPU. Raises NoLlama."""
     return bool(lib.llama_supports_gpu_offload())

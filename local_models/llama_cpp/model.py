@@ -11,6 +11,8 @@ A Context decodes rows of several sequences in one pass, which is one call of ll
   llama.cpp makes for the last tokens of a pass. That of llama-cpp-python 0.3.36 goes back to a
   wrong state, and says that all is well, if a pass had no more rows than are taken back, or if
   other sequences shared it. So a Context counts rows, and divides such a pass by sequences.
+* Some files have a head for multi-token prediction (MTP): a layer that predicts the next token
+  from a token and the model's hidden state of the token before. It has a Context of its own.
 """
 
 from __future__ import annotations
@@ -30,17 +32,22 @@ from gateway.system import drop_mapped, return_freed_memory
 from local_models.errors import BadSegment, CannotOpen, DecodeFailed, NoRoom
 from local_models.llama_cpp.devices import CPU, Placement, place
 from local_models.llama_cpp.kv_cache import KvCache
-from local_models.llama_cpp.library import lib, on_stack
+from local_models.llama_cpp.library import extension, lib, on_stack
 from local_models.llama_cpp.segments import ContextLimits, Segment, check
 from local_models.markers import Markers
 from local_models.vocabulary import Vocabulary
 
 Logits = NDArray[np.float32]
+Hidden = NDArray[np.float32]
 _State = ctypes.Array[ctypes.c_uint8]
 
 CHECKPOINT_TOKENS: Final = 4
 """A draft model goes back to every token, and reads at most three again. To copy its states
 takes a part of a step's time, to read a token again a whole step's."""
+
+HEADS: Final = ("qwen35", "qwen35moe")
+"""The heads of these architectures were tried. llama.cpp ends the process if it can load a head
+but not compute it."""
 
 ONE_SEQUENCE: Final = KvCache()
 _FAILURES: Final = {-1: BadSegment, 1: NoRoom}
@@ -64,12 +71,19 @@ class Model:
     """A Model is a GGUF file; with vocabulary_only, without its weights. Raises CannotOpen.
 
     placement: what devices compute. Their passes are faster, but round by their shape.
+    with_head: load the head, too; then the file `has_head`.
     """
 
     def __init__(
-        self, path: Path, vocabulary_only: bool = False, *, placement: Placement = CPU
+        self,
+        path: Path,
+        vocabulary_only: bool = False,
+        *,
+        placement: Placement = CPU,
+        with_head: bool = False,
     ) -> None:
         settings = lib.llama_model_default_params()
+        settings.load_mtp = with_head
         settings.vocab_only = vocabulary_only
         kept = place(settings, placement)
         self.handle = lib.llama_model_load_from_file(str(path).encode(), settings)
@@ -82,6 +96,7 @@ class Model:
         if not vocabulary_only:  # the processor has a copy of most weights, laid out for it
             drop_mapped(path)
         self.path = path
+        self.with_head = with_head
         self._free = finalize(self, lib.llama_model_free, self.handle)
         self._free.atexit = False  # a context may still be in use then
         self._vocabulary = lib.llama_model_get_vocab(self.handle)
@@ -197,6 +212,12 @@ class Model:
         return any(each(self.handle) for each in of)
 
     @property
+    def has_head(self) -> bool:
+        """True if the file names a head that llama.cpp can compute: one layer."""
+        name = self.architecture
+        return name in HEADS and self.metadata().get(f"{name}.nextn_predict_layers") == "1"
+
+    @property
     def context_tokens(self) -> int:
         """Return the longest context that the model was trained for."""
         facts = self.metadata()
@@ -237,8 +258,8 @@ class Context:
     `batch_tokens` is the limit of rows in one pass, and logits_rows that of rows with logits,
     each of which takes eight bytes a token of the vocabulary; None: of all. Without
     `flash_attention` no pass is exact, and passes over long contexts take at most two thirds of
-    the time on a CPU; None: llama.cpp finds out whether the devices have it. Raises CannotOpen
-    if memory is short.
+    the time on a CPU; None: llama.cpp finds out whether the devices have it. is_head: the
+    model's head computes, in place of its other layers. Raises CannotOpen if memory is short.
     """
 
     def __init__(
@@ -251,11 +272,16 @@ class Context:
         batch_tokens: int = 256,
         flash_attention: bool | None = True,
         logits_rows: int | None = None,
+        is_head: bool = False,
     ) -> None:
+        self._is_head = is_head
+        self._is_recurrent = model.is_recurrent and not is_head
         settings = lib.llama_context_default_params()
         settings.n_ctx = context_tokens * kv.sequences
         settings.n_batch = settings.n_ubatch = batch_tokens
-        if model.is_recurrent:
+        if is_head:
+            settings.ctx_type = lib.LLAMA_CONTEXT_TYPE_MTP
+        if self._is_recurrent:
             settings.n_rs_seq = kv.rollback
             rows = max(batch_tokens, kv.rollback + 2)  # with fewer llama.cpp ends the process
             settings.n_batch = settings.n_ubatch = rows
@@ -292,15 +318,23 @@ class Context:
         """The lengths of each sequence after which its states were copied, with the copies."""
 
         self._rows: list[int] = []
+        self._spans: dict[int, range] = {}  # the rows of each sequence
         self._batch = lib.llama_batch_init(batch_tokens, 0, 1)
         columns = self._batch.token, self._batch.pos, self._batch.logits, self._batch.n_seq_id
         arrays = (np.ctypeslib.as_array(column, (batch_tokens,)) for column in columns)
         self._tokens, self._positions, self._wanted, sequence_counts = arrays
         sequence_counts[:] = 1
+        self.hidden_size = int(lib.llama_model_n_embd_out(model.handle))
+        if model.with_head:
+            extension("llama_set_embeddings_nextn")(self._handle, True, False)
+        if is_head:
+            self._inputs = np.zeros((batch_tokens, self.hidden_size), np.float32)
+            self._batch.embd = self._inputs.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
     def close(self) -> None:
         """Free the cache; later decodes raise BadSegment. A second call does nothing."""
         if self._handle is not None:
+            self._batch.embd = None  # numpy's
             lib.llama_batch_free(self._batch)
             lib.llama_free(self._handle)
             self._handle = self._memory = None
@@ -315,7 +349,7 @@ class Context:
         """Remove a sequence's tokens from position `length` on. Return the number of tokens
         that are left: fewer if recurrent layers can only go back farther."""
         held = self.length(sequence)
-        if self.model.is_recurrent and length < held:
+        if self._is_recurrent and length < held:
             length = self._go_back(sequence, held - length, length)
         lib.llama_memory_seq_rm(self._memory, sequence, length, -1)
         return min(length, held)
@@ -355,19 +389,22 @@ class Context:
         """Replace the tokens of `target` by those of `source`."""
         lib.llama_memory_seq_rm(self._memory, target, -1, -1)
         lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        if self.model.is_recurrent:  # or both would share one state
+        if self._is_recurrent:  # or both would share one state
             self._set_state(target, self._state(source))
             self._rollback[target] = 0
             self._checkpoints[target].clear()
 
-    def decode(self, segments: Sequence[Segment]) -> None:
-        """Decode the rows in one pass. Raises BadSegment, NoRoom or DecodeFailed."""
+    def decode(self, segments: Sequence[Segment], hidden: Sequence[Hidden] = ()) -> None:
+        """Decode the rows in one pass. hidden: for a head, the model's state of the token
+        before each row's, float32[E]. Raises BadSegment, NoRoom or DecodeFailed."""
         check(segments, self.limits, self.length)
-        row, self._rows = 0, []
+        row, self._rows, self._spans = 0, [], {}
+        if self._is_head:
+            self._inputs[: len(hidden)] = hidden
         wanted_rows: dict[int, range] = {}
         # llama.cpp joins sequences whose numbers ascend; joined, their states change places,
         # and the copies of the states do not
-        ordered = sorted(segments, key=_falling) if self.model.is_recurrent else segments
+        ordered = sorted(segments, key=_falling) if self._is_recurrent else segments
         for segment in ordered:
             end = row + len(segment.tokens)
             self._tokens[row:end] = segment.tokens
@@ -375,13 +412,14 @@ class Context:
             first = max(row, end - segment.logits_rows)
             self._wanted[row:first], self._wanted[first:end] = 0, 1
             wanted_rows[segment.sequence] = range(first, end)
+            self._spans[segment.sequence] = range(row, end)
             for index in range(row, end):
                 self._batch.seq_id[index][0] = segment.sequence
             row = end
         self._batch.n_tokens = row
         if code := lib.llama_decode(self._handle, self._batch):
             raise _FAILURES.get(code, DecodeFailed)(f"llama_decode returned {code}")
-        if self.model.is_recurrent:
+        if self._is_recurrent:
             self._note_states(segments)
         self._rows = [row for segment in segments for row in wanted_rows[segment.sequence]]
 
@@ -407,6 +445,13 @@ class Context:
             raise BadSegment(f"the pass has logits of {held} rows, not of row {index}")
         row = lib.llama_get_logits_ith(self._handle, self._rows[index])
         return np.ctypeslib.as_array(row, (self.model.vocabulary_size,))
+
+    def hidden(self, sequence: int) -> Hidden:
+        """Return the hidden states of a sequence's rows in the last pass, float32[n, E].
+        model.with_head must be True."""
+        rows = self._spans[sequence]
+        first = extension("llama_get_embeddings_nextn_ith")(self._handle, rows[0])
+        return np.ctypeslib.as_array(first, (len(rows), self.hidden_size)).copy()
 
 
 def _falling(segment: Segment) -> int:

@@ -481,3 +481,18 @@ def test_tokens_of_heads_are_rows_of_the_pass() -> None:
 
     assert offer.heads == {"a": 5, "b": 2}
     assert list(offer.start) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("step_s", "most", "count"), [(0.0, 9, 4), (1.0, 3, 3), (9.0, 9, 0)])
+def test_a_head_drafts_as_many_tokens_as_pay_unless_the_edge_drafts_better(
+    step_s: float, most: int, count: int
+) -> None:
+    verifier = machine(latency(*FLAT), a="auto", b="auto", c="never")
+    verifier.received("b", Draft(0, 0, 0, (1, 2, 3)), arrived=0.0)
+    verifier._sessions["b"].head.judged(64, 0)
+    for _ in range(64):
+        verifier._sessions["b"].head.judged(1, 0)
+
+    names, tokens = verifier.heads_to_draft(["a", "b", "c"], 1.0, step_s, most)
+
+    assert ([*names], tokens) == (["a"], count)

@@ -59,13 +59,15 @@ class RecordingEngine:
         self.extra_judging_s = 0.0
         """Seconds of a pass that single sessions took by what they ask."""
 
-    def prefill(self, sequence: int, start: int, tokens: Sequence[int]) -> None:
+    head = None
+
+    def prefill(self, sequence: int, start: int, tokens: Sequence[int], after: int) -> None:
         self.calls.append((sequence, start, len(tokens)))
 
     def score(
         self, sequence: int, start: int, tokens: Sequence[int], after: int, most: int
     ) -> list[TokenLogprob]:
-        self.prefill(sequence, start, tokens)
+        self.prefill(sequence, start, tokens, after)
         if len(self.calls) == self.fails_at:
             raise RuntimeError("it broke")
         return [TokenLogprob(-float(token)) for token in (*tokens[1:], after)]

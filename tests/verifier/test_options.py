@@ -12,13 +12,13 @@ from verifier.settings import LlamaSettings, VerifierSettings
 LINE = [
     *("-ngl", "33", "-sm", "row", "-ts", "3,1", "-mg", "1", "-ctk", "q8_0", "-ctv", "q5_1"),
     *("-ot", r"\.ffn_.*_exps\.=CPU,out=CUDA1", "-fa", "on", "-c", "16384", "-np", "2"),
-    *("-t", "6", "--exact", "strict"),
+    *("-t", "6", "--head", "mtp", "--exact", "strict"),
 ]
 MADE = LlamaSettings(
     gpu_layers=33, split_mode="row", tensor_split=(3, 1), main_gpu=1,
     override_tensor=(r"\.ffn_.*_exps\.=CPU", "out=CUDA1"),
     cache_type_k="q8_0", cache_type_v="q5_1", flash_attention="on",
-    context_tokens=16384, slots=2, threads=6, exact="strict",
+    context_tokens=16384, slots=2, threads=6, head="mtp", exact="strict",
 )  # fmt: skip
 
 

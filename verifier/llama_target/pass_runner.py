@@ -35,6 +35,7 @@ from verifier.llama_target.exactness import (
     sample,
     windows,
 )
+from verifier.llama_target.mtp_head import MtpHead
 from verifier.llama_target.pass_part import PassPart, judge
 from verifier.llama_target.placing import Plan
 from verifier.settings import LlamaSettings
@@ -52,7 +53,7 @@ class PassRunner:
     ) -> None:
         plan = Plan.of(settings)
         tokens = plan.tokens(path, max_rows - 1)
-        self.model = Model(path, placement=plan.placement)
+        self.model = Model(path, placement=plan.placement, with_head=bool(settings.head))
         self._tokens = len(self.model.vocabulary.pieces)  # later logits are padding
         self.length = plan.length(self.model, tokens, max_rows - 1)
         self._context = Context(
@@ -64,6 +65,21 @@ class PassRunner:
             flash_attention=plan.flash_attention,
             logits_rows=plan.logits_rows(max_rows),
         )
+        self.head: MtpHead | None = None
+        if settings.head:
+            self.head = MtpHead(
+                Context(
+                    self.model,
+                    self.length.tokens + max_rows,  # and draft tokens after the last one
+                    plan.kv(max_rows - 1),
+                    threads=plan.threads,
+                    batch_tokens=settings.max_rows,
+                    flash_attention=plan.flash_attention,
+                    logits_rows=settings.slots,
+                    is_head=True,
+                ),
+                self._tokens,
+            )
         self.rounding: Rounding | None = None
         """The findings of the self-test; None if passes are exact by the settings alone."""
 
@@ -126,6 +142,11 @@ class PassRunner:
         self.rounding = rounding(decode, text, max_rows)
         if plan.exact == "strict":
             self.shape = exact_shape(decode, text, max_rows, self.rounding)
+            if self.shape.is_padded and self.head is not None:
+                raise CannotOpen(
+                    'exact = "strict" needs padded passes on this device, beside which'
+                    ' llama.head = "mtp" cannot be used: take exact = "near"'
+                )
             if self.shape.is_padded and self.model.is_recurrent:
                 raise CannotOpen(
                     'exact = "strict" needs padded passes on this device, which begin before'
@@ -138,6 +159,8 @@ class PassRunner:
 
     def close(self) -> None:
         """Free the memory."""
+        if self.head is not None:
+            self.head.close()
         self._context.close()
         self.model.close()
 
@@ -148,9 +171,19 @@ class PassRunner:
         self._decode([Segment(0, 0, (0,) * rows)])
         return time.perf_counter() - began
 
-    def prefill(self, sequence: int, start: int, tokens: Sequence[TokenId]) -> None:
-        """Decode a piece of a prompt. start: the number of its tokens decoded before."""
+    def prefill(
+        self,
+        sequence: int,
+        start: int,
+        tokens: Sequence[TokenId],
+        after: TokenId | None = None,
+    ) -> None:
+        """Decode a piece of a prompt. start: the number of its tokens decoded before. after:
+        the token after the piece; None if no head shall read it."""
         self._decode([Segment(sequence, start, tokens, logits=0)])
+        if self.head is not None and after is not None:
+            hidden = self._context.hidden(sequence)
+            self.head.note(sequence, start + 1, (*tokens[1:], after), hidden)
 
     def score(
         self, sequence: int, start: int, tokens: Sequence[TokenId], after: TokenId, most: int
@@ -177,6 +210,8 @@ class PassRunner:
             return self._decode_padded(segment, self.shape.rows)
         for segment in segments:
             self._context.truncate(segment.sequence, segment.start)
+            if self.head is not None:
+                self.head.go_back(segment.sequence, segment.start, segment.tokens[0])
         self._context.decode(segments)
         if self.model.is_recurrent:
             for segment in segments:
@@ -212,7 +247,10 @@ class PassRunner:
         for part in parts:
             began, self._judged_rows = time.perf_counter(), 0
             try:
-                verdicts.append(judge(part, partial(self._row, first)))
+                verdicts.append(verdict := judge(part, partial(self._row, first)))
+                if self.head is not None and (tokens := verdict.judgement.tokens):
+                    hidden = self._context.hidden(part.sequence)[: len(tokens)]
+                    self.head.note(part.sequence, part.held + 1, tokens, hidden)
             except GrammarFailed as error:
                 verdicts.append(error)
             judging_s, rows = time.perf_counter() - began, max(1, self._judged_rows)

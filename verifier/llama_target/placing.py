@@ -34,7 +34,7 @@ from local_models.llama_cpp.devices import (
 )
 from local_models.llama_cpp.footprint import Footprint, footprint, gigabytes
 from local_models.llama_cpp.kv_cache import Cache, KvCache
-from local_models.llama_cpp.model import Model
+from local_models.llama_cpp.model import HEADS, Model
 from verifier.settings import LlamaSettings
 
 MIN_TOKENS: Final = 4096
@@ -97,7 +97,9 @@ class Plan:
         return cast(Cache, (self.settings.cache_type_v or self.cache).upper())
 
     def kv(self, max_verify: int) -> KvCache:
-        return KvCache(self.settings.slots, self.cache, self.cache_v, max_verify, CHECKPOINTS)
+        has_head = self.settings.head is not None
+        slots, types = self.settings.slots, (self.cache, self.cache_v)
+        return KvCache(slots, *types, max_verify, CHECKPOINTS, has_head)
 
     @property
     def flash_attention(self) -> bool | None:
@@ -131,7 +133,8 @@ class Plan:
             return shapes
         names = [(each.backend, each.description) for each in self.devices]
         placement = astuple(self.placement) if self.devices else ()
-        return (*shapes, self.cache_v, self.flash_attention, self.exact, names, placement)
+        shapes = (*shapes, self.cache_v, self.flash_attention, self.exact, names, placement)
+        return (*shapes, self.settings.head) if self.settings.head else shapes
 
     @property
     def prefill_rows(self) -> int:
@@ -146,9 +149,20 @@ class Plan:
 
     def footprint(self, model: Model, max_rows: int) -> Footprint:
         """Return the memory that the verifier takes without devices. model: its vocabulary
-        suffices. Raises CannotOpen as `length` does."""
+        suffices. Raises CannotOpen as `length` and `check_head` do."""
+        self.check_head(model)
         length = self.length(model, self.settings.context_tokens, max_rows - 1)
-        return footprint(model, length, self.logits_rows(max_rows))
+        head_rows = self.settings.slots if self.settings.head else 0
+        return footprint(model, length, self.logits_rows(max_rows) + head_rows)
+
+    def check_head(self, model: Model) -> None:
+        """Raise CannotOpen if the settings want a head and the model, of which the vocabulary
+        suffices, has none."""
+        if self.settings.head and not model.has_head:
+            raise CannotOpen(
+                f'llama.head = "{self.settings.head}": {model.path} has no MTP head of one'
+                f" layer, or its heads were not tried; those of {' and '.join(HEADS)} were"
+            )
 
     def length(self, model: Model, tokens: int | None, max_verify: int) -> Length:
         """Return the length of a slot's context. tokens: those chosen for it. Raises CannotOpen
@@ -185,6 +199,7 @@ class Plan:
                     " llama.context_tokens"
                 )
             return wanted
+        self.check_head(model)
         facts, trained = model.metadata(), model.context_tokens
         model.close()
 
@@ -196,7 +211,8 @@ class Plan:
         demand = Demand(
             self.settings.slots,
             kv_bytes_per_token(facts, self.kv(max_verify)),
-            pass_bytes(
+            (2 if self.settings.head else 1)
+            * pass_bytes(
                 self.settings.max_rows, model.vocabulary_size, number("embedding_length")
             ),
             state_bytes(facts) * (1 + max_verify),

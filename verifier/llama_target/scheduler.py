@@ -15,12 +15,13 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from math import inf
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
 from local_models.errors import GrammarFailed
 from speculation.verify_machine import Offer, PassRecord, VerifyMachine
+from verifier.llama_target.mtp_head import MtpHead
 from verifier.llama_target.pass_runner import PassRunner
 from verifier.llama_target.pieces import Pieces
 from verifier.llama_target.slot import Slot
@@ -29,6 +30,9 @@ from verifier.settings import LlamaSettings
 from verifier.target import TargetFailed
 
 T = TypeVar("T")
+
+HEAD_TOKENS: Final = 4
+"""A head drafts at most this many tokens for a pass: it was trained to predict one."""
 
 
 @dataclass(eq=False)
@@ -76,7 +80,9 @@ class Scheduler:
 
     async def _pass(self, offer: Offer) -> None:
         slots = {name: self.slots[name] for name in offer.start}
-        plan = self.machine.begin({n: len(d) for n, d in offer.start.items()}, time.monotonic())
+        plan = self.machine.begin(
+            {n: len(d) for n, d in offer.start.items()}, time.monotonic(), offer.heads
+        )
         for slot in slots.values():
             if slot.waits_since is not None:
                 self.metrics.draft_wait_s.observe(plan.started - slot.waits_since)
@@ -99,6 +105,22 @@ class Scheduler:
         down = self.machine.ran(plan, verdicts, now, record)
         for name, messages in down.items():
             slots[name].send(messages)
+        if self.engine.head is not None:
+            await self._draft(self.engine.head, slots)
+
+    async def _draft(self, head: MtpHead, slots: Mapping[str, Slot]) -> None:
+        """Let the head draft for the sessions of the last pass that it pays for."""
+        now = time.monotonic()
+        going = [n for n, slot in self.slots.items() if slots.get(n) is slot and slot.ready]
+        names, count = self.machine.heads_to_draft(going, now, head.step_s, HEAD_TOKENS)
+        if not count:
+            return
+        picks = {slots[name].sequence: slots[name].picking() for name in names}
+        drafts = await self._call([slots[name] for name in names], head.draft, picks, count)
+        for name in names:
+            if drafts is not None and self.slots.get(name) is slots[name]:
+                slots[name].proposed = drafts[slots[name].sequence]
+                self.machine.proposed(name, count)
 
     async def _prefill(self, slot: Slot) -> None:
         began = time.monotonic()

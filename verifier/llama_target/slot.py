@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
+from speculation.judges import JUDGES
 from speculation.logits import Adjust
 from speculation.messages import CachedPromptTokens, Down, Finish, Open, TokenLogprob
 from speculation.model_facts import TokenId
 from speculation.verify_session import Pass, VerifyingSession
 from speculation.wire import Framed
+from verifier.llama_target.mtp_head import Pick
 from verifier.llama_target.pass_part import PassPart
 from verifier.llama_target.pass_runner import PassRunner
 from verifier.target import Deliver, Reply
@@ -55,6 +58,9 @@ class Slot:
 
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """It is done once nothing more will be delivered, or raises why."""
+
+        self.proposed: Sequence[TokenId] = ()
+        """The head has proposed these tokens after the text."""
 
         self._session = session
         self._deliver = deliver
@@ -101,8 +107,9 @@ class Slot:
         """Return the work of decoding the next `count` unread tokens, for the engine's thread.
         It returns what a subclass wants of them."""
         start = self.prefilled
-        tokens = self.opening[start : start + count]
-        return partial(engine.prefill, self.sequence, start, tokens)
+        end = start + count
+        tokens, after = self.opening[start:end], self.opening[end]
+        return partial(engine.prefill, self.sequence, start, tokens, after)
 
     def decoded(self, count: int, logprobs: Sequence[TokenLogprob]) -> None:
         """Note that so many tokens more were decoded. logprobs: what the work has returned."""
@@ -112,10 +119,19 @@ class Slot:
         """Return the session's part of a pass that has begun."""
         last = (*self.request.prompt[-1:], *self._session.committed[-1:])[-1]
         held = len(self.request.prompt) + judged.start - 1
+        if judged.head:
+            judged = replace(judged, draft=tuple(self.proposed[: judged.head]))
         committed = () if self._adjust is None else tuple(self._session.committed)
         return PassPart(
             self.sequence, held, last, judged, self.request, self._adjust, committed
         )
+
+    def picking(self) -> Pick:
+        """Return what draws the head's tokens, in the engine's thread, by the noise with which
+        the target draws its own."""
+        sampler = JUDGES[self.request.judge].edge(self.request, iter(())).sampler
+        prompt_tokens = len(self.request.prompt)
+        return lambda logits, position: sampler(logits, position - prompt_tokens).token
 
     def send(self, down: Sequence[Down]) -> None:
         """Deliver the replies among these messages. If that fails, this session alone is

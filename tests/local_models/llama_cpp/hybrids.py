@@ -165,15 +165,41 @@ WINDOW: Final = 8
 ROLLBACK: Final = ("qwen35", "qwen35moe", "nemotron_h", "lfm2")
 """llama.cpp takes the recurrent layers of these architectures back to earlier tokens."""
 
+HEAD_LAYER: Final[Layer] = {
+    "nextn.eh_proj.weight": (2 * WIDTH, WIDTH),
+    "nextn.enorm.weight": (WIDTH,),
+    "nextn.hnorm.weight": (WIDTH,),
+}
+MTP: Final = ("qwen35", "qwen35moe")
+"""With a `head` these have one more layer, which predicts the token after the next."""
+
+EMBEDDED: Final = 64
+"""With a head a token's embedding is so much larger: layers add little to it."""
+
+ADDED: Final = 0.1
+"""What a head adds to a token's embedding is so much smaller."""
+
 ROUNDS: Final = 2
 TEMPLATE: Final = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
 
-def write(architecture: str, path: Path, seed: int = 0, context_tokens: int = 2048) -> Path:
-    """Write a model of this architecture to `path`, and return it."""
+def write(
+    architecture: str,
+    path: Path,
+    seed: int = 0,
+    context_tokens: int = 2048,
+    *,
+    has_head: bool = False,
+) -> Path:
+    """Write a model of this architecture to `path`, and return it. has_head: one more layer
+    predicts the token after the next; it agrees often, because most of the next token hangs on
+    the last one alone."""
     layers = [*(ARCHITECTURES | SLIDING)[architecture]] * ROUNDS
     chance = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
+    if has_head:
+        writer.add_nextn_predict_layers(1)
+        layers.append({**layers[-1], **HEAD_LAYER})
     _describe(writer, layers, context_tokens)
     _vocabulary(writer)
     output_norm = "token_embd_norm" if architecture == "lfm2" else "output_norm"
@@ -188,6 +214,8 @@ def write(architecture: str, path: Path, seed: int = 0, context_tokens: int = 20
         tensors |= {f"blk.{index}.{name}": shape for name, shape in layer.items()}
     for name, shape in tensors.items():
         weights = _weights(name, shape, chance)
+        if has_head:
+            _make_agree(name, weights, f"blk.{len(layers) - 1}.")
         if (
             len(shape) > 1
             and shape[0] % 32 == 0
@@ -220,6 +248,22 @@ def _weights(name: str, shape: Shape, chance: np.random.Generator) -> np.ndarray
     if name == "output.weight":
         drawn[256:] = 0  # no text ends early
     return 1.5 * drawn / np.float32(np.sqrt(shape[0]))
+
+
+def _make_agree(name: str, weights: np.ndarray, head: str) -> None:
+    """Change weights so that the layers of a prefix, the head, often predict what the model
+    does: both depend on the last token, and little on those before."""
+    if name == "token_embd.weight":
+        weights *= EMBEDDED
+    elif name == f"{head}nextn.enorm.weight":
+        weights[:] = 1
+    elif name == f"{head}nextn.eh_proj.weight":
+        weights *= ADDED
+        weights[:, :WIDTH] = np.eye(WIDTH)
+    elif name.startswith(head) and name.endswith(
+        ("_output.weight", "_down.weight", "exp.weight", "down_exps.weight")
+    ):
+        weights *= ADDED
 
 
 def _describe(writer: gguf.GGUFWriter, layers: Sequence[Layer], context_tokens: int) -> None:
