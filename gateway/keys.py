@@ -24,6 +24,9 @@ from pydantic import (
     ValidationError,
 )
 
+KEY_BYTES: Final = 24
+"""Keys and salts have 192 random bits: nobody guesses them."""
+
 MAX_FILE_BYTES: Final = 1 << 20
 """A file of keys has at most this many bytes: about 10,000 keys, which are read in 0.2 s. No
 request is served meanwhile."""
@@ -134,7 +137,7 @@ def add_key(file: Path, name: str, limits: KeyLimits, models: Sequence[str] = ()
     """
     if file.exists() and name in {key.name for key in read_keys(file)}:
         raise InvalidKeys(f"{file}: there is a key {name!r} already")
-    key = f"pico-{secrets.token_urlsafe(24)}"  # 192 bits, as 32 characters
+    key = f"pico-{secrets.token_urlsafe(KEY_BYTES)}"
     try:
         digest, named = digest_of(key.encode()).hex(), tuple(models) or None
         entry = _Entry(sha256=digest, models=named, **limits.model_dump())
