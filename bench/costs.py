@@ -15,8 +15,6 @@ from bench.statistics import WAITS_PASSES, gap_ms, rate, waiting
 from bench.tables import grid
 from bench.tables import markdown as table
 
-COLOCATED: Final = "colocated-edge"
-
 LONG_WORK: Final = (
     "Nothing was warmed up. An answer in one piece has no rate, and is in no speed-up. Tokens "
     "are means over turns; the first draft token is timed from the request, and `never` counts "
@@ -63,7 +61,7 @@ def figures(compared: Comparison, arm: str, link: Link) -> dict[str, str]:
         "times as fast as `cloud`": str(compared.speedup(arm, link, compared.families) or ""),
         **{
             f"times as fast as `{kind}`, at its best": _against(compared, arm, kind, link)
-            for kind in (*ROUNDS, *RIVALS, COLOCATED)
+            for kind in (*ROUNDS, *RIVALS)
             if kind in kinds
         },
         "gap p99, times `cloud`'s": f"{own_ms / clouds_ms:.2f}" if own_ms and clouds_ms else "",

@@ -11,7 +11,6 @@ is a defect, and makes the exit status 1, unless --explain shows that it was a n
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
@@ -209,14 +208,11 @@ def main(
     sessions: Annotated[int, typer.Option(help="Answers at once.")] = 1,
     edges: Annotated[str, typer.Option(help=f"Of {', '.join(EDGES)}.")] = "model,late,noise",
     temperatures: options.Temperatures = "0,1",
-    settings: Annotated[
-        str, typer.Option(help='More fields of each request, as JSON: {"logit_bias": {}}.')
-    ] = "{}",
     explain: Annotated[bool, typer.Option(help="Show how close a difference was.")] = False,
 ) -> None:
     """Compare edges' texts with the plain engine's. Unknown options go to the verifier."""
     likeliest = LIKELIEST if explain else None
-    question = Question("", 0.0, SEED, tokens, likeliest, json.loads(settings))
+    question = Question("", 0.0, SEED, tokens, likeliest)
     asking = partial(ask, of=question)
     path = open_store(os.environ).find(target_model, "target").path
     vocabulary = tokenizer_file(path).open().vocabulary

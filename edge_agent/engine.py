@@ -153,7 +153,7 @@ class EdgeEngine:
         may_pause = request.fill != "never"
         machine = DraftMachine(
             request,
-            StreamPolicy(settings.draft_settings, may_pause=may_pause),
+            StreamPolicy(may_pause=may_pause),
             facts.limits,
             half,
             rtt_s=lambda: sessions.verifier.rtt_s,

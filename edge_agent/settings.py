@@ -1,7 +1,7 @@
 """Settings of the edge, which are read once at start and passed down by value.
 
 The command line overrides the environment, which overrides a TOML file and the defaults below.
-A field is PICOSPEC_EDGE__FIELD in the environment, a nested one PICOSPEC_EDGE__DRAFTING__FIELD.
+A field is PICOSPEC_EDGE__FIELD in the environment, a nested one PICOSPEC_EDGE__PROXY__FIELD.
 Keys come from the environment alone: PICOSPEC_API_KEYS holds those that clients must show,
 separated by commas, PICOSPEC_VERIFIER_KEY the one that this edge shows the verifier,
 PICOSPEC_PROXY_KEY the one for the upstream of `proxy`, and PICOSPEC_FALLBACK_KEY the one for
@@ -30,7 +30,6 @@ from pydantic_settings import SettingsConfigDict
 
 from gateway.hosting.settings import Port, ServiceSettings, Table
 from gateway.hosting.strangers import is_loopback
-from speculation.draft_policy import DraftSettings
 from speculation.messages import Fill
 from speculation.model_facts import Judge
 
@@ -77,17 +76,6 @@ VerifierAddress = Annotated[
     AfterValidator(_address),
     BeforeValidator(_completed),
 ]
-
-
-class DraftingSettings(Table):
-    """These fields decide when to draft and when to send; see speculation.draft_policy."""
-
-    min_survival: Annotated[float, Field(ge=0, le=1)] = DraftSettings().min_survival
-    """The edge stops drafting when the probability that the whole chain is accepted falls below
-    this."""
-
-    flush_tokens: Annotated[int, Field(ge=1, le=64)] = DraftSettings().flush_tokens
-    """The edge sends as soon as this many draft tokens wait."""
 
 
 _SEGMENT: Final = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
@@ -295,7 +283,6 @@ class EdgeSettings(ServiceSettings):
     """When the target generates a token by itself: `always` at once, `auto` if it is not worth
     waiting for draft tokens, `never`."""
 
-    drafting: DraftingSettings = DraftingSettings()
     proxy: ProxySettings = ProxySettings()
     fallback_server: FallbackServerSettings = FallbackServerSettings()
     verifier_key: tuple[SecretStr, ...] = ()
@@ -307,10 +294,6 @@ class EdgeSettings(ServiceSettings):
     fallback_key: tuple[SecretStr, ...] = ()
     """The key that this edge shows at `fallback_server.url`, if any. It goes to no other
     host."""
-
-    @property
-    def draft_settings(self) -> DraftSettings:
-        return DraftSettings(**self.drafting.model_dump())
 
     @property
     def verifiers(self) -> tuple[AnyUrl, ...]:

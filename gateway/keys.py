@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 KEY_BYTES: Final = 24
+"""Keys and salts have 192 random bits: nobody guesses them."""
 
 MAX_FILE_BYTES: Final = 1 << 20
 """A file of keys has at most this many bytes: about 10,000 keys, which are read in 0.2 s. No

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Literal
+from typing import Literal
 
 Relation = Literal["identical", "padded", "different"]
 """Two vocabularies have one of these relations; see `relate`."""
-
-_MAX_MARKER_BYTES: Final = 256
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Vocabulary:
         return {
             piece.decode("utf-8", "replace"): token
             for token, piece in spelt
-            if 0 < len(piece) <= _MAX_MARKER_BYTES
+            if 0 < len(piece) <= 256
         }
 
 

@@ -27,6 +27,8 @@ give 64."""
 
 MAX_TOP_LOGPROBS: Final = 20
 MAX_TEMPERATURE: Final = 2
+"""OpenAI's API has these bounds of `top_logprobs` and `temperature`."""
+
 MAX_TOP_K: Final = 2**31 - 1
 
 MAX_VERIFY: Final = 256

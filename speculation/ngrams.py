@@ -22,7 +22,7 @@ prompt with more tokens than these bits can count is indexed up to there."""
 
 _PLACES: Final = (1 << PLACE_BITS) - 1
 _MASK: Final = (1 << 64) - 1
-_BASE: Final = 0x9E3779B97F4A7C15
+_BASE: Final = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio (Knuth, volume 3, 6.4)
 POWERS: Final = {n: pow(_BASE, n, 1 << 64) for n in range(1, max(LENGTHS) + 1)}
 """The key of an n-gram is the sum of its tokens, each plus one, times these, modulo 2**64. The
 first power belongs to its last token. So the keys of a text that grows follow from one another

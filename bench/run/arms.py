@@ -63,18 +63,13 @@ _FIXED: Final = {
         Arm("picospec-useless", "far", EdgePlan(rounds="useless", link=LINKED)),
         Arm("picospec-predicted", "far", EdgePlan(link=LINKED), "own"),
         Arm("picospec-mispredicted", "far", EdgePlan(link=LINKED), "other"),
-        Arm("colocated-edge", "near", EdgePlan()),
     )
 }
 
 _ROUNDS: Final = ("sync", "paper", "colocated")
 
-_OTHER_DRAFT: Final = "picospec@"
-"""The name of an arm with another draft model begins with this, and ends with the model."""
-
 NAMES: Final = (
-    *_FIXED, f"{_OTHER_DRAFT}MODEL", *(f"{name}:G" for name in _ROUNDS),
-    PLAIN, *(f"{name}:K" for name in TOKENS),
+    *_FIXED, *(f"{name}:G" for name in _ROUNDS), PLAIN, *(f"{name}:K" for name in TOKENS)
 )  # fmt: skip
 
 
@@ -92,9 +87,6 @@ def parse(text: str) -> list[Arm]:
 def _arm(name: str) -> Arm:
     if name in _FIXED:
         return _FIXED[name]
-    other, _, model = name.partition(_OTHER_DRAFT)
-    if model and not other:
-        return Arm(name, "far", EdgePlan(link=LINKED, draft_model=model))
     if rival := Rival.parse(name):
         return Arm(rival.name, "cloud", rival=rival)
     kind, _, gamma = name.partition(":")

@@ -59,9 +59,6 @@ class EdgePlan:
     rounds: str = ""
     """bench.run.rounds runs this in place of the product, such as "sync:4" or "useless"."""
 
-    draft_model: str = ""
-    """The edge drafts with this model; "" means the draft model of all edges."""
-
     @property
     def settings(self) -> dict[str, object]:
         names = ("drafter", "judge", "fill", "lookup", "ngram_drafts", "answer_cache_tokens")
@@ -208,7 +205,7 @@ class Services(Started):
         command = (
             sys.executable, "-m", *module, "--host", HOST, "--port", str(port(url)),
             "--verifier-url", verifier_url,
-            "--draft-model", edge.draft_model or self.plan.draft_model,
+            "--draft-model", self.plan.draft_model,
         )  # fmt: skip
         settings = as_environment("EDGE", edge.settings) | dict(self.plan.environment)
         cores = self.plan.verifier_cores if edge.colocated else self.plan.edge_cores

@@ -53,8 +53,6 @@ class Hosts:
     """The target takes this long for a token of the prompt."""
 
     draft_prefill_s: float = 0.0
-    step_s: Curve | None = None
-    """The verifier's machine adds this to each pass, by its sessions; None means nothing."""
 
 
 CPU_BOX = Hosts(

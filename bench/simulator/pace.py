@@ -19,7 +19,7 @@ import typer
 from bench import options
 from bench.files import save
 from bench.long_work import root
-from bench.simulator.hosts import TWICE_AT, Curve, gpu
+from bench.simulator.hosts import TWICE_AT, gpu
 from bench.simulator.made_up import made_up
 from bench.simulator.rivals import (
     SUFFIX_SETTINGS,
@@ -61,9 +61,6 @@ HEADS: Final[Mapping[str, float]] = {
 code, maths and chat 2.5, 2.3 and 2.05 times as fast as the target alone, as published for
 EAGLE-3 with an 8B target (arXiv:2606.18394); agent and extract are taken for code, and long for
 chat."""
-
-STEP_MS: Final[Mapping[int, float]] = {1: 0.2, 16: 0.9, 64: 3.0, 256: 12.0}
-"""The verifier's machine takes this long a pass, by sessions, if its time is counted."""
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -139,8 +136,7 @@ def cells(
     """Yield the cells of one number of sessions. Rivals are simulated at the first distance:
     their text comes as fast at any other."""
     clients = asked(family.sources, sessions)
-    stock = replace(there.hosts, step_s=None)
-    near = replace(there, conditions=Conditions(rtts_ms[0]), hosts=stock)
+    near = replace(there, conditions=Conditions(rtts_ms[0]))
     best = {
         name: max(_rate(near, Arm(name, rival=each), clients) for each in some)
         for name, some in rivals(family.name).items()
@@ -165,7 +161,6 @@ def pace(
     rtt: Annotated[str, typer.Option(help="Round trips in ms.")] = RTTS_MS,
     sessions: Annotated[str, typer.Option(help="At one verifier.")] = SESSIONS,
     families_: Annotated[str, typer.Option("--families")] = "",
-    host_time: Annotated[bool, typer.Option(help="Count the verifier's own time.")] = False,
     out: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Simulate the product over the best rival without a head, and over a head, on GPUs."""
@@ -178,8 +173,6 @@ def pace(
     for point, count in product(options.names(points), counts):
         target_ms, draft_ms = (float(part) for part in point.split("/"))
         hosts = gpu(target_ms / 1e3, draft_ms / 1e3, twice_at=TWICE_AT)
-        if host_time:
-            hosts = replace(hosts, step_s=Curve({n: ms / 1e3 for n, ms in STEP_MS.items()}))
         there = World(hosts, Conditions(), rows=ROWS)
         own = [
             cell

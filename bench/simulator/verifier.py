@@ -116,9 +116,8 @@ class Verifier:
         hosts, rows = self._hosts, self._rows_of(plan)
         new = [self._served[n] for n in plan.passes if not self._served[n].prefilled]
         prompts_s = (len(served.source.prompt) * hosts.prefill_s for served in new)
-        own_s = hosts.step_s.of(len(plan.passes)) if hosts.step_s else 0.0
         pass_s = hosts.pass_s.of(rows) if rows else 0.0
-        return pass_s + own_s + sum(prompts_s)
+        return pass_s + sum(prompts_s)
 
     def _end(self, plan: PassPlan) -> None:
         self._running = False

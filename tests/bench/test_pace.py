@@ -120,7 +120,7 @@ def test_suffix_decoding_remembers_earlier_answers() -> None:
 def test_pace_writes_a_cell_for_each_point_distance_load_and_family(tmp_path: Path) -> None:
     trace(0.0, "code").save(tmp_path)
     out = tmp_path / "pace.json"
-    options = ["--points", "10/5,25/5", "--rtt", "2,50", "--sessions", "1,4", "--host-time"]
+    options = ["--points", "10/5,25/5", "--rtt", "2,50", "--sessions", "1,4"]
 
     done = CliRunner().invoke(
         app, ["pace", "--traces", str(tmp_path), "--json", str(out), *options]

@@ -157,24 +157,24 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(
-        tmp_path, 'port = 1\nslots = 2\nfill = "never"\n[drafting]\nflush_tokens = 3\n'
+        tmp_path, 'port = 1\nslots = 2\nfill = "never"\n[proxy]\nbody_limit_bytes = 3000\n'
     )
     monkeypatch.setenv("PICOSPEC_EDGE__SLOTS", "3")
     monkeypatch.setenv("PICOSPEC_EDGE__PORT", "2")
-    monkeypatch.setenv("PICOSPEC_EDGE__DRAFTING__MIN_SURVIVAL", "0.4")
+    monkeypatch.setenv("PICOSPEC_EDGE__PROXY__MODELS", '["m"]')
 
     settings = load(path, {}, {"port": 4})
 
     assert (settings.port, settings.slots, settings.fill) == (4, 3, "never")
-    assert settings.draft_settings.flush_tokens == 3
-    assert settings.draft_settings.min_survival == 0.4
+    assert settings.proxy.body_limit_bytes == 3000
+    assert settings.proxy.models == ("m",)
 
 
 @pytest.mark.parametrize(
     ("text", "named"),
     [
         ("ports = 1", "ports"),
-        ("[drafting]\nmin_surviva = 1", "min_surviva"),
+        ("[proxy]\nmodel = []", "proxy.model"),
         ("port = 0", "port"),
         ('drafter = "noise"', "drafter"),
         ('verifier_url = "ftp://x"', "verifier_url"),

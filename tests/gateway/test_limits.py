@@ -158,7 +158,7 @@ WRONG_NAMES = {
     "PICOSPEC_EDGE__VERIFER_URLS": "is it PICOSPEC_EDGE__VERIFIER_URLS?",
     "PICOSPEC_EDGE_VERIFIER_URLS": "is it PICOSPEC_EDGE__VERIFIER_URLS?",
     "picospec_edge__judges": "is it PICOSPEC_EDGE__JUDGE?",
-    "PICOSPEC_EDGE__DRAFTING__NOTHING": "sets nothing",
+    "PICOSPEC_EDGE__PROXY__NOTHING": "sets nothing",
     "PICOSPEC_EDGE__HOST__NAME": "sets nothing",
     "PICOSPEC_EDGE__TLS__CERT": "sets nothing",
 }

@@ -21,7 +21,7 @@ from picospec.service import NoService, install, kept_variables, remove
 from picospec.service_managers import launchd, systemd, task_scheduler
 from tests.guards import GUARD_S
 
-FILE = 'slots = 2\ndraft_model = "[m]"\n[drafting]\nflush_tokens = 5\n'
+FILE = 'slots = 2\ndraft_model = "[m]"\n[proxy]\nbody_limit_bytes = 5000\n'
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_each_value_is_shown_with_where_it_is_from_and_no_key(
 ) -> None:
     monkeypatch.setenv("PICOSPEC_API_KEYS", "secret-1,secret-2")
     monkeypatch.setenv("EDGE_PORT", "9001")
-    monkeypatch.setenv("picospec_edge__drafting", '{"min_survival": 0.2}')
+    monkeypatch.setenv("picospec_edge__proxy", '{"models": ["m"]}')
     monkeypatch.setenv("COLUMNS", "250")
 
     shown = CliRunner().invoke(app, ["config", "show"]).output
@@ -57,8 +57,8 @@ def test_each_value_is_shown_with_where_it_is_from_and_no_key(
         ["port", "9001", "EDGE_PORT"],
         ["slots", "2", str(file)],
         ["draft_model", '"[m]"', str(file)],
-        ["drafting.min_survival", "0.2", "picospec_edge__drafting"],
-        ["drafting.flush_tokens", "5", str(file)],
+        ["proxy.models", '["m"]', "picospec_edge__proxy"],
+        ["proxy.body_limit_bytes", "5000", str(file)],
         ["lookup", "true", "default"],
     ):
         assert row in rows

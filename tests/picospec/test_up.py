@@ -83,7 +83,7 @@ def test_settings_of_one_file_reach_each_end_by_its_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "local.toml"
-    edge_table = '[edge]\ndraft_model = "m"\nslots = 2\n[edge.drafting]\nflush_tokens = 3\n'
+    edge_table = '[edge]\ndraft_model = "m"\nslots = 2\n[edge.proxy]\nmodels = ["e"]\n'
     file.write_text(f'[models]\nsources = "hub,wheels"\n{edge_table}')
     monkeypatch.delenv("PICOSPEC_MODEL_SOURCES", raising=False)
 
@@ -99,7 +99,7 @@ def test_settings_of_one_file_reach_each_end_by_its_environment(
         "PICOSPEC_EDGE__DRAIN_TIMEOUT_S": "0",
         "PICOSPEC_EDGE__DRAFT_MODEL": "m",
         "PICOSPEC_EDGE__SLOTS": "2",
-        "PICOSPEC_EDGE__DRAFTING": '{"flush_tokens": 3}',
+        "PICOSPEC_EDGE__PROXY": '{"models": ["e"]}',
     }
 
 
