@@ -64,7 +64,8 @@ async def test_every_arm_answers_every_question_with_clouds_words(tmp_path: Path
     assert all(row.identical_to_cloud for row in found.rows)
     by_arm = {row.arm: row for row in found.rows if row.rtt_ms == 5.0}
     assert by_arm["cloud"].bytes_up == 0
-    assert all(by_arm[arm.name].bytes_up > 0 for arm in parse(ARMS) if arm.edge)
+    # A busy edge may draft nothing of six tokens in time; what comes down is always counted.
+    assert all(by_arm[arm.name].bytes_down > 0 for arm in parse(ARMS) if arm.edge)
     assert all(row.target_passes > 0 for row in found.rows)
 
     reported = CliRunner().invoke(app, ["report", "--no-plots", str(out)])
