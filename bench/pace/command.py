@@ -38,9 +38,6 @@ from picospec.link_path import Conditions
 from verifier.settings import VerifierSettings
 
 PASS_MS: Final = 8.0
-TWICE_AT: Final = 1024
-"""A pass of the stand-in takes twice its time with this many rows."""
-
 PARTS: Final = ("machine", "service")
 ARMS: Final = ("stock", "stock-sync", "plugin", "sessions", "mixed", "useless")
 DRAFTS: Final[Mapping[str, Drafts]] = {
@@ -101,6 +98,8 @@ def standin(
     rtt: Annotated[str, typer.Option(help="Round trips in ms.")] = "0,20",
     arms: Annotated[str, typer.Option(help=f"Of {', '.join(ARMS)}.")] = "stock,plugin,sessions",
     launch: Annotated[float, typer.Option(help="Time of a launch in ms.")] = 0.0,
+    draft: Annotated[float, typer.Option(help="Time of a draft token in ms.")] = 1000 * DRAFT_S,
+    twice_at: Annotated[int, typer.Option(help="A pass of so many rows takes twice.")] = 1024,
     tokens: options.Tokens = 150,
     turns: Turns = 4,
     verifier_python: options.VerifierPython = sys.executable,
@@ -115,15 +114,15 @@ def standin(
         names, counts = _known(arms, ARMS), _counts(clients)
         times, distances = options.numbers(passes), options.numbers(rtt)
     settings = {
-        "tokens": tokens, "turns": turns, "launch_ms": launch, "twice_at": TWICE_AT,
-        "draft_ms": 1000 * DRAFT_S,
+        "tokens": tokens, "turns": turns, "launch_ms": launch, "twice_at": twice_at,
+        "draft_ms": draft,
     }  # fmt: skip
     results = found(settings, verifier_python)
     with _shown(results):
         for pass_ms in times:
-            worker = {"pass_ms": pass_ms, "twice_at": TWICE_AT, "launch_ms": launch}
+            worker = {"pass_ms": pass_ms, "twice_at": twice_at, "launch_ms": launch}
             grid = [(rtt_ms, count) for rtt_ms in distances for count in counts]
-            lines = _stood_in(verifier_python, worker, names, grid, tokens, turns)
+            lines = _stood_in(verifier_python, worker, names, grid, tokens, turns, draft / 1000)
             asyncio.run(_keep_all(results, lines, out))
 
 
@@ -202,6 +201,7 @@ async def _stood_in(
     grid: Sequence[tuple[float, int]],
     tokens: int,
     turns: int,
+    draft_s: float,
 ) -> AsyncGenerator[Line]:
     """Load the servers that the arms need, over each round trip with so many clients."""
     most = max(count for _, count in grid)
@@ -224,23 +224,27 @@ async def _stood_in(
                     far = await clients.enter_async_context(
                         loads.linked(_url(name, server), rtt_ms)
                     )
-                    arms[name] = await _arm(clients, name, far, started, turns_by_client)
+                    arms[name] = await _arm(
+                        clients, name, far, started, turns_by_client, draft_s
+                    )
                 measured = await by_turns(arms, tokens)
             for name, of_arm in measured.items():
                 load = {"pass, ms": worker["pass_ms"], "RTT, ms": rtt_ms, "clients": count}
                 figures = loads.figures(of_arm, measured[names[0]])
                 if name in DRAFTS:
                     last = arms[name].rounds[-1]
-                    figures["simulated, over plain"] = _simulated(worker, rtt_ms, last)
+                    figures["simulated, over plain"] = _simulated(worker, rtt_ms, draft_s, last)
                 yield Line(STAND_IN, {**load, "arm": name}, figures)
 
 
-def _simulated(worker: Mapping[str, float], rtt_ms: float, sources: Sequence[Source]) -> float:
+def _simulated(
+    worker: Mapping[str, float], rtt_ms: float, draft_s: float, sources: Sequence[Source]
+) -> float:
     """Return the simulator's rate of these edges over that of plain requests."""
     pass_s = worker["pass_ms"] / 1000
     rows_s = Curve({0: pass_s, round(worker["twice_at"]): 2 * pass_s})
     limits = VerifierSettings(target="vllm").limits
-    world = World(Hosts(rows_s, Curve({1: DRAFT_S})), Conditions(rtt_ms), limits, machine.ROWS)
+    world = World(Hosts(rows_s, Curve({1: draft_s})), Conditions(rtt_ms), limits, machine.ROWS)
     clients = [[source] for source in sources]
     sessions, plain = (_rate(answers(world, of, clients)) for of in (picospec(), Cloud()))
     return sessions / plain
@@ -263,10 +267,12 @@ async def _arm(
     far: str,
     started: Server,
     prompts_by_client: Sequence[Sequence[Source]],
+    draft_s: float,
 ) -> Arm:
     """Open the clients of an arm. far: the address of the server at its distance."""
     if name in DRAFTS:
-        clients = await stack.enter_async_context(loads.edges(far, prompts_by_client))
+        edges = loads.edges(far, prompts_by_client, draft_s=draft_s)
+        clients = await stack.enter_async_context(edges)
     else:
         clients = [loads.plain(far, MODEL)] * len(prompts_by_client[0])
     return Arm(clients, prompts_by_client, started.group)

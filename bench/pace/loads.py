@@ -31,7 +31,7 @@ from picospec.link import HOST, Link
 from picospec.link_path import Conditions
 
 DRAFT_S: Final = 0.005
-"""A scripted edge makes a draft token in this time."""
+"""A scripted edge makes a draft token in this time, if nothing else is asked for."""
 
 WARM_UP: Final = 24
 """Each client first asks for this many tokens, which opens its connections."""
@@ -167,12 +167,17 @@ async def linked(url: str, rtt_ms: float) -> AsyncGenerator[str]:
 
 @asynccontextmanager
 async def edges(
-    url: str, rounds_: Sequence[Sequence[Source]], *, together: bool = False
+    url: str,
+    rounds_: Sequence[Sequence[Source]],
+    *,
+    together: bool = False,
+    draft_s: float = DRAFT_S,
 ) -> AsyncGenerator[list[Client]]:
     """Yield a scripted edge for each source of a round, or one that is asked by all. Its
-    answers have as many tokens as were asked for."""
+    answers have as many tokens as were asked for. draft_s: it makes a draft token in this
+    time."""
     sources = {source.prompt: source for each in rounds_ for source in each}
-    drafter = ScriptedDrafter(sources, Curve({1: DRAFT_S}), VOCABULARY)
+    drafter = ScriptedDrafter(sources, Curve({1: draft_s}), VOCABULARY)
     async with AsyncExitStack() as stack:
         count = 1 if together else len(rounds_[0])
         clients = [

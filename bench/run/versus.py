@@ -71,7 +71,8 @@ def run(turn: Turn, checkout: Path, more: Sequence[str]) -> None:
         return
     unfinished = finished.with_suffix(".unfinished")
     files = ("--prompts", str(turn[1]), "--json", str(unfinished))
-    command = (sys.executable, "-m", "bench", "run", *BENCH_OPTIONS, *more, *files)
+    package = "picospec.bench" if (checkout / "cli").is_dir() else "bench"
+    command = (sys.executable, "-m", package, "run", *BENCH_OPTIONS, *more, *files)
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     subprocess.run(command, cwd=checkout, env=environment, check=True)
     unfinished.rename(finished)
