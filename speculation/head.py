@@ -32,7 +32,7 @@ class Head:
 
     def expected(self, most: int) -> float:
         """Return the expected number of its first `most` tokens that are accepted."""
-        return sum(self.precision.right**k for k in range(1, min(self.tokens, most) + 1))
+        return self.precision.expected(min(self.tokens, most))
 
     def judged(self, tokens: int, accepted: int) -> None:
         """Learn from a pass. Tokens after the first wrong one give no information."""

@@ -34,6 +34,10 @@ class Precision:
         self.seen += 1
         self.right = running_mean(self.right, right, max(self.min_weight, 1 / self.seen))
 
+    def expected(self, count: int) -> float:
+        """Return the expected number of right tokens before the first wrong one of so many."""
+        return sum(self.right**k for k in range(1, count + 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Continuation:

@@ -224,12 +224,11 @@ class VerifyMachine:
         precisions = {}
         for name in names:
             observed = self._sessions[name]
-            session, right = observed.session, observed.head.precision.right
-            room = min(most, session.limits.max_verify, session.head_room)
-            own = sum(right**k for k in range(1, room + 1))
+            session, precision = observed.session, observed.head.precision
+            most = min(most, session.limits.max_verify)
+            own = precision.expected(min(most, session.head_room))
             if own > sum(session.gains) and self._draft_wait_s(name, now) <= 0.0:
-                precisions[name] = right
-                most = min(most, session.limits.max_verify)
+                precisions[name] = precision.right
         if not precisions:
             return (), 0
         return precisions, head_tokens([*precisions.values()], self.latency, step_s, most)

@@ -97,9 +97,14 @@ class Plan:
         return cast(Cache, (self.settings.cache_type_v or self.cache).upper())
 
     def kv(self, max_verify: int) -> KvCache:
-        has_head = self.settings.head is not None
-        slots, types = self.settings.slots, (self.cache, self.cache_v)
-        return KvCache(slots, *types, max_verify, CHECKPOINTS, has_head)
+        return KvCache(
+            self.settings.slots,
+            self.cache,
+            self.cache_v,
+            max_verify,
+            CHECKPOINTS,
+            has_head=self.settings.head is not None,
+        )
 
     @property
     def flash_attention(self) -> bool | None:

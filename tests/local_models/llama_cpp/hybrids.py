@@ -174,10 +174,10 @@ MTP: Final = ("qwen35", "qwen35moe")
 """With a `head` these have one more layer, which predicts the token after the next."""
 
 EMBEDDED: Final = 64
-"""With a head a token's embedding is so much larger: layers add little to it."""
+"""With a head, embeddings are multiplied by this, so that layers change them little."""
 
 ADDED: Final = 0.1
-"""What a head adds to a token's embedding is so much smaller."""
+"""What the layers of a head add to an embedding is multiplied by this."""
 
 ROUNDS: Final = 2
 TEMPLATE: Final = "{% for m in messages %}{{ m.content }}{% endfor %}"
