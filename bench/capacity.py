@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from math import ceil
 from time import perf_counter, process_time
@@ -15,11 +16,10 @@ import msgspec
 import numpy as np
 
 from bench.clients import Answered, Client, ScriptedDrafter, facts_of, plain, scripted
-from bench.run.services import port
-from bench.simulator.hosts import DEVICE_TWICE_AT, Curve
+from bench.link import Conditions
+from bench.run.services import linked
+from bench.simulator.hosts import device
 from bench.simulator.source import Source
-from picospec.link import HOST, Link
-from picospec.link_path import Conditions
 from speculation.model_facts import ModelFacts
 
 ANSWERS: Final = 3
@@ -30,6 +30,10 @@ PLAIN: Final = ("cloud",)
 """These arms also run on a server without sessions, such as vLLM's own."""
 
 
+Asked = Sequence[Source]
+"""A client asks for these answers one by one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """A Load has a verifier on this machine, and what it is loaded with."""
@@ -38,29 +42,21 @@ class Load:
     sources: Sequence[Source]
     rtt_ms: float
     step_s: float
-    """A draft step that reads one token takes this long; one of DEVICE_TWICE_AT tokens takes
-    twice as long."""
-
-    @property
-    def device_s(self) -> Curve:
-        return Curve({1: self.step_s, DEVICE_TWICE_AT: 2 * self.step_s})
+    """A draft step that reads one token takes this long; see bench.simulator.hosts.device."""
 
     async def rows(
-        self, sessions: Sequence[int], arms: Sequence[str] = ARMS
+        self, counts: Sequence[int], arms: Sequence[str] = ARMS
     ) -> AsyncGenerator[Row]:
-        """Measure the arms at each number of sessions, in alternating order. Raises
+        """Measure the arms at each count of sessions, in alternating order. Raises
         AnswerError, gateway.errors.ApiError or httpx.HTTPError."""
         facts = await facts_of(self.url) if arms != PLAIN else None
-        async with Link((HOST, port(self.url)), Conditions(self.rtt_ms)) as link:
-            for turn, count in enumerate(sessions):
-                divided_sources = divided(self.sources, count)
+        async with linked(self.url, Conditions(self.rtt_ms)) as (far_url, _):
+            for turn, count in enumerate(counts):
+                sources = divided(self.sources, count)
                 for arm in arms[:: -1 if turn % 2 else 1]:
                     async with AsyncExitStack() as stack:
-                        clients = [
-                            await self._client(stack, arm, f"http://{HOST}:{link.port}", facts)
-                            for _ in divided_sources
-                        ]
-                        row = await _measured(arm, clients, divided_sources)
+                        client = partial(self._client, stack, arm, far_url, facts)
+                        row = await _measured(arm, [await client() for _ in sources], sources)
                     yield row
 
     async def _client(
@@ -69,7 +65,7 @@ class Load:
         if facts is None or arm == "cloud":
             return await stack.enter_async_context(plain(url))
         sources = {source.prompt: source for source in self.sources}
-        drafter = ScriptedDrafter(sources, self.device_s, facts.vocabulary_size)
+        drafter = ScriptedDrafter(sources, device(self.step_s), facts.vocabulary_size)
         return await stack.enter_async_context(scripted(url, drafter))
 
 
@@ -80,9 +76,7 @@ def divided(sources: Sequence[Source], clients: int) -> list[list[Source]]:
     return [list(islice(cycle(sources), n, n + each)) for n in range(clients)]
 
 
-async def _measured(
-    arm: str, clients: Sequence[Client], sources: Sequence[Sequence[Source]]
-) -> Row:
+async def _measured(arm: str, clients: Sequence[Client], sources: Sequence[Asked]) -> Row:
     """Measure after a warm-up that reads all prompts and opens all connections."""
     await _all(clients, sources, 1)
     busy_s, began_s = process_time(), perf_counter()
@@ -92,7 +86,7 @@ async def _measured(
 
 
 async def _all(
-    clients: Sequence[Client], sources: Sequence[Sequence[Source]], tokens: int | None = None
+    clients: Sequence[Client], sources: Sequence[Asked], tokens: int | None = None
 ) -> list[list[Answered]]:
     """Make all clients ask concurrently. tokens: the limit of an answer; None: the trace's."""
 

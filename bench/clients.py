@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Final
+from typing import Final, cast
 
 import httpx
 import msgspec
@@ -21,8 +21,10 @@ from pydantic import AnyHttpUrl
 from bench.run.client import AnswerError
 from bench.simulator.hosts import Curve
 from bench.simulator.source import Source
+from bench.traces import Text
 from edge_agent.app import open_verifiers
 from edge_agent.draft.drafter import NoDrafter, StepSampler
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.engine import EdgeEngine
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
@@ -54,7 +56,7 @@ class Answered:
     scripted: int
     """This many first tokens are the trace's; all draft tokens after them are wrong."""
 
-    text: Sequence[TokenId] = ()
+    text: Text = ()
     """These are a session's tokens; a plain answer's are not recorded."""
 
 
@@ -79,43 +81,35 @@ async def plain(url: str) -> AsyncGenerator[Client]:
                 "model": listed["data"][0]["id"], "prompt": source.prompt, "temperature": 0,
                 "max_tokens": tokens, "stream": True, "stream_options": {"include_usage": True},
             }  # fmt: skip
-            asked_s, arrivals_s, text_tokens = perf_counter(), list[float](), 0
+            asked_s, arrivals_s, usage = perf_counter(), list[float](), dict[str, int]()
             async with http.stream("POST", "/v1/completions", json=body) as response:
                 async for line in response.aiter_lines():
                     if line.startswith("data: {"):
                         chunk = msgspec.json.decode(line.removeprefix("data: "))
                         if any(choice["text"] for choice in chunk.get("choices", ())):
                             arrivals_s.append(perf_counter())
-                        text_tokens = (chunk.get("usage") or {}).get(
-                            "completion_tokens", text_tokens
-                        )
-            if not text_tokens:
+                        usage = chunk.get("usage") or usage
+            if not (count := usage.get("completion_tokens", 0)):
                 raise AnswerError(f"status {response.status_code}, and no whole answer")
-            return Answered(
-                asked_s, perf_counter(), arrivals_s, text_tokens, text_tokens, text_tokens
-            )
+            return Answered(asked_s, perf_counter(), arrivals_s, count, count, count)
 
         yield ask
 
 
 @asynccontextmanager
 async def scripted(
-    url: str,
-    drafter: ScriptedDrafter,
-    sampling: Sampling = GREEDY,
-    identity: str = "",
+    url: str, drafter: ScriptedDrafter, sampling: Sampling = GREEDY, identity: str = "",
     **extras: object,
-) -> AsyncGenerator[Client]:
+) -> AsyncGenerator[Client]:  # fmt: skip
     """Yield a client that is a scripted edge. The others are of each request, as in Job."""
     metrics = EdgeMetrics(CollectorRegistry())
     settings = EdgeSettings(verifier_url=AnyHttpUrl(url))
     verifiers = open_verifiers(settings, metrics)
-    engine = EdgeEngine(verifiers, drafter, settings, metrics, TargetsVocabulary())
+    pairing = cast(TargetTokenizer, TargetsVocabulary())
+    engine = EdgeEngine(verifiers, drafter, settings, metrics, pairing)
 
     async def ask(source: Source, tokens: int) -> Answered:
-        job = Job(
-            "capacity", source.prompt, tokens, sampling, 0, extras=extras, identity=identity
-        )
+        job = Job("load", source.prompt, tokens, sampling, 0, extras=extras, identity=identity)
         asked_s, arrivals_s = perf_counter(), list[float]()
         text, counted = list[TokenId](), Statistics()
         async with aclosing(engine.generate(job)) as deltas:
@@ -144,9 +138,7 @@ class ScriptedDrafter(NoDrafter):
     step_s: Curve
     vocabulary: int
 
-    def take(
-        self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
-    ) -> ScriptedSlot:
+    def take(self, prompt: Text, *_: object, **__: object) -> ScriptedSlot:
         return ScriptedSlot(self, self.sources[tuple(prompt)])
 
 
@@ -160,11 +152,7 @@ class ScriptedSlot:
     _read: list[TokenId] = field(default_factory=list)
 
     async def step(
-        self,
-        context: Sequence[TokenId],
-        sampler: StepSampler,
-        *,
-        ahead: Sequence[TokenId] = (),
+        self, context: Text, sampler: StepSampler, *, ahead: Text = ()
     ) -> list[DraftToken]:
         output = list(context[len(self.source.prompt) :])
         unread = max(0, len(output) - common_prefix(self._read, output) - 1)
@@ -178,7 +166,7 @@ class ScriptedSlot:
 
 
 class TargetsVocabulary:
-    """Implements the Pairing of an edge whose draft model has the target's vocabulary."""
+    """Is to an edge as a TargetTokenizer whose draft model has the target's vocabulary."""
 
     relation: Final = "identical"
     translation: Final = None

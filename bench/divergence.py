@@ -44,6 +44,9 @@ class TokenScores:
         return RESOLUTION * min((gap & -gap for gap in gaps), default=1)
 
 
+Scores = Sequence[TokenScores]
+
+
 @dataclass(frozen=True, slots=True)
 class Divergence:
     """A Divergence is the first position where an edge's answer differs from the plain one."""
@@ -67,9 +70,7 @@ class Divergence:
         return bool(known) and max(known) <= 2 * self.step
 
 
-def divergence(
-    plain: Sequence[TokenScores], edge: Sequence[TokenScores], noise: Noise
-) -> Divergence | None:
+def divergence(plain: Scores, edge: Scores, noise: Noise) -> Divergence | None:
     """Return where two answers differ first; None if nowhere. An answer's end counts as b""."""
     pairs = zip(plain, edge, strict=False)
     same = next((i for i, (a, b) in enumerate(pairs) if a.piece != b.piece), None)
@@ -87,7 +88,7 @@ def _text(piece: bytes) -> str:
     return piece.decode("utf-8", "backslashreplace")
 
 
-def _gap(row: Sequence[TokenScores], own: bytes, other: bytes, lead: float) -> float | None:
+def _gap(row: Scores, own: bytes, other: bytes, lead: float) -> float | None:
     if not row:
         return None
     known = row[0].of(own), row[0].of(other)

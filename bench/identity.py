@@ -26,13 +26,13 @@ from rich.progress import Progress
 
 from bench import options
 from bench.divergence import Divergence, TokenScores, divergence
+from bench.link import Conditions
 from bench.prompts import SHIPPED, Prompt, read
 from bench.run.client import Client, Question, Reply
 from bench.run.services import EdgePlan, Services, ServicesPlan, verifier_arguments
 from local_models.store import open_store
 from local_models.tokenizer_file import tokenizer_file
 from local_models.vocabulary import Vocabulary
-from picospec.link_path import Conditions
 from speculation.noise import gumbel, noise_index
 
 SEED: Final = 7
@@ -46,7 +46,7 @@ EDGES = {
     "eager": EdgePlan(fill="never"),
     "noise": EdgePlan(rounds="useless"),
     "bad": EdgePlan(rounds="useless", fill="never"),
-    "none": EdgePlan(drafter="none"),
+    "none": EdgePlan(draft_model="none"),
     "separate": EdgePlan(judge="separate"),
 }
 """These edges can be selected. With `late` the target never waits for draft tokens. With `bad`
@@ -72,14 +72,12 @@ class Answer:
         return list(map(_scores, self.reply.logprobs))
 
 
-async def ask(
-    url: str, arm: str, prompt: Prompt, temperature: float, *, of: Question
-) -> Answer:
+async def ask(url: str, arm: str, prompt: Prompt, t: float, *, of: Question) -> Answer:
     """Ask for one answer. of: a question with the other fields. Raises AnswerError or
     httpx.TransportError."""
-    question = replace(of, prompt=prompt.prompt, temperature=temperature)
+    question = replace(of, prompt=prompt.prompt, temperature=t)
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
-        return Answer(arm, prompt.id, temperature, await Client(http).ask(question))
+        return Answer(arm, prompt.id, t, await Client(http).ask(question))
 
 
 def _scores(entry: dict[str, Any]) -> TokenScores:
@@ -112,27 +110,22 @@ def explainer(vocabulary: Vocabulary) -> Explain:
 
 
 async def compare(
-    plain_url: str,
-    edge_urls: Mapping[str, str],
-    batches: Sequence[tuple[float, Sequence[Prompt]]],
-    ask: Ask,
-    explain: Explain,
-) -> AsyncGenerator[Answer]:
+    plain_url: str, edge_urls: Mapping[str, str],
+    batches: Sequence[tuple[float, Sequence[Prompt]]], ask: Ask, explain: Explain,
+) -> AsyncGenerator[Answer]:  # fmt: skip
     """Yield the answers of the plain engine and of every edge, one service after another."""
 
-    async def answers_of(
-        url: str, arm: str, temperature: float, prompts: Sequence[Prompt]
-    ) -> list[Answer]:
+    async def all_of(url: str, arm: str, t: float, prompts: Sequence[Prompt]) -> list[Answer]:
         async with asyncio.TaskGroup() as tasks:
-            requests = [tasks.create_task(ask(url, arm, p, temperature)) for p in prompts]
+            requests = [tasks.create_task(ask(url, arm, p, t)) for p in prompts]
         return [each.result() for each in requests]
 
     for temperature, prompts in batches:
-        expected = await answers_of(plain_url, "plain", temperature, prompts)
+        expected = await all_of(plain_url, "plain", temperature, prompts)
         for answer in expected:
             yield answer
         for arm, url in edge_urls.items():
-            answers = await answers_of(url, arm, temperature, prompts)
+            answers = await all_of(url, arm, temperature, prompts)
             for answer, plain in zip(answers, expected, strict=True):
                 yield judged(answer, plain, explain)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final, Literal, NoReturn
@@ -27,12 +27,12 @@ Families = Annotated[str, typer.Option(help="E.g. code,maths; all, if not given.
 Prompts = Annotated[Path, typer.Option(help="JSON lines of id, family, prompt.")]
 PerFamily = Annotated[int | None, typer.Option(help="Prompts of each family.")]
 Temperatures = Annotated[str, typer.Option(help="E.g. 0,1.")]
+Rtt = Annotated[str, typer.Option(help="Round trips in ms, e.g. 10,50.")]
+Counts = Annotated[str, typer.Option(help="Numbers of clients.")]
+Out = Annotated[Path, typer.Option("--json", help="Where the results go.")]
 Tokens = Annotated[int, typer.Option(help="The most tokens of an answer.")]
 Traces = Annotated[Path, typer.Option(help="Folder that `bench record` wrote.")]
-Hosts = Annotated[
-    str,
-    typer.Option(help="cpu; or 72/24: ms a pass, ms a draft step."),
-]
+Hosts = Annotated[str, typer.Option(help="cpu; or 72/24: ms a pass, ms a draft step.")]
 
 
 def names(text: str) -> list[str]:
@@ -43,6 +43,18 @@ def names(text: str) -> list[str]:
 def numbers(text: str) -> list[float]:
     """Parse "10,50". Raises ValueError."""
     return [float(part) for part in text.split(",")]
+
+
+def counts(text: str) -> list[int]:
+    """Parse "1,16". Raises ValueError."""
+    return [int(part) for part in text.split(",")]
+
+
+def known(text: str, some: Sequence[str]) -> list[str]:
+    """Parse names, of which each is one of some. Raises ValueError."""
+    if not text or set(names(text)) - set(some):
+        raise ValueError(f"{text!r}: choose of {', '.join(some)}")
+    return names(text)
 
 
 @contextmanager

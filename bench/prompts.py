@@ -67,10 +67,8 @@ class Conversation:
 
     def answered(self, prompt: Prompt, text: str) -> None:
         """Add a prompt and its answer."""
-        self._messages += [
-            {"role": "user", "content": prompt.prompt},
-            {"role": "assistant", "content": text},
-        ]
+        said = {"user": prompt.prompt, "assistant": text}
+        self._messages += [{"role": role, "content": words} for role, words in said.items()]
 
 
 def sampling(temperature: float) -> Sampling:

@@ -9,7 +9,7 @@ the target generated, but the text is the same.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -25,8 +25,7 @@ from bench import long_work, options
 from bench.files import load
 from bench.prompts import SHIPPED, Conversation, Prompt, read, sampling
 from bench.results import Answer, Results
-from bench.traces import Ids, Logits, Trace
-from edge_agent.draft.loading import find
+from bench.traces import Ids, Logits, Text, Trace
 from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.segments import Segment
 from local_models.store import open_store
@@ -72,30 +71,32 @@ def answered(results: Results, prompts: Mapping[str, Prompt]) -> list[Subject]:
 
 
 def traces(
-    target_file: Path,
-    draft_file: Path,
-    subjects: Sequence[Subject],
-    tokens: int,
+    target_file: Path, draft_file: Path, subjects: Sequence[Subject], tokens: int,
     context_tokens: int = CONTEXT_TOKENS,
-) -> Iterator[Trace]:
+) -> Iterator[Trace]:  # fmt: skip
     """Record one subject after another. A generated answer has up to `tokens` tokens.
 
     If all subjects have replies, any file with the target's vocabulary and chat template will
     do. Raises ModelError, or ValueError for a prompt that the template rejects.
     """
+    answers = _answers(target_file, subjects, tokens, context_tokens)
+    return replayed(draft_file, answers, context_tokens)
+
+
+def _answers(
+    target_file: Path, subjects: Sequence[Subject], tokens: int, context_tokens: int
+) -> Iterator[tuple[Subject, Text, Text]]:
+    """Yield each subject with its prompt and its answer."""
     generates = any(subject.reply is None for subject in subjects)
     with ExitStack() as stack:
         target = stack.enter_context(closing(Model(target_file, vocabulary_only=not generates)))
-        draft_model = stack.enter_context(closing(Model(draft_file)))
-        draft = stack.enter_context(closing(Context(draft_model, context_tokens)))
         if generates:
             generator = stack.enter_context(closing(Context(target, context_tokens)))
         tokenizer, conversation = tokenizer_file(target_file).open(), Conversation()
         for subject in subjects:
             before = conversation.before(subject.prompt)
-            prompt = tokenizer.chat(
-                [*before, {"role": "user", "content": subject.prompt.prompt}]
-            )
+            question = {"role": "user", "content": subject.prompt.prompt}
+            prompt = tokenizer.chat([*before, question])
             if subject.reply is None:
                 answer = _generate(generator, subject, prompt, tokens)
                 text = b"".join(map(tokenizer.piece, answer)).decode(errors="replace")
@@ -105,42 +106,33 @@ def traces(
                 if eos is not None and subject.reply.tokens == len(answer) + 1:
                     answer = [*answer, eos]
             conversation.answered(subject.prompt, text)
-            yield _trace(draft, subject, prompt, answer)
+            yield subject, prompt, answer
 
 
 def replayed(
-    draft_file: Path, answers: Sequence[tuple[Subject, Sequence[TokenId], Sequence[TokenId]]]
-) -> Iterator[Trace]:
+    draft_file: Path, answers: Iterable[tuple[Subject, Text, Text]],
+    context_tokens: int = CONTEXT_TOKENS,
+) -> Iterator[Trace]:  # fmt: skip
     """Draft along answers with their prompts, which are in the draft model's vocabulary."""
-    with ExitStack() as stack:
-        model = stack.enter_context(closing(Model(draft_file)))
-        draft = stack.enter_context(closing(Context(model, CONTEXT_TOKENS)))
+    with closing(Model(draft_file)) as model, closing(Context(model, context_tokens)) as draft:
         for subject, prompt, answer in answers:
-            yield _trace(draft, subject, prompt, answer)
+            settings = sampling(subject.temperature)
+            sampler = coupled.sampler(settings, subject.seed, len(prompt))
+            q, after_miss, confidences = _draft(draft, prompt, answer, sampler)
+            yield Trace(
+                subject.family, subject.prompt.id, subject.temperature, subject.seed,
+                np.array(prompt, np.int32), np.array(answer, np.int32), *_shortened(q),
+                after_miss, confidences,
+            )  # fmt: skip
 
 
-def _trace(
-    draft: Context, subject: Subject, prompt: Sequence[TokenId], answer: Sequence[TokenId]
-) -> Trace:
-    """Draft along an answer, and return the trace."""
-    sampler = coupled.sampler(sampling(subject.temperature), subject.seed, len(prompt))
-    q, after_miss, confidences = _draft(draft, prompt, answer, sampler)
-    return Trace(
-        subject.family, subject.prompt.id, subject.temperature, subject.seed,
-        np.array(prompt, np.int32), np.array(answer, np.int32), *_shortened(q),
-        after_miss, confidences,
-    )  # fmt: skip
-
-
-def _generate(
-    target: Context, subject: Subject, prompt: Sequence[TokenId], tokens: int
-) -> list[TokenId]:
+def _generate(target: Context, subject: Subject, prompt: Text, most: int) -> list[TokenId]:
     """Return the target's answer."""
     answer: list[TokenId] = []
     stops = target.model.vocabulary.stop_tokens
     settings = sampling(subject.temperature)
     _prefill(target, prompt[:-1])
-    while len(answer) < tokens and not stops.intersection(answer[-1:]):
+    while len(answer) < most and not stops.intersection(answer[-1:]):
         last = answer[-1] if answer else prompt[-1]
         target.decode([Segment(0, target.length(0), [last])])
         at = noise_index(len(prompt), len(answer))
@@ -149,7 +141,7 @@ def _generate(
 
 
 def _draft(
-    draft: Context, prompt: Sequence[TokenId], answer: Sequence[TokenId], sampler: DraftSampler
+    draft: Context, prompt: Text, answer: Text, sampler: DraftSampler
 ) -> tuple[list[Logits], Ids, Logits]:
     """Return the draft model's logits at each position, and its tokens after its misses."""
     _prefill(draft, prompt[:-1])
@@ -193,9 +185,8 @@ def _shortened(rows: Sequence[Logits]) -> tuple[Ids, Logits]:
     tokens = [top(row, KEPT) for row in rows]
     shifted = [row - row.max() for row in rows]
     totals = [np.log(np.exp(row, dtype=np.float64).sum()) for row in shifted]
-    logits = [
-        row[kept] - total for row, kept, total in zip(shifted, tokens, totals, strict=True)
-    ]
+    rows_of = zip(shifted, tokens, totals, strict=True)
+    logits = [row[kept] - total for row, kept, total in rows_of]
     return np.array(tokens, np.int32), np.array(logits, np.float32)
 
 
@@ -218,15 +209,13 @@ def record(
     pairs = store.catalogue.pairs
     with options.checked():
         target = pairs[target_model].target if target_model in pairs else target_model
-        files = find(target, store), find(draft_model, store)
+        files = store.find(target, "draft").path, store.find(draft_model, "draft").path
         chosen = read(prompts, options.names(families), per_family)
         if answers:
             subjects = answered(load(answers, Results), {p.id: p for p in chosen})
         else:
-            subject_temperatures = product(options.numbers(temperatures), chosen)
-            subjects = [
-                Subject(prompt, prompt.family, t, seed) for t, prompt in subject_temperatures
-            ]
+            asked = product(options.numbers(temperatures), chosen)
+            subjects = [Subject(prompt, prompt.family, t, seed) for t, prompt in asked]
         long = any(prompt.scenario for prompt in chosen)
         out.mkdir(parents=True, exist_ok=True)
         room = long_work.CONTEXT_TOKENS if long else CONTEXT_TOKENS

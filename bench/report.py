@@ -18,7 +18,8 @@ from bench.files import load
 from bench.long_work import root
 from bench.plot import draw
 from bench.results import Answer, Key, Results, link_name
-from bench.tables import grid
+from bench.statistics import Mean
+from bench.tables import Line, grid
 from bench.tables import markdown as table
 from local_models.llama_cpp.prefix import common_prefix
 
@@ -112,11 +113,9 @@ def _speedups(compared: Comparison, families: Sequence[str]) -> str:
     return table(*grid(("arm",), speedups))
 
 
-def differences(
-    answers: Sequence[Answer], cloud: Mapping[Key, Answer]
-) -> list[tuple[str, ...]]:
+def differences(answers: Sequence[Answer], cloud: Mapping[Key, Answer]) -> list[Line]:
     """Return a table line (columns: DIFFERENCES) for each text that differs from cloud's."""
-    lines: list[tuple[str, ...]] = []
+    lines: list[Line] = []
     for a in answers:
         if a.arm != REFERENCE and a.asked in cloud and a.text != cloud[a.asked].text:
             text = cloud[a.asked].text
@@ -131,6 +130,13 @@ def _quoted(text: str) -> str:
     return f"`{text[:SHOWN]!r}`".replace("|", "\\|")
 
 
+def _curve(compared: Comparison, arm: str, family: str) -> dict[float, Mean]:
+    """Return an arm's speed-ups by round trip, at the first bandwidth."""
+    links = [link for link in compared.links if link[1] == compared.links[0][1]]
+    speedups = {link[0]: compared.speedup(arm, link, [family]) for link in links}
+    return {rtt_ms: speedup for rtt_ms, speedup in speedups.items() if speedup}
+
+
 def report(
     results: Annotated[Path, typer.Argument(help="What `run` wrote.")],
     plots: Annotated[bool, typer.Option(help="Draw one: needs matplotlib.")] = True,
@@ -143,16 +149,8 @@ def report(
     plot = results.with_name(f"{results.stem}-speedup.png") if plots else None
     if plot:
         compared = Comparison(runs, runs.answers[0].temperature)
-        links = [link for link in compared.links if link[1] == compared.links[0][1]]
         panels = {
-            family: {
-                arm: {
-                    link[0]: faster
-                    for link in links
-                    if (faster := compared.speedup(arm, link, [family]))
-                }
-                for arm in compared.arms
-            }
+            family: {arm: _curve(compared, arm, family) for arm in compared.arms}
             for family in compared.families
         }
         try:

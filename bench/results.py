@@ -143,11 +143,6 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: int
     edge_cpu_s: float
 
-    @property
-    def place(self) -> tuple[str, str, float, float]:
-        """Identifies the cell in a comparison over links without a bandwidth limit."""
-        return self.arm, self.family, self.rtt_ms, self.temperature
-
 
 class Row(Cell, frozen=True, kw_only=True):
     """A Row is one measured cell."""

@@ -26,6 +26,8 @@ WAITS_PASSES: Final = 1.5
 target alone."""
 
 Floats = NDArray[np.float64]
+Ratio = tuple[str, str, float]
+"""A Ratio has a family, a prompt, and a positive ratio."""
 
 
 class Timed(Protocol):
@@ -57,11 +59,9 @@ def geometric_mean(values: Sequence[float]) -> float:
     return float(np.exp(np.mean(np.log(values))))
 
 
-def mean(
-    ratios: Iterable[tuple[str, str, float]], scenario_of: Callable[[str], str] = str
-) -> Mean | None:
+def mean(ratios: Iterable[Ratio], scenario_of: Callable[[str], str] = str) -> Mean | None:
     """Return the geometric mean over families of the geometric means over their prompts; None
-    without ratios. ratios: (family, prompt, positive ratio) for each repeat. scenario_of:
+    without ratios. ratios: one for each repeat. scenario_of:
     returns the conversation of a prompt."""
     grouped: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for family, prompt, ratio in ratios:
@@ -108,9 +108,8 @@ def fisher(group: tuple[int, int], control: tuple[int, int]) -> float:
     group has its number of hits and its size."""
     (hits, size), (others, control_size) = group, control
     both = hits + others
-    ways = sum(
-        comb(size, n) * comb(control_size, both - n) for n in range(hits, min(size, both) + 1)
-    )
+    possible = range(hits, min(size, both) + 1)
+    ways = sum(comb(size, n) * comb(control_size, both - n) for n in possible)
     return ways / comb(size + control_size, both)
 
 

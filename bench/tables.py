@@ -25,3 +25,16 @@ def markdown(head: Line, lines: Iterable[Line]) -> str:
     """Return a Markdown table. Each line has as many cells as the head."""
     rule = ["---"] * len(head)
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
+
+
+def of_values(rows: Sequence[Mapping[str, str | float]]) -> str:
+    """Return a Markdown table with a line for each row, whose values are by their headings."""
+    head = list(dict.fromkeys(name for row in rows for name in row)) or ["nothing"]
+    return markdown(head, [[_text(row.get(name, "")) for name in head] for row in rows])
+
+
+def _text(value: str | float) -> str:
+    """Return a number with three digits or more, and a text as it is."""
+    if isinstance(value, str) or value == int(value):
+        return f"{value}" if isinstance(value, str) else f"{int(value)}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -7,7 +7,7 @@ the edge learns that it is broken.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.long_work import root
+from speculation.model_facts import TokenId
 
+Text = Sequence[TokenId]
 Ids = NDArray[np.int32]
 Logits = NDArray[np.float32]
 

@@ -7,7 +7,7 @@ import ssl
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import structlog
 import typer
@@ -68,11 +68,8 @@ def main(
         Option(
             "--draft",
             "--draft-model",
-            help="Draft model: a name, owner/repo, path, auto or none.",
+            help="Draft model: a name, owner/repo, path, auto, or none: repeated text alone.",
         ),
-    ] = None,
-    drafter: Annotated[
-        Literal["model", "none"] | None, Option(help="Without: only repeated text is drafted.")
     ] = None,
     fallback: Annotated[
         Fallback | None, Option(help="Who answers while no verifier does.")

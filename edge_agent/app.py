@@ -51,10 +51,7 @@ NOT_READY: Final = "no verifier can be used; /status says why"
 
 
 def build(
-    settings: EdgeSettings,
-    store: Store,
-    drain: Drain,
-    first: FirstDraft | None = None,
+    settings: EdgeSettings, store: Store, drain: Drain, first: FirstDraft | None = None
 ) -> FastAPI:
     """Return the ASGI app with its first draft model loaded; its lifespan frees everything.
 
@@ -111,7 +108,6 @@ def build(
     app.router.routes.insert(0, Route("/ready", edge.ready))
     answer_cache = Route(ANSWER_CACHE, edge.forget, methods=["DELETE"])
     app.router.routes.insert(0, answer_cache)
-    app.router.routes.extend(proxy.no_routes())
     return app
 
 

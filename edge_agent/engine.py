@@ -8,14 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
 from edge_agent.answer import EdgeAnswer, Emit
 from edge_agent.draft import cross_vocabulary
 from edge_agent.draft.drafter import CannotDraft, Drafter, DraftSlot, step_sampler
-from edge_agent.draft.token_mapping import Translation
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.draft_grammars import DraftGrammar
 from edge_agent.driver import DraftModel, Driver
 from edge_agent.link.verifiers import Verifiers
@@ -27,8 +27,6 @@ from gateway.channel import Channel, as_generator
 from gateway.errors import EngineFault, InvalidRequest, NotFound, Unavailable
 from gateway.ports import Delta, Facts, Job, TenantOwner, opening
 from gateway.tenants import salted
-from local_models.tokenizer import Tokenizer
-from local_models.vocabulary import Relation
 from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import StreamPolicy
 from speculation.errors import InvalidSetting
@@ -40,21 +38,6 @@ MAX_DELTAS: Final = 16
 """If more than this many Deltas wait for a slow client, the link waits too."""
 
 
-class Pairing(Protocol):
-    """The relation of the two vocabularies, which a TargetTokenizer knows; a measurement with
-    many clients has a Pairing of its own."""
-
-    @property
-    def relation(self) -> Relation | None: ...
-    @property
-    def translation(self) -> Translation | None: ...
-    @property
-    def draft_tokens(self) -> int:
-        """The size of the draft model's vocabulary; 0 without a draft model."""
-
-    async def __call__(self, vocabulary: str) -> Tokenizer: ...
-
-
 class EdgeEngine:
     def __init__(
         self,
@@ -62,7 +45,7 @@ class EdgeEngine:
         drafter: Drafter,
         settings: EdgeSettings,
         metrics: EdgeMetrics,
-        pairing: Pairing,
+        pairing: TargetTokenizer,
     ) -> None:
         self._verifiers = verifiers
         self._drafter = drafter

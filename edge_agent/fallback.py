@@ -186,11 +186,7 @@ class DraftFallback:
     name = "draft"
     is_elsewhere = False
 
-    def __init__(
-        self,
-        engine: DraftEngine,
-        metrics: EdgeMetrics,
-    ) -> None:
+    def __init__(self, engine: DraftEngine, metrics: EdgeMetrics) -> None:
         self.engine = engine
         self.alone = engine.named("draft:")
         """The same, for clients that ask for the draft model by itself."""
@@ -227,12 +223,7 @@ class ServerFallback:
     name = "server"
     is_elsewhere = True
 
-    def __init__(
-        self,
-        model: str,
-        connection: Connection,
-        metrics: EdgeMetrics,
-    ) -> None:
+    def __init__(self, model: str, connection: Connection, metrics: EdgeMetrics) -> None:
         self._model = model
         self._connection = connection
         self._metrics = metrics

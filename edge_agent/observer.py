@@ -81,10 +81,7 @@ class AnswerObserver(Observer):
     in seconds."""
 
     def __init__(
-        self,
-        machine: DraftMachine,
-        sessions: AnswerSessions,
-        clock: Callable[[], float],
+        self, machine: DraftMachine, sessions: AnswerSessions, clock: Callable[[], float]
     ) -> None:
         machine.observer = self
         self._machine = machine

@@ -14,15 +14,13 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from functools import partial
-from http import HTTPStatus
 from typing import Final
 
 from pydantic import AnyHttpUrl, SecretStr
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route as AnyMethod
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from edge_agent import forwarding
 from edge_agent.link.connection import Connection
@@ -38,18 +36,11 @@ from gateway.drain import Drain
 from gateway.endpoints.answerer import CHATS, model_of
 from gateway.endpoints.bodies import checked, parse, read
 from gateway.endpoints.chat import ChatRequest
-from gateway.endpoints.endpoint import sent_event
+from gateway.endpoints.endpoint import sent_event, stream_piece, stream_start
 from gateway.endpoints.parameters import parameters_of, shown_names
 from gateway.endpoints.request import TokenIds
 from gateway.endpoints.services import Forward, Json, Services
-from gateway.errors import (
-    OPENAI,
-    ApiError,
-    ClientGone,
-    InvalidRequest,
-    NotFound,
-    Unavailable,
-)
+from gateway.errors import OPENAI, ApiError, ClientGone, InvalidRequest, NotFound, Unavailable
 from gateway.http import connected, send_to_client
 from gateway.ports import Facts
 from gateway.prompt_reader import CHARGED_BYTES_PER_TOKEN
@@ -84,12 +75,8 @@ such as HTML and SVG, as a part of this edge's page."""
 
 _AUDIO: Final = re.compile(r"audio/[a-z0-9.-]{1,40}(?:; ?[a-z]{1,20}=[a-z0-9]{1,20}){0,3}")
 
-SAFE: Final = {
-    "content-security-policy": "default-src 'none'; sandbox",
-    "cache-control": "no-cache",
-    "x-accel-buffering": "no",
-}
-"""Each proxied answer has these headers; those of its upstream are dropped."""
+SANDBOX: Final = (b"content-security-policy", b"default-src 'none'; sandbox")
+"""Each proxied answer has this header, and those of a stream; its upstream's are dropped."""
 
 
 def target_of(scope: Scope, patterns: Sequence[str]) -> str:
@@ -240,7 +227,7 @@ class Proxied(Response):
             async with self._drain.answer():
                 async with connected(receive, complete):
                     await self._proxy(send)
-                await send_to_client(send, _piece(b"", more=False))
+                await send_to_client(send, stream_piece(b"", more=False))
         except ClientGone as gone:
             self._context.outcome.cut(gone)
         except Exception as raised:
@@ -286,7 +273,7 @@ class Proxied(Response):
     async def _pass_on(self, answer: Answering, send: Send) -> None:
         self._kind = type_of(answer.headers.get("content-type", ""), self._peer)
         self._meter = Meter(self._kind)
-        await send_to_client(send, _start(self._kind))
+        await send_to_client(send, stream_start(self._kind, SANDBOX))
         hides_usage = self._hides_usage and self._kind == EVENTS
         taken, shown = 0, WithoutUsageEvent() if hides_usage else None
         while (piece := await self._next(answer.content)) is not None:
@@ -294,9 +281,9 @@ class Proxied(Response):
             if taken > MAX_BYTES:
                 raise Unavailable(f"the {self._peer}'s answer has more than {MAX_BYTES} bytes")
             self._meter.take(piece)
-            await send_to_client(send, _piece(shown.take(piece) if shown else piece, more=True))
+            await send_to_client(send, stream_piece(shown.take(piece) if shown else piece))
         if shown:
-            await send_to_client(send, _piece(shown.rest, more=True))
+            await send_to_client(send, stream_piece(shown.rest))
 
     async def _next(self, pieces: AsyncIterator[Piece]) -> bytes | None:
         """Return the next piece of an answer, or None at its end. Raises Unavailable."""
@@ -314,7 +301,7 @@ class Proxied(Response):
             if self._meter.is_within_event:
                 event = b"\n\n" + event
             with suppress(ClientGone):
-                await send_to_client(send, _piece(event, more=False))
+                await send_to_client(send, stream_piece(event, more=False))
 
     def _count(self) -> None:
         """Count the tokens. An answer without counts is charged a token for each event, and its
@@ -326,16 +313,6 @@ class Proxied(Response):
         self._context.took_prompt(prompt)
         usage = self._context.usage
         usage.completion_tokens = self._meter.events if generated is None else generated
-
-
-def _start(kind: str) -> Message:
-    headers = {"content-type": kind, **SAFE}
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    return {"type": "http.response.start", "status": HTTPStatus.OK.value, "headers": raw}
-
-
-def _piece(body: bytes, *, more: bool) -> Message:
-    return {"type": "http.response.body", "body": body, "more_body": more}
 
 
 HELD_BYTES: Final = 16 << 20
@@ -395,12 +372,6 @@ class Proxy:
             yield Route(
                 "POST", path, "The prompt of a request, as vLLM renders it", self.render
             )
-
-    def no_routes(self) -> Iterator[AnyMethod]:
-        """Yield routes to add after `routes`, by which other methods get a 404."""
-        for path in self._settings.paths:
-            for route_path in (path.replace("/*", "/{name:path}"), f"{path}/"):
-                yield AnyMethod(route_path, _Nothing())  # otherwise a slash would redirect
 
     async def pass_on(self, services: Services, request: Request) -> Response:
         """Pass on a request to a listed path. Raises ApiError."""
@@ -517,10 +488,3 @@ def _connection(
     key = next((key.get_secret_value() for key in keys), None)
     base = str(url).rstrip("/")
     return Connection(base, key=key, ca_certificate=None, peer=peer, prior_knowledge=False)
-
-
-class _Nothing:
-    """An ASGI app that answers 404, for methods that a path does not have."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raise NotFound(f"there is no {scope['path']}")

@@ -311,15 +311,7 @@ class ServedModels:
         return {
             "verifiers": await self._whole.statuses(current),
             "models": [model.about() for model in models],
-            "placed": [
-                {
-                    "model": placed.model,
-                    "verifier": placed.verifier,
-                    "reason": placed.reason,
-                    "seconds_ago": round(now_s - placed.at_s, 1),
-                }
-                for placed in self._whole.placed
-            ],
+            "placed": [placed.shown(now_s) for placed in self._whole.placed],
         }
 
 

@@ -226,7 +226,8 @@ class EdgeSettings(ServiceSettings):
 
     draft_model: str = "auto"
     """A name of the catalogue (of a pair, its draft model is used), owner/repo, hf://... or a
-    path; "auto": one that fits the target (local_models.choosing), or none; "none"."""
+    path; "auto": one that fits the target (local_models.choosing), or none; "none": draft
+    tokens come only from lookup."""
 
     draft_from_hub: Literal["ask", "always", "never"] = "ask"
     """With `auto`, a draft model that the catalogue lacks may come from the hub: after a
@@ -234,9 +235,6 @@ class EdgeSettings(ServiceSettings):
 
     draft_max_gb: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """With `auto`, a draft model from the hub has at most this size."""
-
-    drafter: Literal["model", "none"] = "model"
-    """With `none`, draft tokens come only from lookup."""
 
     lookup: bool = True
     """If true, also draft what followed the same tokens earlier in the text, where that is
@@ -338,7 +336,7 @@ class EdgeSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _names_what_falls_back(self) -> Self:
-        unnamed = self.draft_model in ("auto", "none") or self.drafter == "none"
+        unnamed = self.draft_model in ("auto", "none")
         choices = [self.fallback, *(model.fallback for model in self.models)]
         orders = map(fallback_order, choices)
         server = self.fallback_server
@@ -347,8 +345,7 @@ class EdgeSettings(ServiceSettings):
         if "draft" in fallback_order(self.fallback) and unnamed:
             raise ValueError("fallback: `draft` needs a draft_model that is named")
         for model in self.models:
-            named = model.draft_model is not None and self.drafter != "none"
-            if "draft" in fallback_order(model.fallback) and unnamed and not named:
+            if "draft" in fallback_order(model.fallback) and unnamed and not model.draft_model:
                 raise ValueError(f"models: {model.name}: `draft` needs a draft_model")
         return self
 

@@ -16,92 +16,56 @@ import msgspec
 
 from gateway.errors import InvalidRequest
 
-_OPENAI: Final[Mapping[str, tuple[object, ...]]] = {
-    "audio": (),
-    "best_of": (1,),
-    "echo": (False,),
-    "function_call": ("none",),
-    "functions": ([],),
-    "messages": (),
-    "modalities": (["text"],),
-    "moderation": (),
-    "prompt": (),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-    "web_search_options": (),
-}
-
-_VLLM: Final[Mapping[str, tuple[object, ...]]] = {
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (False,),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "documents": ([],),
-    "early_stopping": (False,),
-    "enable_response_messages": (False,),
-    "guided_whitespace_pattern": (),
-    "include_reasoning": (True,),
-    "length_penalty": (1,),
-    "logits_processors": ([],),
-    "logprob_token_ids": ([],),
-    "previous_input_messages": (),
-    "prompt_embeds": (),
-    "prompt_logprobs": (),
-    "repetition_detection": (),
-    "return_prompt_text": (False,),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "skip_special_tokens": (True,),
-    "thinking_token_budget": (-1,),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
-    "vllm_xargs": ({},),
-    "watermarking": (False,),
-}
-
+_UNSERVED: Final = """
+    allowed_token_ids audio chat_parser chat_template generation_prompt
+    guided_whitespace_pattern messages moderation previous_input_messages prompt
+    prompt_embeds prompt_logprobs repetition_detection truncate_prompt_tokens
+    web_search_options
+"""
+_FALSE: Final = """
+    add_special_tokens continue_final_message early_stopping echo enable_response_messages
+    grammar_lazy penalize_nl post_sampling_probs return_prompt_text return_token_ids
+    return_tokens return_tokens_as_token_ids use_beam_search watermarking
+"""
+_TRUE: Final = "add_generation_prompt include_reasoning parse_tool_calls skip_special_tokens"
+_EMPTY: Final = """
+    bad_words documents functions grammar_triggers image_data logits_processors
+    logprob_token_ids lora tools
+"""
+_ZERO: Final = """
+    dry_multiplier dynatemp_range mirostat n_indent n_probs top_logprobs xtc_probability
+"""
+_ONE: Final = "best_of length_penalty tfs_z typ_p typical_p"
+_MINUS_ONE: Final = """
+    adaptive_target reasoning_budget_tokens thinking_budget thinking_budget_tokens
+    thinking_token_budget top_n_sigma
+"""
 _CHAIN: Final = ["top_k", "typ_p", "top_p", "min_p"]
-_LLAMA_SERVER: Final[Mapping[str, tuple[object, ...]]] = {
-    "adaptive_target": (-1,),
-    "chat_parser": (),
-    "dry_multiplier": (0,),
-    "dynatemp_range": (0,),
-    "generation_prompt": (),
-    "grammar_lazy": (False,),
-    "grammar_triggers": ([],),
-    "image_data": ([],),
-    "lora": ([],),
+
+NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
+    **dict.fromkeys(_UNSERVED.split(), ()),
+    **dict.fromkeys(_FALSE.split(), (False,)),
+    **dict.fromkeys(_TRUE.split(), (True,)),
+    **dict.fromkeys(_EMPTY.split(), ([],)),
+    **dict.fromkeys(("chat_template_kwargs", "vllm_xargs"), ({},)),
+    **dict.fromkeys(_ZERO.split(), (0,)),
+    **dict.fromkeys(_ONE.split(), (1,)),
+    **dict.fromkeys(_MINUS_ONE.split(), (-1,)),
+    "function_call": ("none",),
     "min_keep": (0, 1),
-    "mirostat": (0,),
-    "n_indent": (0,),
-    "n_probs": (0,),
-    "parse_tool_calls": (True,),
-    "penalize_nl": (False,),
-    "post_sampling_probs": (False,),
-    "reasoning_budget_tokens": (-1,),
-    "return_tokens": (False,),
+    "modalities": (["text"],),
     "samplers": (
         ["penalties", "dry", "top_n_sigma", *_CHAIN, "xtc", "temperature"],
         [*_CHAIN, "temperature"],  # default of llama-server's web page
         "edskypmxt",
         "edkypmxt",
     ),
+    "suffix": ("",),
     "t_max_predict_ms": (-1, 0),
-    "tfs_z": (1,),
-    "thinking_budget": (-1,),
-    "thinking_budget_tokens": (-1,),
-    "top_n_sigma": (-1,),
-    "typ_p": (1,),
-    "typical_p": (1,),
-    "xtc_probability": (0,),
+    "tool_choice": ("none", "auto"),
 }
-
-NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {**_OPENAI, **_VLLM, **_LLAMA_SERVER}
-"""Maps each field to the values that change nothing: its servers' defaults."""
+"""Maps each field to the values that change nothing: its servers' defaults. Any value of an
+unserved one would change something."""
 
 
 OPERATORS: Final = frozenset(

@@ -30,11 +30,7 @@ class Tags(NamedTuple):
         return self.opening, self.closing
 
 
-_SPACING: Final = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-}
+_SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _STRING_KEYWORDS: Final = frozenset(
     {"type", "title", "description", "default", "examples", "enum", "const", "$defs"}
     | {"definitions", "minLength", "maxLength", "pattern"}

@@ -12,13 +12,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.background_work import running_alongside
-from gateway.errors import (
-    OPENAI,
-    ApiError,
-    ClientGone,
-    Shape,
-    Unauthorized,
-)
+from gateway.errors import OPENAI, ApiError, ClientGone, Shape, Unauthorized
 
 NOSNIFF: Final = {"x-content-type-options": "nosniff"}
 """This header makes browsers trust a response's `content-type` instead of guessing HTML."""

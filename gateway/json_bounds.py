@@ -7,8 +7,8 @@ megabyte may have half a million arrays. This module only searches bytes, and pa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from operator import add
+from typing import Final, NamedTuple
 
 from gateway.errors import InvalidRequest
 
@@ -32,18 +32,10 @@ PIECE_BYTES: Final = 1 << 18
 """This many bytes are counted at once, in a few milliseconds in which no other thread runs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Structure:
+class Structure(NamedTuple):
     containers: int = 0
     strings: int = 0
     commas: int = 0
-
-    def __add__(self, other: Structure) -> Structure:
-        return Structure(
-            self.containers + other.containers,
-            self.strings + other.strings,
-            self.commas + other.commas,
-        )
 
 
 class Values:
@@ -61,7 +53,7 @@ class Values:
             return
         before = self._counted
         for counted in count_structure(text):
-            self._counted = total = before + counted
+            self._counted = total = Structure(*map(add, before, counted))
             _check("objects and arrays", total.containers, MAX_CONTAINERS)
             _check("strings", total.strings, MAX_STRINGS)
             _check("values", total.commas, MAX_VALUES)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NoReturn
+from typing import Final
+
+from pydantic_core import from_json
 
 Schema = Mapping[str, object]
 Schemas = Mapping[str, Schema]
@@ -101,17 +103,11 @@ def _mapping(value: object) -> Mapping[str, object]:
 
 
 def decode(text: str) -> object:
-    """Return the value of a JSON text. Raises ValueError, for NaN and for deep nesting too."""
-    try:
-        return json.loads(text, parse_constant=_reject)
-    except RecursionError as error:
-        raise ValueError("the value is nested too deeply") from error
+    """Return the value of a JSON text. Raises ValueError, also for NaN, for deep nesting and
+    for half of a surrogate pair."""
+    return from_json(text, allow_inf_nan=False)
 
 
 def encode(value: object) -> str:
     """Return a value as JSON. Raises ValueError or TypeError for what JSON cannot express."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-def _reject(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")

@@ -7,11 +7,10 @@ client's text, so it has few values; after MAX_MODELS names all further ones sha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from importlib.metadata import version
-from typing import Final, Literal
+from typing import Final
 
 from prometheus_client import (
     CollectorRegistry,
@@ -36,10 +35,8 @@ MAX_MODELS: Final = 32
 
 OTHERS: Final = "others"
 
-Ending = Literal["stop", "length", "abort", "error"]
+ENDINGS: Final = ("stop", "length", "abort", "error")
 """vLLM's reasons for which a choice ends; a tool call counts as a stop."""
-
-_ENDINGS: Final[tuple[Ending, ...]] = ("stop", "length", "abort", "error")
 
 
 class Metrics:
@@ -64,32 +61,28 @@ class Metrics:
         self.failed_messages = counter(
             "failed_draft_messages", "Draft messages that got an error, by status.", "status"
         )
-        self._running = Gauge(
-            "picospec:num_requests_running",
-            "Requests whose answers are being generated.",
-            (one,),
-            registry=registry,
-        )
-        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens taken in.", one)
-        self._generation_tokens = counter("generation_tokens", "Tokens generated.", one)
-        self._success = counter(
+        about = "Requests whose answers are being generated."
+        self.running = Gauge("picospec:num_requests_running", about, (one,), registry=registry)
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens taken in.", one)
+        self.generation_tokens = counter("generation_tokens", "Tokens generated.", one)
+        self.success = counter(
             "request_success", "Choices that ended, by reason.", one, "finished_reason"
         )
-        self._first_token_s = histogram(
+        self.first_token_s = histogram(
             "time_to_first_token_seconds", "From a request to its first token.", _LONG_S
         )
-        self._token_gap_s = histogram(
+        self.token_gap_s = histogram(
             "inter_token_latency_seconds", "From a token to the next.", _SHORT_S
         )
-        self._request_s = histogram(
+        self.request_s = histogram(
             "e2e_request_latency_seconds", "From a request to the end of its answer.", _LONG_S
         )
-        self._drafts = counter("spec_decode_num_drafts", "Passes that judged drafts.", one)
-        self._drafted = counter("spec_decode_num_draft_tokens", "Draft tokens judged.", one)
-        self._accepted = counter(
+        self.drafts = counter("spec_decode_num_drafts", "Passes that judged drafts.", one)
+        self.drafted = counter("spec_decode_num_draft_tokens", "Draft tokens judged.", one)
+        self.accepted = counter(
             "spec_decode_num_accepted_tokens", "Draft tokens accepted.", one
         )
-        self._per_position = counter(
+        self.per_position = counter(
             "spec_decode_num_accepted_tokens_per_pos",
             "Draft tokens accepted, by their place in the pass.",
             one,
@@ -101,41 +94,25 @@ class Metrics:
         """Return the series of a model. They begin with the first call."""
         if (series := self._models.get(model)) is None:
             name = model if len(self._models) < MAX_MODELS else OTHERS
-            series = self._models[name] = self._models.get(name) or self._begin(name)
+            series = self._models[name] = self._models.get(name) or ModelMetrics(self, name)
         return series
 
-    def _begin(self, model: str) -> ModelMetrics:
-        return ModelMetrics(
-            self._running.labels(model),
-            self._prompt_tokens.labels(model),
-            self._generation_tokens.labels(model),
-            self._first_token_s.labels(model),
-            self._token_gap_s.labels(model),
-            self._request_s.labels(model),
-            {each: self._success.labels(model, each) for each in _ENDINGS},
-            self._drafts.labels(model),
-            self._drafted.labels(model),
-            self._accepted.labels(model),
-            partial(self._per_position.labels, model),
-        )
 
-
-@dataclass(slots=True)
 class ModelMetrics:
     """The series of one model: finding one by its labels takes as long as counting."""
 
-    running: Gauge
-    prompt_tokens: Counter
-    generation_tokens: Counter
-    first_token_s: Histogram
-    token_gap_s: Histogram
-    request_s: Histogram
-    success: Mapping[Ending, Counter]
-    _drafts: Counter
-    _drafted: Counter
-    _accepted: Counter
-    _of_position: Callable[[str], Counter]
-    _positions: list[Counter] = field(default_factory=list)
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self.running = metrics.running.labels(model)
+        self.prompt_tokens = metrics.prompt_tokens.labels(model)
+        self.generation_tokens = metrics.generation_tokens.labels(model)
+        self.first_token_s = metrics.first_token_s.labels(model)
+        self.token_gap_s = metrics.token_gap_s.labels(model)
+        self.request_s = metrics.request_s.labels(model)
+        self.success = {each: metrics.success.labels(model, each) for each in ENDINGS}
+        self._drafts = metrics.drafts.labels(model)
+        self._drafted = metrics.drafted.labels(model)
+        self._accepted = metrics.accepted.labels(model)
+        self._at_position = cache(partial(metrics.per_position.labels, model))
 
     def ended(self, finish: str) -> None:
         """Count a choice that has ended, as vLLM names the reasons."""
@@ -146,12 +123,8 @@ class ModelMetrics:
         self._drafts.inc(counted.drafts)
         self._drafted.inc(counted.draft_tokens)
         self._accepted.inc(counted.accepted_tokens)
-        for i in range(len(self._positions), len(counted.accepted_per_position)):
-            self._positions.append(self._of_position(str(i)))
-        for position, accepted in zip(
-            self._positions, counted.accepted_per_position, strict=False
-        ):
-            position.inc(accepted)
+        for position, accepted in enumerate(counted.accepted_per_position):
+            self._at_position(str(position)).inc(accepted)
 
 
 class WithoutCreatedSeries(Collector):

@@ -261,19 +261,8 @@ class Facts:
 
     @classmethod
     def of(cls, target: ModelFacts) -> Self:
-        return cls(
-            target.model,
-            target.context_tokens,
-            frozenset(target.stop_tokens),
-            target.vocabulary_size,
-            frozenset((*target.features, *HARMLESS)),
-            MappingProxyType(dict(target.defaults)),
-            target.identity,
-            target.vocabulary,
-            MappingProxyType(dict(target.adapters)),
-            MappingProxyType(dict(target.served)),
-            MappingProxyType(dict(target.parts)),
-        )
+        facts = msgspec.convert(target, cls, from_attributes=True)
+        return replace(facts, features=facts.features.union(HARMLESS))
 
     def named(self, model: str | None) -> Self:
         """Return the facts of the adapter `model`, or these if no adapter has that name."""

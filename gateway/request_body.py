@@ -15,11 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from gateway.errors import (
-    ClientGone,
-    RequestTimeout,
-    TooLarge,
-)
+from gateway.errors import ClientGone, RequestTimeout, TooLarge
 
 MAX_BODY_BYTES: Final = 64 << 20
 """Bodies have at most this many bytes, or get a 413, if no setting and no route has a lower

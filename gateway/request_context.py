@@ -15,14 +15,7 @@ from typing import Final
 
 from starlette.requests import HTTPConnection
 
-from gateway.errors import (
-    OPENAI,
-    ApiError,
-    ClientGone,
-    EngineFault,
-    Overloaded,
-    Shape,
-)
+from gateway.errors import OPENAI, ApiError, ClientGone, EngineFault, Overloaded, Shape
 from gateway.log_limits import shown
 from gateway.metrics import Metrics, ModelMetrics
 from gateway.output.detokenise import TextDelta

@@ -146,10 +146,10 @@ def unsupported(message: str) -> NoReturn:
     raise PydanticCustomError("unsupported", "{message}", {"message": message})
 
 
-def invalid(error: ValidationError, *, under: str | None = None) -> InvalidRequest:
-    """Translate the first error of a validation; `under` is the field that was validated."""
+def invalid(error: ValidationError) -> InvalidRequest:
+    """Translate the first error of a validation."""
     first = error.errors(include_url=False, include_input=False)[0]
-    steps = (str(step) for step in (under, *first["loc"]) if step is not None)
+    steps = map(str, first["loc"])
     param = ".".join(step for step in steps if not _UNION_MEMBER.match(step)) or None
     reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "json_invalid":

@@ -13,9 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.documents import VERSION
-from gateway.endpoints import (
-    messages_answer,
-)
+from gateway.endpoints import messages_answer
 from gateway.endpoints.services import MODELS, Listed, Services
 from gateway.errors import ApiError
 from gateway.http import json_response

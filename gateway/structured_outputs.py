@@ -102,25 +102,16 @@ class StructuredOutputs(RequestModel):
     disable_additional_properties: Unserved = False
 
     def constraint(self) -> Constraint:
-        values_by_kind: Constraint = {
-            "json": self.content,
-            "json_object": self.json_object or None,
-            "regex": self.regex,
-            "choice": self.choice,
-            "grammar": self.grammar,
-        }
-        values = {kind: value for kind, value in values_by_kind.items() if value is not None}
+        named = (self.content, self.json_object or None, self.regex, self.choice, self.grammar)
+        values: Constraint = {k: v for k, v in zip(_KINDS, named, strict=True) if v is not None}
         if len(values) != 1:
-            raise InvalidRequest.of(NAME, f"give exactly one of {', '.join(values_by_kind)}")
+            raise InvalidRequest.of(NAME, f"give exactly one of {', '.join(_KINDS)}")
         return values
 
 
+_KINDS: Final = ("json", "json_object", "regex", "choice", "grammar")
 _FORMATS: Final[Mapping[str, str]] = {
-    "guided_json": "json",
-    "guided_json_object": "json_object",
-    "guided_regex": "regex",
-    "guided_choice": "choice",
-    "guided_grammar": "grammar",
+    **{f"guided_{kind}": kind for kind in _KINDS},
     "json_schema": "json",
     "grammar": "grammar",
 }

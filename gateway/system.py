@@ -26,16 +26,15 @@ if sys.platform == "win32":
 else:
     import resource
 
+_LINUX_ALONE: Final = (
+    "services of `picospec up` outlive one that is killed outright",
+    "no cores are pinned",
+    "silent connections with TLS are not cut early",
+)
 LACKS: Final[Mapping[str, Sequence[str]]] = {
-    "darwin": (
-        "services of `picospec up` outlive one that is killed outright",
-        "no cores are pinned",
-        "silent connections with TLS are not cut early",
-    ),
+    "darwin": _LINUX_ALONE,
     "win32": (
-        "services of `picospec up` outlive one that is killed outright",
-        "no cores are pinned",
-        "silent connections with TLS are not cut early",
+        *_LINUX_ALONE,
         "templates, tokenizers and grammars are tried without a limit on memory",
         "a service is stopped without draining",
         "the store of models needs symbolic links, which the Developer Mode allows",
@@ -112,8 +111,7 @@ def kill_group(leader: int) -> None:
 
 @contextmanager
 def handled_signals(
-    loop: asyncio.AbstractEventLoop,
-    handlers: Mapping[signal.Signals, Callable[[], object]],
+    loop: asyncio.AbstractEventLoop, handlers: Mapping[signal.Signals, Callable[[], object]]
 ) -> Iterator[None]:
     """Call a handler in the loop whenever its signal comes, until the body ends. Windows' loop
     has no handlers of signals, so the process's own pass the call on."""

@@ -124,7 +124,7 @@ def _fits(store: Store, name: str, vocabulary: Vocabulary) -> bool:
     if known := store.catalogue.recipe(name).file.vocabulary:
         return known == vocabulary.digest
     try:
-        own = _vocabulary_of(store.find(name, "draft").path)
+        own = vocabulary_of(store.find(name, "draft").path)
     except ModelError:
         return False
     return relate(vocabulary, own) != "different"
@@ -198,13 +198,14 @@ def _examined(store: Store, reference: str, target: Vocabulary, max_bytes: float
     if file.bytes > max_bytes:
         size, most = file.bytes / 1e9, max_bytes / 1e9
         raise Unsuitable(f"its {size:.2f} GB are more than {most:.2f} GB")
-    own = _vocabulary_of(path) if path else _vocabulary_on_the_hub(store, file)
+    own = vocabulary_of(path) if path else _vocabulary_on_the_hub(store, file)
     if relate(target, own) == "different":
         raise Unsuitable("it has other tokens than the target")
     return Sibling(reference, file, path is not None)
 
 
-def _vocabulary_of(path: Path) -> Vocabulary:
+def vocabulary_of(path: Path) -> Vocabulary:
+    """Return the vocabulary of a GGUF file. Raises CannotOpen."""
     model = Model(path, vocabulary_only=True)
     vocabulary = model.vocabulary
     model.close()

@@ -11,7 +11,7 @@ from local_models.checker import Checker
 from local_models.constraints import Constraint
 from local_models.errors import InvalidGrammar
 from local_models.grammars import Grammar
-from local_models.guidance import MatcherTokens, make_tokenizer
+from local_models.guidance import MatcherTokens
 from local_models.tokenizer import Tokenizer
 from local_models.trial import TrialOutcome
 
@@ -103,7 +103,7 @@ class GrammarCompiler:
     def _tokens(self) -> MatcherTokens:
         tokenizer = self.tokenizer
         encode = partial(tokenizer.encode, special=False, begin=False)
-        return make_tokenizer(tokenizer.vocabulary, encode)
+        return MatcherTokens(tokenizer.vocabulary, encode)
 
 
 def _grammar(verdict: TrialOutcome) -> str:

@@ -67,7 +67,8 @@ def grammar_text(kind: str, value: Value) -> str:
 
 
 class MatcherTokens:
-    """The tokens as llguidance needs them.
+    """The tokens as llguidance needs them. To make them takes 0.4 s of processor time for 152k
+    tokens, during which no other Python thread runs.
 
     llguidance's tokenizer refers to its source through Rust, where Python does not look for
     cycles. So the source refers to these tokens weakly, and a Grammar keeps them.
@@ -77,12 +78,6 @@ class MatcherTokens:
         source = TokenizerWrapper(_Source(vocabulary, tokenize, ref(self)))
         stops = sorted(vocabulary.stop_tokens)
         self.inner = LLTokenizer(source, eos_token=stops or None, slices=_SLICES)
-
-
-def make_tokenizer(vocabulary: Vocabulary, tokenize: Tokenize) -> MatcherTokens:
-    """Return the tokens as llguidance needs them. This takes 0.4 s of processor time for 152k
-    tokens, during which no other Python thread runs."""
-    return MatcherTokens(vocabulary, tokenize)
 
 
 def make_matcher(tokens: MatcherTokens, text: str) -> Matcher:

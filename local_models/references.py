@@ -9,7 +9,7 @@ hf://owner/repo              a directory of safetensors for vLLM, or else as own
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
@@ -18,20 +18,9 @@ from local_models.errors import UnknownModel
 Role = Literal["draft", "target"]
 """A model is used for this; a pair has one model for each."""
 
-PREFERRED: Final[Mapping[Role, Sequence[str]]] = {
-    "target": ["Q8_0", "BF16", "F16", "F32", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "Q4_0"],
-    "draft": [
-        "Q4_0",
-        "Q4_K_M",
-        "Q4_K_S",
-        "Q4_1",
-        "Q5_K_M",
-        "Q6_K",
-        "Q8_0",
-        "F16",
-        "BF16",
-        "F32",
-    ],
+PREFERRED: Final[Mapping[Role, str]] = {
+    "target": "Q8_0 BF16 F16 F32 Q6_K Q5_K_M Q4_K_M Q4_K_S Q4_0",
+    "draft": "Q4_0 Q4_K_M Q4_K_S Q4_1 Q5_K_M Q6_K Q8_0 F16 BF16 F32",
 }
 """These quantisations are looked for, best first. A target is judged with Q8_0 weights, which
 the store makes from other ones, so the files that lose least in this come first. A draft model
@@ -66,7 +55,7 @@ class HubReference:
         whole = {each for each in files if not (_PART.search(each) or _NO_MODEL.search(each))}
         if self.file in whole:
             return self.file
-        tags = (self.quantisation,) if self.quantisation else PREFERRED[role]
+        tags = (self.quantisation,) if self.quantisation else PREFERRED[role].split()
         for tag in () if self.file else tags:
             match [file for file in whole if quantisation_of(file) == tag.upper()]:
                 case [file]:

@@ -103,12 +103,12 @@ class Tokenizer:
             tokens = list(self._tokens(rendered, sentinel))
         else:
             tokens = self._encoder.tokenize(rendered, True)
-        return _beginning(self._encoder.chat_beginning, tokens)
+        return beginning(self._encoder.chat_beginning, tokens)
 
     def encode(self, text: str, *, special: bool = True, begin: bool = True) -> list[int]:
         """Return the tokens of a raw prompt. See gateway.ports.Tokenizer."""
         tokens = self._encoder.tokenize(text, special)
-        return _beginning(self._encoder.raw_beginning, tokens) if begin else tokens
+        return beginning(self._encoder.raw_beginning, tokens) if begin else tokens
 
     def infill(
         self,
@@ -123,7 +123,7 @@ class Tokenizer:
         encode = partial(self._encoder.tokenize, special=False)
         prompt = self._infill.prompt(prefix, suffix, encode)
         before = self._infill.before(snippets, max_tokens - len(prompt), encode)
-        return _beginning(self._encoder.raw_beginning, [*before, *prompt])
+        return beginning(self._encoder.raw_beginning, [*before, *prompt])
 
     @cached_property
     def _infill(self) -> InfillFormat | None:
@@ -197,7 +197,8 @@ def _rendered(template: ChatTemplate | Renderer, chat: dict[str, Any], max_bytes
         return template.render(**{**chat, "messages": merged}, max_bytes=max_bytes)
 
 
-def _beginning(begin: tuple[int, ...], tokens: list[int]) -> list[int]:
+def beginning(begin: tuple[int, ...], tokens: list[int]) -> list[int]:
+    """Return tokens that begin with `begin`, which is added unless they do."""
     return tokens if tuple(tokens[: len(begin)]) == begin else [*begin, *tokens]
 
 

@@ -11,12 +11,13 @@ import os
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
+from pydantic import JsonValue, TypeAdapter
 
 from local_models.errors import CannotOpen
 from local_models.gguf import check_metadata, metadata_of
@@ -38,8 +39,8 @@ MAX_TEMPLATE_CHARS: Final = 1 << 20
 
 Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
 
-MAX_LEVELS: Final = 16
-"""The variables of a template are nested at most this deeply."""
+_VARIABLES: Final = TypeAdapter(dict[str, JsonValue])
+"""Refuses what is no JSON, or is nested too deeply."""
 
 
 class TokenizerFile(msgspec.Struct, frozen=True):
@@ -93,8 +94,7 @@ class TokenizerFile(msgspec.Struct, frozen=True):
             file = decode_msgpack(data, cls)
             if len(file.template) > MAX_TEMPLATE_CHARS:
                 raise ValueError(f"a template of more than {MAX_TEMPLATE_CHARS} characters")
-            if not _is_json(file.variables):
-                raise ValueError("a variable of the template is no JSON, or nested too deeply")
+            _VARIABLES.validate_python(file.variables, strict=True)
             if file.kind == "gguf":
                 check_metadata(file.data)
         except (ValueError, zlib.error) as error:
@@ -125,20 +125,6 @@ class TokenizerFile(msgspec.Struct, frozen=True):
             )
         with _file_of(self.data) as path:
             return Model(path, vocabulary_only=True)
-
-
-def _is_json(value: object, levels: int = MAX_LEVELS) -> bool:
-    """Return True for a JSON value that is nested at most `levels` deep."""
-    inner: Sequence[object] = ()
-    if isinstance(value, dict):
-        if not all(isinstance(name, str) for name in value):
-            return False
-        inner = list(value.values())
-    elif isinstance(value, list):
-        inner = value
-    elif not isinstance(value, str | int | float | bool | None):
-        return False
-    return not inner or (levels > 0 and all(_is_json(each, levels - 1) for each in inner))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import msgspec
 from gateway.system import limit_memory, limited_cpu
 from local_models.confined import serve
 from local_models.errors import InvalidGrammar
-from local_models.guidance import grammar_text, make_matcher, make_tokenizer, reason_of
+from local_models.guidance import MatcherTokens, grammar_text, make_matcher, reason_of
 from local_models.vocabulary import Vocabulary
 
 CPU_S: Final = 1.0
@@ -109,7 +109,7 @@ class Trial:
         by_length = sorted(texts, key=lambda token: len(vocabulary.pieces[token]))
         self._texts = by_length[:TRIED]
         self._rest = by_length[TRIED:]
-        self._tokenizer = make_tokenizer(vocabulary, lambda text: ())
+        self._tokenizer = MatcherTokens(vocabulary, lambda text: ())
 
     def attempt(self, attempt: Attempt) -> TrialOutcome:
         try:

@@ -35,9 +35,6 @@ class Vocabulary:
             return b""
         return self.pieces[token]
 
-    def is_special(self, token: int) -> bool:
-        return token in self.special
-
     @cached_property
     def digest(self) -> str:
         """Return 16 hex digits. Vocabularies with equal digests have equal pieces."""

@@ -43,9 +43,7 @@ def _merged_json(before: str, ours: str) -> str:
         raise NotMergeable("it holds something else than this client's settings")
     indent = re.search(r"^([ \t]+)\S", before, re.MULTILINE)
     text = json.dumps(
-        _over(settings, our_table),
-        indent=indent[1] if indent else 2,
-        ensure_ascii=False,
+        _over(settings, our_table), indent=indent[1] if indent else 2, ensure_ascii=False
     )
     line_end = "\r\n" if "\r\n" in before else "\n"
     return text.replace("\n", line_end) + before[len(before.rstrip()) :]

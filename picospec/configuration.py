@@ -31,10 +31,7 @@ config_app = typer.Typer(help="Settings of the services.", no_args_is_help=True)
 
 SettingsType = type[EdgeSettings] | type[VerifierSettings]
 
-SERVICES: Final[dict[str, SettingsType]] = {
-    "edge": EdgeSettings,
-    "verifier": VerifierSettings,
-}
+SERVICES: Final[dict[str, SettingsType]] = {"edge": EdgeSettings, "verifier": VerifierSettings}
 
 
 def default_file(service: str, environ: Mapping[str, str]) -> Path:
@@ -92,10 +89,7 @@ def example(name: Literal["edge", "verifier", "local", "local-vllm"]) -> None:
 
 
 def origin_of(
-    kind: SettingsType,
-    name: str,
-    file: Path | None,
-    environ: Mapping[str, str],
+    kind: SettingsType, name: str, file: Path | None, environ: Mapping[str, str]
 ) -> str:
     """Return what sets a field, "a.b" in a table: a variable, the file or "default"."""
     variables = {variable.upper(): variable for variable in environ}

@@ -170,8 +170,7 @@ def _names() -> list[str]:
 @app.command()
 def connect(
     client: Annotated[
-        str | None,
-        Argument(help="Which; without it, all are listed.", autocompletion=_names),
+        str | None, Argument(help="Which; without it, all are listed.", autocompletion=_names)
     ] = None,
     writes: Annotated[bool, Option("--write", help="Put it into the client's files.")] = False,
     undoes: Annotated[bool, Option("--undo", help="Take back what --write did.")] = False,

@@ -6,6 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
+from edge_agent.draft.loading import NONE
 from edge_agent.settings import load
 from gateway.hosting import logs
 from local_models.store import open_store
@@ -48,7 +49,7 @@ def examine(
     named_models = store.catalogue.files(DEFAULT_PAIR) if model is None else [model]
     here = [
         check_system(),
-        check_engine(needed="none" not in (settings.drafter, settings.draft_model)),
+        check_engine(needed=settings.draft_model != NONE),
         check_cores(),
         check_cache(store.root),
         *(check_models(store, name, needed=model is not None) for name in named_models),

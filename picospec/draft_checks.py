@@ -81,7 +81,7 @@ def draft_choice(
     settings: EdgeSettings, store: Store, facts: ModelFacts, target: Vocabulary
 ) -> DraftModelChoice:
     """Return the draft model that an edge would have now: the doctor fetches none."""
-    if settings.drafter == "none" or settings.draft_model == NONE:
+    if settings.draft_model == NONE:
         return DraftModelChoice(None, "the settings want none")
     if settings.draft_model != AUTO:
         return DraftModelChoice(settings.draft_model, "the settings name it")

@@ -1,6 +1,6 @@
-"""Relays TCP with an added round-trip time, jitter, a rate and losses, and needs no root.
+"""Relays TCP with an added round-trip time, and needs no root.
 
-`async with Link((host, port), Conditions(rtt_ms=100)) as link:` listens on `link.port` and
+`async with Link((host, port), rtt_s=0.1) as link:` listens on `link.port` and
 forwards each connection to that host and port.
 
 * A connection costs one round trip before its first byte moves, as TCP's handshake does.
@@ -15,15 +15,11 @@ import asyncio
 import socket
 import struct
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from itertools import groupby
-from operator import itemgetter
-from random import Random
-from typing import Self
+from dataclasses import dataclass
+from typing import Protocol, Self
 from weakref import WeakSet
-
-from picospec.link_path import SEGMENT_BYTES, UNIMPAIRED, Conditions, Path
 
 HOST = "127.0.0.1"
 
@@ -42,15 +38,33 @@ class _Reset(Exception):
     """A reset has arrived at the far end."""
 
 
+class Way(Protocol):
+    """A Way is one direction of the link; all connections share it."""
+
+    def arrivals(self, now_s: float, data: bytes) -> Iterable[tuple[float, bytes]]:
+        """Return the parts of data that is sent at `now_s`, each with its time of arrival."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """A Way that takes the same time for any data."""
+
+    delay_s: float
+
+    def arrivals(self, now_s: float, data: bytes) -> Iterable[tuple[float, bytes]]:
+        """Return all data at once."""
+        return [(now_s + self.delay_s, data)]
+
+
 class Lane:
     """A Lane carries the bytes of one connection in one direction."""
 
-    def __init__(self, path: Path, max_in_flight_bytes: int) -> None:
+    def __init__(self, way: Way, max_in_flight_bytes: int) -> None:
         self.open = asyncio.Event()
         """Nothing arrives while this is not set."""
 
         self.open.set()
-        self._path = path
+        self._way = way
         self._max_in_flight_bytes = max_in_flight_bytes
         self._in_flight_bytes = 0
         self._has_room = asyncio.Event()
@@ -63,19 +77,15 @@ class Lane:
         ending: bytes | None = b""
         try:
             while data := await source.read(1 << 16):
-                now_s, due = loop.time(), list[tuple[float, bytes]]()
-                for start in range(0, len(data), SEGMENT_BYTES):
-                    segment = data[start : start + SEGMENT_BYTES]
-                    due_s = max(due_s, self._path.arrival(now_s, len(segment)))
-                    due.append((due_s, segment))
-                for at_s, some in groupby(due, key=itemgetter(0)):
-                    self._queue.put_nowait((at_s, b"".join(segment for _, segment in some)))
+                for at_s, part in self._way.arrivals(loop.time(), data):
+                    due_s = max(due_s, at_s)
+                    self._queue.put_nowait((due_s, part))
                 self._count(len(data))
                 await self._has_room.wait()
         except OSError:
             ending = None
-        due_s = max(due_s, self._path.arrival(loop.time(), 0))
-        self._queue.put_nowait((due_s, ending))
+        for at_s, _ in self._way.arrivals(loop.time(), b""):
+            self._queue.put_nowait((max(due_s, at_s), ending))
 
     async def let_out(self, target: StreamWriter) -> None:
         """Write data when it is due, until the end has arrived. Raises _Reset for a reset."""
@@ -109,13 +119,13 @@ class EmulatedConnection:
         self._reader = reader
         self._writers = [writer]
         self._link = link
-        self._lanes = [Lane(path, link.max_in_flight_bytes) for path in (link.up, link.down)]
+        self._lanes = [Lane(way, link.max_in_flight_bytes) for way in (link.up, link.down)]
         self._carrying = link.tasks.create_task(self._carry())
 
     async def _carry(self) -> None:
         """Connect to the upstream service, and forward what both ends send. Reset the client if
         nothing listens there."""
-        now_s, rtt_s = asyncio.get_running_loop().time(), self._link.conditions.rtt_s
+        now_s, rtt_s = asyncio.get_running_loop().time(), self._link.rtt_s
         try:
             reader, writer = await asyncio.open_connection(*self._link.upstream)
         except OSError:
@@ -165,15 +175,13 @@ class Link:
     def __init__(
         self,
         upstream: tuple[str, int],
-        conditions: Conditions = UNIMPAIRED,
-        *,
-        seed: int = 0,
+        rtt_s: float = 0.0,
         max_in_flight_bytes: int = MAX_IN_FLIGHT_BYTES,
     ) -> None:
         self.upstream = upstream
-        self.conditions = conditions
-        self.up = Path(self.conditions, Random(f"{seed} up"))
-        self.down = Path(self.conditions, Random(f"{seed} down"))
+        self.rtt_s = rtt_s
+        self.up: Way = Delay(rtt_s / 2)
+        self.down: Way = Delay(rtt_s / 2)
         self.port = 0
         self.max_in_flight_bytes = max_in_flight_bytes
         self.connections: set[EmulatedConnection] = set()
@@ -203,10 +211,6 @@ class Link:
             for client in list(self._clients):
                 reset(client)
             await asyncio.sleep(0)
-
-    def change(self, conditions: Conditions) -> None:
-        """Change the conditions. Data in transit is not affected."""
-        self.conditions = self.up.conditions = self.down.conditions = conditions
 
     def cut(self) -> None:
         """Reset every connection at once. Later connections work as before."""

@@ -311,9 +311,7 @@ def add(
 ) -> None:
     """Add a key, and print it. It is not kept: only its SHA-256 is in the file."""
     limits = KeyLimits(
-        sessions=sessions,
-        requests_a_minute=requests_a_minute,
-        tokens_a_minute=tokens_a_minute,
+        sessions=sessions, requests_a_minute=requests_a_minute, tokens_a_minute=tokens_a_minute
     )
     try:
         typer.echo(add_key(file, name, limits, model or ()))

@@ -19,10 +19,9 @@ from edge_agent.draft.loading import AUTO, NONE, pull_if_missing
 from edge_agent.settings import load
 from gateway.hosting.cores import Pins, compute_threads
 from gateway.hosting.processes import ServiceError
-from local_models.choosing import HubPolicy, choose_draft
+from local_models.choosing import HubPolicy, choose_draft, vocabulary_of
 from local_models.errors import NotPulled
 from local_models.llama_cpp.library import check_llama, has_llama
-from local_models.llama_cpp.model import Model
 from local_models.progress import progress_bar
 from local_models.references import parse_reference
 from local_models.store import Store
@@ -153,10 +152,7 @@ def _fitting(choice: ModelChoice, store: Store, console: Console) -> str:
     if target in store.catalogue.pairs:
         return target
     target_model = store.find(target, "target")
-    model = Model(target_model.path, vocabulary_only=True)
-    vocabulary = model.vocabulary
-    model.close()
-    size = target_model.path.stat().st_size
+    vocabulary, size = vocabulary_of(target_model.path), target_model.path.stat().st_size
     chosen = choose_draft(store, target_model.name, vocabulary, choice.hub, size)
     more = f" ({chosen.remedy})" if chosen.remedy else ""
     line = f"Draft model: {chosen.name or NONE}, because {chosen.why}{more}"

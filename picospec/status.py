@@ -69,10 +69,7 @@ async def _ask(place: Place) -> ServiceStatus:
     try:
         # the certificate has the name by which others reach it, and this is its own machine
         async with httpx.AsyncClient(
-            verify=False,
-            trust_env=False,
-            timeout=TIMEOUT_S,
-            headers=headers,
+            verify=False, trust_env=False, timeout=TIMEOUT_S, headers=headers
         ) as client:
             response = await client.get(f"{place.url}/status")
     except httpx.ConnectError:

@@ -29,7 +29,6 @@ from picospec.command_parts import HOST, visible
 from picospec.configuration import SERVICES
 from picospec.findings import Finding
 from picospec.link import Link
-from picospec.link_path import Conditions
 from picospec.machine_checks import bind_error
 from picospec.verifier_checks import check_edge
 from verifier.options import llama_options
@@ -258,10 +257,9 @@ def _sentence(finding: Finding) -> str:
 
 async def up_at_a_distance(plan: Plan, rtt_ms: float, console: Console) -> None:
     """Do as `up`, with an emulated link of this round trip between both ends."""
-    conditions = Conditions(rtt_ms=rtt_ms)
     async with AsyncExitStack() as stack:
         links = [
-            await stack.enter_async_context(Link((HOST, port), conditions))
+            await stack.enter_async_context(Link((HOST, port), rtt_ms / 1000))
             for port in plan.verifier_ports
         ]
         far = replace(plan, link_ports=[link.port for link in links])

@@ -21,7 +21,6 @@ TRUSTED = {
     "speculation/untrusted.py": "the decoder",
     "speculation/codecs.py": "bounds of a message, whose fields were read one by one",
     "gateway/endpoints/responses_handlers.py": "responses that this process has kept",
-    "gateway/json_schemas.py": "a model's text; it names what is wrong",
     "gateway/output/message.py": "a JSON string that an expression has matched",
     "gateway/output/formats/pythonic.py": "a model's text; it names what is wrong",
     "gateway/ports.py": "extras of a request that was read",

@@ -24,7 +24,7 @@ import typer
 from bench import options
 from bench.gpu_check.engines import Engines
 from bench.gpu_check.loads import UNPLUGGED
-from bench.gpu_check.parts import VLLMS_NOISE, Check, NotRun, command, fenced
+from bench.gpu_check.parts import VLLMS_NOISE, Check, Found, NotRun, command, fenced
 from bench.gpu_check.quick import AT_ONCE, Quick
 from bench.gpu_check.serving import CLIENTS, PARTS, Serving
 from bench.host import commit, this_host
@@ -63,7 +63,7 @@ async def _run(device: str, serving: Serving, *, quick: bool = False) -> None:
     await check.run("all loads", 9.0, engines.table)
 
 
-async def host(device: str) -> tuple[bool, str]:
+async def host(device: str) -> Found:
     """Describe the host. With device "cuda" it fails without a GPU, and without a driver that
     fits the installed torch. Raises OSError."""
     here, versions = this_host(), []
@@ -83,7 +83,7 @@ async def host(device: str) -> tuple[bool, str]:
     return right and fits, f"{told}\n\n{says}"
 
 
-async def noise(out: Path | None) -> tuple[bool, str]:
+async def noise(out: Path | None) -> Found:
     """Compare vLLM's noise with ours, in a process that leaves no memory taken on the GPU.
     Raises NotRun if vLLM has no Triton, OSError."""
     with TemporaryDirectory() as folder:
@@ -115,7 +115,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Where the report goes as well.")] = None,
 ) -> None:
     """Check this host. Options it does not know go to the verifier, as --vllm.dtype float32."""
-    counts = list(map(int, sessions.split(",")))
+    counts = options.counts(sessions)
     if quick:
         counts = sorted({min(counts), AT_ONCE, max(counts)})
     most = max(*CLIENTS, *counts, AT_ONCE)

@@ -7,7 +7,6 @@ Models whose attention has `q_proj` and `v_proj` take them, such as Llama, Qwen 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +16,8 @@ SIZE: Final = 0.05
 """Weights of this size change an answer within a few tokens."""
 
 
-def write(model: str, folder: Path) -> Sequence[Path]:
-    """Write an adapter for each of NAMES, and return their folders. model: a name or directory.
+def write(model: str, folder: Path) -> None:
+    """Write an adapter for each of NAMES, in a folder of that name. model: a name or directory.
     Raises OSError, ValueError for a model without such attention."""
     import torch
     from safetensors.torch import save_file
@@ -45,4 +44,3 @@ def write(model: str, folder: Path) -> Sequence[Path]:
         (folder / name).mkdir()
         (folder / name / "adapter_config.json").write_text(json.dumps(about))
         save_file(weights, folder / name / "adapter_model.safetensors")
-    return [folder / name for name in NAMES]

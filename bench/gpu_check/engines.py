@@ -19,14 +19,8 @@ import httpx
 
 from bench.capacity import ARMS, PLAIN, Load
 from bench.gpu_check.loads import AGAIN, HEADLINE, MIN_RATIO, UNPLUGGED, Loads
-from bench.gpu_check.parts import Check, NotRun
-from bench.identity import (
-    LIKELIEST,
-    SEED,
-    TIMEOUT_S,
-    Answer,
-    ask,
-)
+from bench.gpu_check.parts import Check, Found, NotRun
+from bench.identity import LIKELIEST, SEED, TIMEOUT_S, Answer, ask
 from bench.prompts import Prompt
 from bench.recording import Subject, replayed
 from bench.run.client import Question
@@ -35,7 +29,7 @@ from bench.run.rivals import PLAIN as PLAIN_ENGINE
 from bench.run.services import Services, ServicesPlan
 from bench.simulator.source import Source, traced
 from bench.tables import markdown
-from edge_agent.draft.loading import find
+from bench.traces import Text
 from local_models.store import open_store
 from speculation.model_facts import TokenId
 
@@ -58,6 +52,10 @@ STOCK: Final = f"{UNPLUGGED}, "
 OF_ARMS: Final = {"cloud": PLUGGED, "picospec": ALONE}
 
 
+Counts = Sequence[int]
+"""These are numbers of sessions, or of requests, at once."""
+
+
 @dataclass(slots=True)
 class Engines:
     """Measures the engines of a host, and keeps the measurements."""
@@ -65,7 +63,7 @@ class Engines:
     plan: ServicesPlan
     prompts: Sequence[Prompt]
     tokens: int
-    sessions: Sequence[int]
+    sessions: Counts
     head: str = ""
     """A head has this `speculative_config` of vLLM, as JSON; "" means that there is no head."""
 
@@ -103,9 +101,7 @@ class Engines:
                 continue
             config = json.dumps(rival.speculation(""))
             more = (*self.plan.verifier_arguments, "--vllm.speculative-config", config)
-            plan = replace(self.plan, verifier_arguments=more)
-            work = partial(self._engine, name, plan, self.sessions)
-            await self.check.run(name, ENGINE_S, work)
+            await self._part(name, replace(self.plan, verifier_arguments=more))
 
     async def check_again(self) -> None:
         """Repeat the baseline of each promise that seemed broken: if something has slowed the
@@ -117,17 +113,15 @@ class Engines:
             if slow and not self.loads.has(stock + AGAIN):
                 await self._measure(stock, AGAIN, sorted(slow))
 
-    async def _measure(
-        self, name: str, again: str = "", sessions: Sequence[int] | None = None
-    ) -> bool:
+    async def _measure(self, name: str, again: str = "", sessions: Counts = ()) -> bool:
         rival = self.rivals.get(name.removeprefix(STOCK), Rival(PLAIN_ENGINE))
-        plan, counts = replace(self.plan, rival=rival), sessions or self.sessions
-        work = partial(self._engine, name + again, plan, counts)
-        return await self.check.run(name + again, ENGINE_S, work)
+        return await self._part(name + again, replace(self.plan, rival=rival), sessions)
 
-    async def _engine(
-        self, name: str, plan: ServicesPlan, sessions: Sequence[int]
-    ) -> tuple[bool, str]:
+    async def _part(self, name: str, plan: ServicesPlan, sessions: Counts = ()) -> bool:
+        work = partial(self._engine, name, plan, sessions or self.sessions)
+        return await self.check.run(name, ENGINE_S, work)
+
+    async def _engine(self, name: str, plan: ServicesPlan, sessions: Counts) -> Found:
         """Start an engine and measure it under load."""
         self.check.step("the engine starts")
         async with Services(replace(plan, edges={})) as services:
@@ -138,45 +132,35 @@ class Engines:
             return await self.load(services.verifier_url, {arm: name}, sessions)
 
     async def load(
-        self,
-        url: str,
-        names: dict[str, str],
-        sessions: Sequence[int],
+        self, url: str, names: Mapping[str, str], sessions: Counts,
         step_s: float = STEP_S,
-    ) -> tuple[bool, str]:
+    ) -> Found:  # fmt: skip
         """Measure arms. names: an arm's name in the report. step_s: see STEP_S."""
         if not self.sources:
             return False, "No engine gave answers to replay."
         arms = PLAIN if names.keys() == {*PLAIN} else tuple(arm for arm in ARMS if arm in names)
-        load, lines = Load(url, self.sources, RTT_MS, step_s), list[list[str]]()
+        lines = list[list[str]]()
         self.check.step(f"it is loaded with {', '.join(map(str, sessions))} at once")
-        async for row in load.rows(sessions, arms):
-            line = self.loads.add(names[row.arm], row)
-            lines.append(line)
+        async for row in Load(url, self.sources, RTT_MS, step_s).rows(sessions, arms):
+            lines.append(line := self.loads.add(names[row.arm], row))
             self.check.step(f"{line[1]}, {line[0]} at once: {line[2]} tokens/s")
         return True, markdown(HEADLINE, lines)
 
     async def record(self, url: str) -> None:
         """Let stock vLLM answer the prompts, and the draft model draft along its answers."""
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
-            answers = list[tuple[Subject, Sequence[TokenId], Sequence[TokenId]]]()
+            answers = list[tuple[Subject, Text, Text]]()
             for prompt in self.prompts:
-                prompt_tokens = await tokenized(http, prompt.prompt)
-                subject = Subject(prompt, prompt.family, 0.0, SEED)
-                answers.append(
-                    (
-                        subject,
-                        prompt_tokens,
-                        await answered(http, prompt_tokens, tokens=self.tokens),
-                    )
-                )
+                tokens = await tokenized(http, prompt.prompt)
+                text = await answered(http, tokens, tokens=self.tokens)
+                answers.append((Subject(prompt, prompt.family, 0.0, SEED), tokens, text))
         question = Question("", 0.0, SEED, self.tokens, LIKELIEST)
         self.texts = [await ask(url, "stock", each, 0.0, of=question) for each in self.prompts]
-        file = find(self.plan.draft_model, open_store(os.environ))
+        file = open_store(os.environ).find(self.plan.draft_model, "draft").path
         traces = await asyncio.to_thread(lambda: list(replayed(file, answers)))
         self.sources = [traced(trace) for trace in traces]
 
-    async def table(self) -> tuple[bool, str]:
+    async def table(self) -> Found:
         """Show all loads. Fails if a promise is broken, or if the first was not measured.
         Raises NotRun if it cannot be concluded, because the clients were full."""
         conditions = (
@@ -186,11 +170,10 @@ class Engines:
         shares = self.loads.shares(self.baselines)
         found = "\n\n".join([conditions, *self.loads.compared(self.baselines)])
         kept = min(shares.values(), default=1.0) >= MIN_RATIO
-        if not any(name == PLUGGED for name, _ in shares):
-            if kept and self.loads.full({PLUGGED: UNPLUGGED}):
-                raise NotRun(found)
-            return False, found
-        return kept, found
+        measured = any(name == PLUGGED for name, _ in shares)
+        if kept and not measured and self.loads.full({PLUGGED: UNPLUGGED}):
+            raise NotRun(found)
+        return kept and measured, found
 
 
 NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
@@ -203,12 +186,9 @@ async def tokenized(http: httpx.AsyncClient, chat: str) -> tuple[TokenId, ...]:
 
 
 async def answered(
-    http: httpx.AsyncClient,
-    prompt: Sequence[TokenId],
-    *,
-    tokens: int,
+    http: httpx.AsyncClient, prompt: Text, *, tokens: int,
     settings: Mapping[str, object] = NOTHING,
-) -> Sequence[TokenId]:
+) -> Text:  # fmt: skip
     """Return vLLM's answer, at temperature 0 unless the settings say otherwise."""
     body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "return_token_ids": True}
     choice = (await _post(http, "/v1/completions", **{**body, **settings}))["choices"][0]

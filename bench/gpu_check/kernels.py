@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
-from itertools import pairwise
 from operator import mul
 from pathlib import Path
 from random import Random
@@ -36,8 +35,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
-from bench.gpu_check.parts import VLLMS_NOISE, Check, NotRun
-from bench.tables import markdown
+from bench.gpu_check.parts import VLLMS_NOISE, Check, Found, NotRun
+from bench.tables import of_values
 from speculation import noise
 from verifier.vllm_target.worker import by_noise
 
@@ -125,16 +124,13 @@ class Kernels:
 
     async def run(self, check: Check, only: str = "") -> None:
         """Run all parts, or only one, whichever fail, and keep their figures after each."""
-        parts: dict[str, Callable[[], tuple[bool, str]]] = {
-            "host": self.host,
-            "noise": self.noise,
-            VLLMS_NOISE: self.vllms_noise,
-            "judging by noise": partial(self._by_rows, "judging by noise", self.by_noise),
-            "judging by p": partial(self._by_rows, "judging by p", self.by_p),
-            "the machine's step": self.machine,
-            "argmaxes that change with the rows": self.argmaxes,
-            "pass by rows": self.passes,
-        }
+        by_noise, by_p = "judging by noise", "judging by p"
+        parts: dict[str, Callable[[], Found]] = {
+            "host": self.host, "noise": self.noise, VLLMS_NOISE: self.vllms_noise,
+            by_noise: partial(self._by_rows, by_noise, self.by_noise),
+            by_p: partial(self._by_rows, by_p, self.by_p), "the machine's step": self.machine,
+            "argmaxes that change with the rows": self.argmaxes, "pass by rows": self.passes,
+        }  # fmt: skip
         for name, part in parts.items():
             if only not in ("", name):
                 continue
@@ -144,7 +140,7 @@ class Kernels:
                 text = json.dumps({"parts": verdicts, **self.figures}, indent=1)
                 check.out.with_suffix(".json").write_text(text)
 
-    def host(self) -> tuple[bool, str]:
+    def host(self) -> Found:
         """Describe the host. Fails where torch does not find the GPU that its driver has."""
         device = torch.cuda.get_device_name() if self.device == "cuda" else "no GPU"
         lost = self.device != "cuda" and which("nvidia-smi") is not None
@@ -153,15 +149,14 @@ class Kernels:
         table = self._table("host", [line])
         return not lost, table + (f"\n\n{misfit()}" if lost else "")
 
-    def noise(self) -> tuple[bool, str]:
+    def noise(self) -> Found:
         """Compare the compiled noise, and what is drawn with it, with noise.py's."""
         from bench.gpu_check import gumbel
 
-        size, ulp, draws, others, wrong = self.size, 0.0, 0, 0, 0
+        size, ulp, draws = self.size, 0.0, Draws()
         tokens = np.arange(size.draws * size.tokens)
         starts = torch.arange(size.draws, device=self.device) * size.tokens
         for seed, at, expected_noise in self._noises(tokens):
-            draws += size.draws
             right = torch.from_numpy(expected_noise).to(self.device)
             key = [torch.tensor([each], device=self.device) for each in (seed, at)]
             off = (gumbel.noise(key[0], key[1], 0, len(tokens))[0] - right).abs()
@@ -171,15 +166,11 @@ class Kernels:
             logits = 2 * torch.randn(size.draws, size.tokens, device=self.device)
             drawn = gumbel.draw(logits, rows[0], rows[1], starts)
             noises = right.view_as(logits)
-            others += int((drawn != (logits + noises).argmax(dim=1)).sum())
-            wrong += int(far(logits, noises, drawn).sum())
-        line: Line = {
-            "draws": draws, "another argmax": others, "of them no near-tie": wrong,
-            "most ulp of the noise, or of 1": ulp,
-        }  # fmt: skip
-        return draws > 0 and wrong == 0 and ulp <= MOST_ULP, self._table("noise", [line])
+            draws.add(logits, noises, drawn)
+        line = {**draws.figures, "most ulp of the noise, or of 1": ulp}
+        return draws.right and ulp <= MOST_ULP, self._table("noise", [line])
 
-    def vllms_noise(self) -> tuple[bool, str]:
+    def vllms_noise(self) -> Found:
         """Compare what vLLM's own sampler draws with what noise.py's noise draws: from random
         logits, and from some that leave a token ahead unless the noise of another is too far
         off. Raises NotRun if vLLM has no Triton."""
@@ -197,31 +188,23 @@ class Kernels:
                 apply_temperature=False, is_drafting=False,
             )  # fmt: skip
 
-        draws = others = wrong = off = 0
+        draws, off = Draws(), 0
         for seed, at, found in self._noises(np.arange(self.size.vocabulary)):
             right = torch.from_numpy(found).to(self.device).expand(REPEATS, -1)
             logits = 2 * torch.randn_like(right)
-            tokens = drawn(logits, seed, at)
-            draws += len(tokens)
-            others += int((tokens != (logits + right).argmax(dim=1)).sum())
-            wrong += int(far(logits, right, tokens).sum())
+            draws.add(logits, right, drawn(logits, seed, at))
             ahead = torch.randint(len(found), (REPEATS, 1), device=self.device)
             room = MOST_ULP * _steps(right)
             level = (-right - room).scatter(1, ahead, (room - right).gather(1, ahead))
             off += int((drawn(level, seed, at) != ahead[:, 0]).sum())
-        line: Line = {
-            "draws": draws, "another argmax": others, "of them no near-tie": wrong,
-            f"noise off by more than {MOST_ULP:g} ulp": off,
-        }  # fmt: skip
-        return draws > 0 and wrong == off == 0, self._table(VLLMS_NOISE, [line])
+        line = {**draws.figures, f"noise off by more than {MOST_ULP:g} ulp": off}
+        return draws.right and off == 0, self._table(VLLMS_NOISE, [line])
 
     def _noises(self, tokens: Tokens) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """Yield seeds (of a uint64's bits), noise indices and the noise that noise.py has."""
         chance, at_once = Random(1), 2 * (os.cpu_count() or 1)
-        keys = [
-            (chance.randrange(-(2**63), 2**63), chance.randrange(1 << 20))
-            for _ in range(self.size.seeds)
-        ]
+        draw, seeds = chance.randrange, range(self.size.seeds)
+        keys = [(draw(-(2**63), 2**63), draw(1 << 20)) for _ in seeds]
 
         def expected(key: tuple[int, int]) -> NDArray[np.float32]:
             return noise.gumbel(key[0] % 2**64, key[1], tokens).astype(np.float32)
@@ -232,7 +215,7 @@ class Kernels:
                 for key, row_noise in zip(some, threads.map(expected, some), strict=True):
                     yield *key, row_noise
 
-    def _by_rows(self, name: str, judge: Callable[[int], Judged]) -> tuple[bool, str]:
+    def _by_rows(self, name: str, judge: Callable[[int], Judged]) -> Found:
         """Time a judge, and check it, at each number of rows."""
         lines, all_right = list[Line](), True
         for rows in self._within(self.size.rows):
@@ -246,20 +229,20 @@ class Kernels:
         whether it is right."""
         from bench.gpu_check import gumbel
 
-        passes, logits = Passes.of(rows), self._logits(rows)
-        seeds = torch.from_numpy(1 + passes.numbers).to(self.device)
-        at = torch.from_numpy(100 + passes.columns).to(self.device)
-        places = [torch.from_numpy(x).to(self.device) for x in (passes.ends, passes.columns)]
+        logits, numbers = self._logits(rows), torch.arange(rows, device=self.device)
+        ends = torch.tensor([end for _, end in bounds(rows)], device=self.device)
+        columns = numbers % WIDTH
+        seeds, at = 1 + numbers // WIDTH, 100 + columns
         drawn = gumbel.draw(logits, seeds, at)
         drafted = drawn.roll(1) + (torch.rand(rows, device=self.device) > RIGHT)
 
         def call() -> tuple[Tensor, Tensor]:
             again = gumbel.draw(logits, seeds, at)
-            return by_noise.judged(again, drafted, places[0], places[1], WIDTH - 1)
+            return by_noise.judged(again, drafted, ends, columns, WIDTH - 1)
 
         sampled, counts = (each.cpu().numpy() for each in call())
         right, text, drafts = True, drawn.cpu().numpy(), drafted.cpu().numpy()
-        for i, (start, end) in enumerate(passes.bounds):
+        for i, (start, end) in enumerate(bounds(rows)):
             same = text[start : end - 1] == drafts[start + 1 : end]
             right &= int(counts[i]) == 1 + int(same.cumprod().sum())
             right &= sampled[i, : end - start].tolist() == text[start:end].tolist()
@@ -277,16 +260,16 @@ class Kernels:
         from verifier.vllm_target.verify_request import VerifyRequest
         from verifier.vllm_target.worker.by_p import judge_by_p
 
-        passes, logits, chance = Passes.of(rows), self._logits(rows), np.random.default_rng(3)
+        logits, chance = self._logits(rows), np.random.default_rng(3)
         logits[:, :LIKELY] = 18.0 + logits[:, :LIKELY] / 10
         requests = []
-        for start, end in passes.bounds:
+        for start, end in bounds(rows):
             drafts = end - start - 1
             weights = tuple(chance.integers(1, Q_SCALE, drafts).tolist())
             rule = Separate(weights, tuple(chance.random(drafts + 1).tolist()))
             draft = tuple(chance.integers(0, LIKELY, drafts).tolist())
             requests.append(VerifyRequest(Sampling(1.0), rule, draft))
-        starts = [start for start, _ in passes.bounds]
+        starts = [start for start, _ in bounds(rows)]
 
         right = True
         judgements = judge_by_p(requests, logits, starts)
@@ -302,14 +285,14 @@ class Kernels:
                 right &= bool(np.isclose(share, wanted.p.of(best), rtol=1e-4))
         return lambda: judge_by_p(requests, logits, starts), right
 
-    def machine(self) -> tuple[bool, str]:
+    def machine(self) -> Found:
         """Time a step of the verifier's machine on this host's processor."""
         measured = import_module("bench.pace.machine").measured
         times = measured(self._within(self.size.sessions), 40)
         lines: list[Line] = [{"sessions": count, **figures} for count, figures in times]
         return bool(lines), self._table("machine", lines)
 
-    def argmaxes(self) -> tuple[bool, str]:
+    def argmaxes(self) -> Found:
         """Count the rows whose argmax is another one if other rows are computed with them."""
         lines = list[Line]()
         for shape in self.size.shapes:
@@ -326,7 +309,7 @@ class Kernels:
         why = "Weights are random, so near-ties are more frequent than in a real model's text."
         return bool(lines), f"{self._table('argmaxes', lines)}\n\n{why}"
 
-    def passes(self) -> tuple[bool, str]:
+    def passes(self) -> Found:
         """Time passes of random layers by their rows, in a captured CUDA graph and eagerly. The
         rows are those of few sessions that have WIDTH each, and of as many sessions as rows,
         which is what a draft token's row must be compared with."""
@@ -337,13 +320,10 @@ class Kernels:
                 alone = {rows} if rows <= MOST_SESSIONS else set[int]()
                 for sessions in sorted({max(1, rows // WIDTH), *alone}):
                     graph_s, eager_s = model.times_s(rows, sessions)
-                    times: Line = {
-                        "ms in a CUDA graph": 1000 * graph_s,
-                        "ms eagerly": 1000 * eager_s,
-                    }
-                    lines.append(
-                        {"shape": shape.name, "rows": rows, "sessions": sessions, **times}
-                    )
+                    lines.append({
+                        "shape": shape.name, "rows": rows, "sessions": sessions,
+                        "ms in a CUDA graph": 1000 * graph_s, "ms eagerly": 1000 * eager_s,
+                    })  # fmt: skip
         return bool(lines), self._table("passes", lines)
 
     def _logits(self, rows: int) -> Tensor:
@@ -370,36 +350,43 @@ class Kernels:
     def _table(self, name: str, lines: Sequence[Line]) -> str:
         """Keep the figures, and return them as a Markdown table."""
         self.figures[name] = lines
-        cells = [
-            [f"{x:.4g}" if isinstance(x, float) else f"{x}" for x in o.values()] for o in lines
-        ]
-        return markdown(list(lines[0]) if lines else ["nothing"], cells)
+        return of_values(lines)
 
 
-async def _as_work(part: Callable[[], tuple[bool, str]]) -> tuple[bool, str]:
+async def _as_work(part: Callable[[], Found]) -> Found:
     try:
         return part()
     except ModuleNotFoundError as error:
         raise NotRun(f"{error.name} is not installed here.") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Passes:
-    """Passes have WIDTH rows each, but for the last one. numbers, columns: for each row its
-    pass's number and its own number there. ends: for each pass the row after its last one."""
+@dataclass(slots=True)
+class Draws:
+    """Counts what was drawn, and compares it with the argmax of logits and numpy's noise."""
 
-    numbers: Tokens
-    columns: Tokens
-    ends: Tokens
+    count: int = 0
+    others: int = 0
+    wrong: int = 0
 
-    @staticmethod
-    def of(rows: int) -> Passes:
-        numbers, columns = np.divmod(np.arange(rows), WIDTH)
-        return Passes(numbers, columns, np.append(np.arange(WIDTH, rows, WIDTH), rows))
+    def add(self, logits: Tensor, noises: Tensor, drawn: Tensor) -> None:
+        self.count += len(drawn)
+        self.others += int((drawn != (logits + noises).argmax(dim=1)).sum())
+        self.wrong += int(far(logits, noises, drawn).sum())
 
     @property
-    def bounds(self) -> list[tuple[int, int]]:
-        return list(pairwise([0, *self.ends.tolist()]))
+    def right(self) -> bool:
+        return self.count > 0 and self.wrong == 0
+
+    @property
+    def figures(self) -> Line:
+        names = ("draws", "another argmax", "of them no near-tie")
+        return dict(zip(names, (self.count, self.others, self.wrong), strict=True))
+
+
+def bounds(rows: int) -> list[tuple[int, int]]:
+    """Return the first row of each pass, and the one after its last. Passes have WIDTH rows
+    each, but for the last one."""
+    return [(start, min(start + WIDTH, rows)) for start in range(0, rows, WIDTH)]
 
 
 class Model:

@@ -32,6 +32,10 @@ HEADLINE: Final = (
 )  # fmt: skip
 
 
+Place = tuple[str, int]
+"""A Place has an engine and a number of sessions."""
+
+
 @dataclass(frozen=True, slots=True)
 class Loads:
     rows: dict[tuple[int, str], Row] = field(default_factory=dict)
@@ -45,31 +49,26 @@ class Loads:
     def has(self, name: str) -> bool:
         return any(each == name for _, each in self.rows)
 
-    def shares(self, baselines: Mapping[str, str]) -> dict[tuple[str, int], float]:
+    def shares(self, baselines: Mapping[str, str]) -> dict[Place, float]:
         """Return, by engine and number of sessions, its share of the tokens/s of its baseline,
         of which the slower measurement counts; none where the clients were full."""
-        return {
-            place: max(ratios)
-            for place, (row, stocks) in self._pairs(baselines).items()
-            if not any(map(_is_full, (row, *stocks)))
-            if (ratios := [row.measured.tokens_per_s / s.measured.tokens_per_s for s in stocks])
-        }
-
-    def full(self, baselines: Mapping[str, str]) -> list[tuple[str, int]]:
-        """Return the loads whose ratio is not measured, because the clients were full."""
         pairs = self._pairs(baselines).items()
-        return [place for place, (row, stocks) in pairs if any(map(_is_full, (row, *stocks)))]
+        return {place: max(ratios) for place, (full, ratios) in pairs if not full}
 
-    def _pairs(
-        self, baselines: Mapping[str, str]
-    ) -> dict[tuple[str, int], tuple[Row, list[Row]]]:
-        """Return, by engine and number of sessions, its load and those of its baseline."""
+    def full(self, baselines: Mapping[str, str]) -> list[Place]:
+        """Return the loads whose ratio is not measured, because the clients were full."""
+        return [place for place, (full, _) in self._pairs(baselines).items() if full]
+
+    def _pairs(self, baselines: Mapping[str, str]) -> dict[Place, tuple[bool, list[float]]]:
+        """Return, by engine and number of sessions, whether clients were full, and the ratios
+        to the measurements of its baseline."""
         found = {}
         for (sessions, name), row in self._sorted():
             stock = baselines.get(name, "")
             names = (sessions, stock), (sessions, stock + AGAIN)
             if stocks := [self.rows[each] for each in names if each in self.rows]:
-                found[name, sessions] = row, stocks
+                full = any(each.busy_share > MAX_BUSY for each in (row, *stocks))
+                found[name, sessions] = full, [_ratio(row, each) for each in stocks]
         return found
 
     def compared(self, baselines: Mapping[str, str]) -> Iterator[str]:
@@ -105,7 +104,7 @@ class Loads:
     def _ratios(self, row: Row, name: str) -> list[float]:
         """Return the ratio of a row to another engine's, if that one was measured."""
         load = self.rows.get((row.sessions, name))
-        return [row.measured.tokens_per_s / load.measured.tokens_per_s] if load else []
+        return [_ratio(row, load)] if load else []
 
     def _line(self, name: str, row: Row) -> list[str]:
         own, ratio = row.measured, "".join(f"{r:.2f}" for r in self._ratios(row, UNPLUGGED))
@@ -117,5 +116,5 @@ class Loads:
         ]  # fmt: skip
 
 
-def _is_full(row: Row) -> bool:
-    return row.busy_share > MAX_BUSY
+def _ratio(row: Row, stock: Row) -> float:
+    return row.measured.tokens_per_s / stock.measured.tokens_per_s

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -20,8 +20,10 @@ VLLMS_NOISE: Final = "vLLM's noise"
 LAST_LINES: Final = 20
 """The report quotes this many last lines of a failed command's errors."""
 
-Work = Callable[[], Awaitable[tuple[bool, str]]]
-"""A Work returns whether the part passes, and its figures as Markdown."""
+Found = tuple[bool, str]
+"""A Found says whether a part passes, and has its figures as Markdown."""
+
+Work = Callable[[], Awaitable[Found]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,13 @@ class Check:
 
     async def run(self, name: str, limit_s: float, work: Work) -> bool:
         """Run a part; return whether it passed."""
-        right, began_s, self._step, verdict = False, perf_counter(), "", ""
+        verdict, began_s, self._step = "FAIL", perf_counter(), ""
         _say(f"==> {name}: at most {limit_s:g} s")
         report = "It was ended from outside."
         try:
             async with asyncio.timeout(limit_s):
                 right, report = await work()
+            verdict = "PASS" if right else "FAIL"
         except TimeoutError:
             report = self._after_step(f"It was not done within {limit_s:g} s.")
         except NotRun as reason:
@@ -69,9 +72,19 @@ class Check:
             cause = first_error(error) if isinstance(error, ExceptionGroup) else error
             report = self._after_step(fenced(f"{type(cause).__name__}: {cause}"))
         finally:
-            verdict = verdict or ("PASS" if right else "FAIL")
             self._add(Part(name, verdict, report, perf_counter() - began_s))
-        return right
+        return verdict == "PASS"
+
+    async def run_group(
+        self, start: str, limit_s: float, starting: Work,
+        works: Mapping[str, tuple[float, Work]],
+    ) -> None:  # fmt: skip
+        """Run a part that starts services, and if it passes the parts that need them. works:
+        each with its limit in seconds."""
+        if not await self.run(start, limit_s, starting):
+            return self.skip("The services did not start.", *works)
+        for name, (seconds, work) in works.items():
+            await self.run(name, seconds, work)
 
     def step(self, what: str) -> None:
         """Print the current step of a part. If the part fails, its result names the step."""
@@ -131,7 +144,7 @@ def fenced(text: str) -> str:
     return f"```\n{text.strip()}\n```"
 
 
-async def command(*words: str) -> tuple[bool, str]:
+async def command(*words: str) -> Found:
     """Run a command; return whether it succeeded, and its output. Raises OSError."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(*words, stdout=pipe, stderr=pipe)

@@ -20,15 +20,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import cycle, islice, pairwise
+from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -49,16 +48,17 @@ from bench.gpu_check.engines import (
     tokenized,
 )
 from bench.gpu_check.loads import UNPLUGGED
-from bench.gpu_check.parts import Check, NotRun, command, fenced
+from bench.gpu_check.parts import Check, Found, NotRun, command, fenced
+from bench.host import resident_bytes
 from bench.identity import TIMEOUT_S
 from bench.run.rivals import PLAIN, Rival
-from bench.run.services import READY_WITHIN_S, Services, ServicesPlan, free_port
+from bench.run.services import READY_WITHIN_S, VLLMS_PORT, Services, ServicesPlan, free_port
 from bench.simulator.hosts import Curve
-from bench.simulator.source import WRONG, Source, believed
+from bench.simulator.source import Source, guessed
 from bench.statistics import fisher
 from bench.tables import markdown
+from bench.traces import Text
 from gateway.hosting.processes import ServiceError
-from picospec.link import HOST
 from speculation.messages import Sampling
 from speculation.model_facts import TokenId
 
@@ -89,6 +89,7 @@ SETTINGS: Final[Mapping[str, Mapping[str, float]]] = {
 
 ANY_PROMPT: Final = (1, 2, 3, 4)
 AT_ONCE: Final = 16
+STOCK: Final = Rival(PLAIN)
 RIGHT: Final = 0.8
 """This share of the edges' draft tokens is right."""
 
@@ -102,7 +103,6 @@ ADAPTERS: Final = "two adapters"
 WITHOUT_ASYNC: Final = f"{UNPLUGGED}, no async scheduling"
 INVARIANT: Final = "batch-invariant"
 CONTROL: Final = f"{UNPLUGGED}, {AT_ONCE} at once"
-PORT: Final = "--vllm.port"
 
 TELLING: Final = re.compile(
     r"(?i)cuda ?graph|captur|async(hronous)? sched|attention.{0,20} backend|model runner"
@@ -119,7 +119,6 @@ CAUSE: Final = re.compile(r"\b\w+(Error|Exception): .*")
 
 MOST_LINES: Final = 16
 
-Text = Sequence[TokenId]
 Texts = Mapping[str, Sequence[Text]]
 """Texts are the answers to all prompts, by the name of their settings."""
 
@@ -128,41 +127,28 @@ Asked = TypeVar("Asked")
 
 def differing(texts: Texts, expected: Texts) -> tuple[int, int]:
     """Return how many of the texts differ from those expected, and how many there are."""
-    return sum(counts(texts, expected).values()), sum(map(len, expected.values()))
+    return sum(counts(texts, expected)), sum(map(len, expected.values()))
 
 
-def counts(texts: Texts, expected: Texts) -> dict[str, int]:
-    """Return how many of the texts differ from those expected, by their settings."""
-    return {
-        name: sum(
-            list(a[:TOKENS]) != list(b[:TOKENS])
-            for a, b in zip(texts[name], expected[name], strict=True)
-        )
-        for name in expected
-    }
+def counts(texts: Texts, expected: Texts) -> list[int]:
+    """Return how many of the texts differ from those expected, for each of their settings."""
+    pairs = (zip(texts[name], own, strict=True) for name, own in expected.items())
+    return [sum(list(a[:TOKENS]) != list(b[:TOKENS]) for a, b in each) for each in pairs]
 
 
-def compared(expected: Texts, control: Texts, groups: Mapping[str, Texts]) -> tuple[bool, str]:
+def compared(expected: Texts, control: Texts, groups: Mapping[str, Texts]) -> Found:
     """Compare groups of texts with those expected, and how often they differ with how often
     those of the control group do."""
-    own = differing(control, expected)
-    first = f"control: {CONTROL}", _of(*own), *_each(control, expected), ""
-    lines, least = [first], 1.0
-    for name, texts in groups.items():
-        differences = differing(texts, expected)
-        least = min(least, p := fisher(differences, own))
-        lines.append((name, _of(*differences), *_each(texts, expected), f"{p:.3f}"))
+    own, lines, least = differing(control, expected), list[Sequence[str]](), 1.0
+    for name, texts in {f"control: {CONTROL}": control, **groups}.items():
+        hits, size = differing(texts, expected)
+        p = fisher((hits, size), own) if name in groups else None
+        least = least if p is None else min(least, p)
+        each = map(str, counts(texts, expected))
+        lines.append((name, f"{hits} of {size}", *each, "" if p is None else f"{p:.3f}"))
     why = f"p below {LEAST_P:g} fails: the group differs more often than the control group."
     head = (f"compared with {UNPLUGGED}, alone", "differ", *expected, "p")
     return bool(groups) and least >= LEAST_P, f"{markdown(head, lines)}\n\n{why}"
-
-
-def _each(texts: Texts, expected: Texts) -> list[str]:
-    return [f"{count}" for count in counts(texts, expected).values()]
-
-
-def _of(hits: int, size: int) -> str:
-    return f"{hits} of {size}"
 
 
 def quoted_lines(log: Sequence[str]) -> list[str]:
@@ -182,14 +168,9 @@ def graphs(log: Sequence[str]) -> str:
     return f"Passes by mode of CUDA graphs: {modes or 'none were reported'}."
 
 
-def source(prompt: Text, text: Text) -> Source:
-    """Return what a scripted edge drafts along a text: a share of its tokens."""
-    chance = random.Random(len(prompt))
-    drafts = [token if chance.random() < RIGHT else WRONG + token for token in text]
-    return Source(prompt, text, believed(drafts, RIGHT))
-
-
-Work = Callable[[Services], Awaitable[tuple[bool, str]]]
+Work = Callable[[Services], Awaitable[Found]]
+Group = tuple[str, ServicesPlan, Mapping[str, Work]]
+"""A Group has the part in which an engine starts, its plan, and its other parts."""
 
 
 @dataclass(slots=True)
@@ -203,9 +184,6 @@ class Quick:
     texts: dict[str, Texts] = field(default_factory=dict)
     """Texts of the prompts are found by the name of what generated them."""
 
-    adapters: Sequence[Path] = ()
-    """The folders of the adapters that one engine serves."""
-
     log: list[str] = field(default_factory=list)
     """The current engine has printed these lines."""
 
@@ -213,83 +191,77 @@ class Quick:
     def check(self) -> Check:
         return self.engines.check
 
-    @property
-    def plans(self) -> dict[str, ServicesPlan]:
-        """Return the engines, by the names of the parts in which they start."""
+    def groups(self, folder: Path) -> list[Group]:
+        """Return the engines with their parts. folder: where the adapters are."""
+        base, on_gpu = self.engines.plan, self.device == "cuda"
         logged = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_LOG_STATS_INTERVAL": "1"}
-        environment = {**self.engines.plan.environment, **logged}
-        plan = replace(self.engines.plan, edges={}, environment=environment)
-        if self.device == "cuda":
-            counting = (*plan.verifier_arguments, "--vllm.cudagraph-metrics", "true")
-            plan = replace(plan, verifier_arguments=counting)
-        stock = replace(plan, rival=Rival(PLAIN))
-        more = (*stock.verifier_arguments, PORT, f"{free_port()}")
-        ours = replace(stock, rival=None, verifier_arguments=more)
-        sync = (*stock.verifier_arguments, "--vllm.async-scheduling", "false")
-        invariant = {**environment, "VLLM_BATCH_INVARIANT": "1"}
-        unequal = {**environment, "PICOSPEC_VERIFIER__SPECULATION__UNEQUAL_GRAPHS": "true"}
-        both = (*more, "--vllm.tensor-parallel-size", "2")
-        modules = [f"{folder.name}={folder}" for folder in self.adapters]
+        counting = ("--vllm.cudagraph-metrics", "true") if on_gpu else ()
+
+        def stock(*more: str, rival: Rival | None = STOCK, **named: str) -> ServicesPlan:
+            arguments = (*base.verifier_arguments, *counting, *more)
+            environment = {**base.environment, **logged, **named}
+            return replace(
+                base, edges={}, verifier_arguments=arguments, environment=environment,
+                rival=rival,
+            )  # fmt: skip
+
+        def ours(*more: str, **named: str) -> ServicesPlan:
+            return stock(VLLMS_PORT, f"{free_port()}", *more, rival=None, **named)
+
         # one slot for two; on CPUs vLLM gives the last one to requests without an adapter
-        slots = "1" if self.device == "cuda" else f"{1 + len(modules)}"
-        with_adapters = (
-            *more, "--vllm.enable-lora", "true", "--vllm.max-lora-rank", f"{adapters.RANK}",
-            "--vllm.max-loras", slots, "--vllm.lora-modules", json.dumps(modules),
+        slots = 1 if on_gpu else 1 + len(adapters.NAMES)
+        modules = json.dumps([f"{name}={folder / name}" for name in adapters.NAMES])
+        lora = (
+            "--vllm.enable-lora", "true", "--vllm.max-lora-rank", f"{adapters.RANK}",
+            "--vllm.max-loras", f"{slots}", "--vllm.lora-modules", modules,
         )  # fmt: skip
-        return {
-            "start-up": ours,
-            f"{UNPLUGGED} starts": stock,
-            f"{WITHOUT_ASYNC}, starts": replace(stock, verifier_arguments=sync),
-            f"{INVARIANT} start-up": replace(ours, environment=invariant),
-            f"{ADAPTERS} start-up": replace(ours, verifier_arguments=with_adapters),
-            f"{UNEQUAL} start-up": replace(ours, environment=unequal),
-            f"{TWO_GPUS} start-up": replace(ours, verifier_arguments=both),
-        }
+        graphs = {"PICOSPEC_VERIFIER__SPECULATION__UNEQUAL_GRAPHS": "true"}
+        own, plain = partial(partial, self._own), partial(partial, self._plain)
+        sessions = partial(partial, self._sessions)
+        return [
+            ("start-up", ours(), {
+                "PicoSpec's texts": own(""), PLUGGED: plain(PLUGGED),
+                f"{AT_ONCE} sessions": sessions(FAST), SWITCHED: self._switch,
+            }),
+            (f"{UNPLUGGED} starts", stock(), {
+                f"{UNPLUGGED}'s texts": self._stocks, "identity": self._identity,
+                UNPLUGGED: plain(UNPLUGGED),
+            }),
+            (f"{WITHOUT_ASYNC}, starts", stock("--vllm.async-scheduling", "false"), {
+                WITHOUT_ASYNC: plain(WITHOUT_ASYNC),
+            }),
+            (f"{INVARIANT} start-up", ours(VLLM_BATCH_INVARIANT="1"), {
+                INVARIANT: own(INVARIANT),
+            }),
+            (f"{ADAPTERS} start-up", ours(*lora), {ADAPTERS: self._with_adapters}),
+            (f"{UNEQUAL} start-up", ours(**graphs), {
+                UNEQUAL: own(UNEQUAL), f"{AT_ONCE} sessions, {UNEQUAL}": sessions(UNEQUAL),
+            }),
+            (f"{TWO_GPUS} start-up", ours("--vllm.tensor-parallel-size", "2"), {
+                TWO_GPUS: own(TWO_GPUS),
+            }),
+        ]  # fmt: skip
 
     async def run(self) -> None:
         """Run all parts, whichever fail."""
-        works: Sequence[Mapping[str, Work]] = (
-            {
-                "PicoSpec's texts": partial(self._own, ""),
-                PLUGGED: partial(self._plain, PLUGGED),
-                f"{AT_ONCE} sessions": partial(self._sessions, FAST),
-                SWITCHED: self._switch,
-            },
-            {
-                f"{UNPLUGGED}'s texts": self._stocks,
-                "identity": self._identity,
-                UNPLUGGED: partial(self._plain, UNPLUGGED),
-            },
-            {WITHOUT_ASYNC: partial(self._plain, WITHOUT_ASYNC)},
-            {INVARIANT: partial(self._own, INVARIANT)},
-            {ADAPTERS: self._with_adapters},
-            {
-                UNEQUAL: partial(self._own, UNEQUAL),
-                f"{AT_ONCE} sessions, {UNEQUAL}": partial(self._sessions, UNEQUAL),
-            },
-            {TWO_GPUS: partial(self._own, TWO_GPUS)},
-        )
         if self.check.out:
             self.check.out.with_suffix(".log").unlink(missing_ok=True)
         with TemporaryDirectory() as folder:
-            for start, own in zip(self.plans, works, strict=True):
-                if missing := await self._missing(own, Path(folder)):
-                    self.check.skip(missing, start, *own)
+            for start, plan, works in self.groups(Path(folder)):
+                if missing := await self._missing(works, Path(folder)):
+                    self.check.skip(missing, start, *works)
                 else:
-                    await self._engine(start, self.plans[start], own)
+                    await self._engine(start, plan, works)
         await self.check.run("all loads", PART_S, self.engines.table)
 
     async def _engine(self, start: str, plan: ServicesPlan, works: Mapping[str, Work]) -> None:
-        services, limit_s = Services(plan, self._line), PART_S
-        if self.device == "cpu":
-            limit_s = ENGINE_S
+        services = Services(plan, self._line)
+        limit_s = ENGINE_S if self.device == "cpu" else PART_S
         self.log.clear()
         async with AsyncExitStack() as running:
             starting = partial(self._start, running, services)
-            if not await self.check.run(start, 2 * READY_WITHIN_S + 30.0, starting):
-                return self.check.skip("Its engine did not start.", *works)
-            for name, work in works.items():
-                await self.check.run(name, limit_s, partial(work, services))
+            parts = {name: (limit_s, partial(work, services)) for name, work in works.items()}
+            await self.check.run_group(start, 2 * READY_WITHIN_S + 30.0, starting, parts)
 
     def _line(self, name: str, line: str) -> None:
         self.log.append(line)
@@ -297,7 +269,7 @@ class Quick:
             with self.check.out.with_suffix(".log").open("a") as file:
                 file.write(f"{name}: {line}\n")
 
-    async def _start(self, running: AsyncExitStack, services: Services) -> tuple[bool, str]:
+    async def _start(self, running: AsyncExitStack, services: Services) -> Found:
         """Start an engine. Raises NotRun for what vLLM may not support here."""
         began_s, plan = perf_counter(), services.plan
         try:
@@ -305,8 +277,8 @@ class Quick:
         except ServiceError as error:
             causes = dict.fromkeys(each[0] for line in self.log if (each := CAUSE.search(line)))
             why = fenced("\n".join([*islice(causes, MOST_LINES), "", str(error)]))
-            is_invariant = "VLLM_BATCH_INVARIANT" in plan.environment
-            if is_invariant and not await self._stock_answers(plan):
+            invariant = "VLLM_BATCH_INVARIANT" in plan.environment
+            if invariant and not await self._stock_answers(replace(plan, rival=STOCK)):
                 raise NotRun(f"vLLM alone does not answer so either.\n\n{why}") from error
             return False, why
         seconds = perf_counter() - began_s
@@ -315,18 +287,13 @@ class Quick:
         quoted = fenced("\n".join([memory, *quoted_lines(self.log)]))
         return True, f"{what} was ready after {seconds:.0f} s.\n\n{quoted}"
 
-    async def _stock_answers(self, plan: ServicesPlan) -> bool:
+    async def _stock_answers(self, stock: ServicesPlan) -> bool:
         """Return True if vLLM alone starts in the same environment, and answers. Without that
         it proves nothing: at its start vLLM may compute nothing."""
         self.check.step("vLLM alone starts so")
-        stock = replace(self.plans[f"{UNPLUGGED} starts"], environment=plan.environment)
-        prompt = self.prompts[0] if self.prompts else ANY_PROMPT
         try:
-            async with Services(stock, self._line) as services:
-                url = services.verifier_url
-                http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S)
-                async with http:
-                    await answered(http, prompt, tokens=1)
+            async with Services(stock, self._line) as services, _api(services) as http:
+                await answered(http, (self.prompts or [ANY_PROMPT])[0], tokens=1)
         except (ServiceError, httpx.HTTPError, ExceptionGroup):
             return False
         return True
@@ -338,9 +305,8 @@ class Quick:
         if UNEQUAL in works and self.device == "cpu":
             return "A CPU has no CUDA graphs."
         if ADAPTERS in works:
-            model = self.engines.plan.target_model
             try:
-                self.adapters = await asyncio.to_thread(adapters.write, model, folder)
+                await asyncio.to_thread(adapters.write, self.engines.plan.target_model, folder)
             except Exception as error:  # of libraries that read any model's configuration
                 return f"No adapter was made for this model: {error}"
         return ""
@@ -356,14 +322,14 @@ class Quick:
         if self.device == "cuda":
             options = "--query-gpu=memory.used,memory.total", "--format=csv"
             return (await command("nvidia-smi", *options))[1]
-        held = sum(resident_bytes(group) for group in services.pids.values())
+        held = sum(map(resident_bytes, services.pids.values()))
         return f"processes hold {held / 2**20:.0f} MiB"
 
-    async def _own(self, name: str, services: Services) -> tuple[bool, str]:
+    async def _own(self, name: str, services: Services) -> Found:
         """Compare texts of sessions with those of requests without one, in one engine. In a
         batch-invariant one none may differ; on two GPUs, or with other graphs, no more than in
         the control group."""
-        alone = await self._asked(_stock_url(services))
+        alone = await self._asked(services)
         self._keep_sources(alone)
         sessions = await self._in_sessions(services.verifier_url, alone)
         self.texts |= {name + PLUGGED: alone, name + FAST: sessions}
@@ -380,14 +346,14 @@ class Quick:
         """Return True if no more of the texts differ than in the control group. Raises NotRun
         without one."""
         if CONTROL not in self.texts:
-            raise NotRun(f"{_of(count, of)} texts differ, and there is no control group.")
+            raise NotRun(f"{count} of {of} texts differ, and there is no control group.")
         control = differing(self.texts[CONTROL], self.texts[UNPLUGGED])
         return fisher((count, of), control) >= LEAST_P
 
-    async def _with_adapters(self, services: Services) -> tuple[bool, str]:
+    async def _with_adapters(self, services: Services) -> Found:
         """Compare texts of sessions with two adapters at once with those of requests."""
-        url, known = _stock_url(services), await facts_of(services.verifier_url)
-        alone = {name: await self._asked(url, model=name) for name in known.adapters}
+        known = await facts_of(services.verifier_url)
+        alone = {name: await self._asked(services, model=name) for name in known.adapters}
         sessions = partial(self._in_sessions, services.verifier_url, at_once=AT_ONCE // 2)
         async with asyncio.TaskGroup() as tasks:
             running = {
@@ -404,22 +370,20 @@ class Quick:
         )
         return others > 0 and self._as_control(count, of), found
 
-    async def _stocks(self, services: Services) -> tuple[bool, str]:
-        url = services.verifier_url
-        alone, loaded = await self._asked(url), await self._asked(url, AT_ONCE)
+    async def _stocks(self, services: Services) -> Found:
+        alone, loaded = await self._asked(services), await self._asked(services, AT_ONCE)
         self._keep_sources(alone)
         self.texts |= {UNPLUGGED: alone, CONTROL: loaded}
         answers = f"{len(self.prompts)} prompts were answered with {', '.join(alone)}"
         return True, f"{answers}; alone, and {AT_ONCE} at once."
 
-    async def _switch(self, services: Services) -> tuple[bool, str]:
+    async def _switch(self, services: Services) -> Found:
         """Let sessions go on beside a request with a grammar and after it: steps wait for one
         another while it runs, and overlap again. `identity` compares the texts."""
         if PLUGGED not in self.texts:
             raise NotRun("There are no texts to draft.")
-        expected, url = self.texts[PLUGGED], _stock_url(services)
-        http = httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S)
-        async with http, asyncio.TaskGroup() as tasks:
+        expected = self.texts[PLUGGED]
+        async with _api(services) as http, asyncio.TaskGroup() as tasks:
             grammar = {"structured_outputs": {"regex": "[a-z ]*"}}
             asking = answered(http, self.prompts[0], tokens=TOKENS // 4, settings=grammar)
             waiting = tasks.create_task(asking)
@@ -429,7 +393,7 @@ class Quick:
         said = f"{len(waiting.result())} tokens with a grammar were generated beside sessions"
         return True, f"{said}; {count} of {of} texts differ from those alone."
 
-    async def _identity(self, _: Services) -> tuple[bool, str]:
+    async def _identity(self, _: Services) -> Found:
         """Compare our texts with stock vLLM's. Raises NotRun if some are missing."""
         names: Sequence[str] = (PLUGGED, FAST, SWITCHED)
         ours = {name: self.texts[name] for name in names if name in self.texts}
@@ -437,21 +401,19 @@ class Quick:
             raise NotRun("There are no texts to compare.")
         return compared(self.texts[UNPLUGGED], self.texts[CONTROL], ours)
 
-    async def _plain(self, name: str, services: Services) -> tuple[bool, str]:
+    async def _plain(self, name: str, services: Services) -> Found:
         """Measure requests without sessions, in vLLM's own API."""
         if not self.engines.sources:
             await self._stocks(services)
-        url, counts = _stock_url(services), self.engines.sessions
-        return await self._loaded(self.engines.load(url, {"cloud": name}, counts))
+        return await self._loaded(services.plain_url, {"cloud": name}, self.engines.sessions)
 
-    async def _sessions(self, name: str, services: Services) -> tuple[bool, str]:
-        url, arms = services.verifier_url, {"picospec": name}
-        return await self._loaded(self.engines.load(url, arms, [AT_ONCE], FAST_STEP_S))
+    async def _sessions(self, name: str, services: Services) -> Found:
+        return await self._loaded(services.verifier_url, {"picospec": name}, [AT_ONCE])
 
-    async def _loaded(self, load: Awaitable[tuple[bool, str]]) -> tuple[bool, str]:
+    async def _loaded(self, url: str, arms: dict[str, str], counts: Sequence[int]) -> Found:
         """Return the figures of a load, with the modes of its passes."""
         first = len(self.log)
-        right, found = await load
+        right, found = await self.engines.load(url, arms, counts, FAST_STEP_S)
         return right, f"{found}\n\n{graphs(self.log[first:])}"
 
     def _keep_sources(self, texts: Texts) -> None:
@@ -466,12 +428,12 @@ class Quick:
         on_gpu = self.device != "cpu"
         return {k: v for k, v in SETTINGS.items() if on_gpu or v["temperature"] == 0.0}
 
-    async def _asked(self, url: str, at_once: int = 1, **named: str) -> Texts:
+    async def _asked(self, services: Services, at_once: int = 1, **named: str) -> Texts:
         """Return the answers to all prompts with all settings, `at_once` at once. The greedy
         ones are as long as those of loads."""
         self.check.step(f"it answers, {at_once} at once")
         texts = {}
-        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=TIMEOUT_S) as http:
+        async with _api(services) as http:
             chats = [prompt.prompt for prompt in self.engines.prompts]
             self.prompts = self.prompts or [await tokenized(http, chat) for chat in chats]
             for name, settings in self.settings.items():
@@ -527,18 +489,11 @@ async def _awaited(text: Awaitable[Text]) -> Text:
     return await text
 
 
-def _stock_url(services: Services) -> str:
-    """Return the address of vLLM's own API: our verifier has it beside its own."""
-    named = dict(pairwise(services.plan.verifier_arguments))
-    own = None if services.plan.rival else named.get(PORT)
-    return f"http://{HOST}:{own}" if own else services.verifier_url
+def source(prompt: Text, text: Text) -> Source:
+    """Return what a scripted edge drafts along a text: a share of its tokens."""
+    return Source(prompt, text, guessed(text, RIGHT, random.Random(len(prompt)), RIGHT))
 
 
-def resident_bytes(group: int) -> int:
-    """Return the memory of the living processes of a group; 0 if not on Linux."""
-    pages = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError):
-            fields = stat.read_text().rpartition(")")[2].split()  # proc(5): from `state` on
-            pages += int(fields[21]) * (int(fields[2]) == group)
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def _api(services: Services) -> httpx.AsyncClient:
+    """Return a client of vLLM's own API."""
+    return httpx.AsyncClient(base_url=services.plain_url, trust_env=False, timeout=TIMEOUT_S)

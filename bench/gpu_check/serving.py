@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +15,7 @@ import httpx
 
 from bench.gpu_check.engines import ENGINE_S, FAST, FAST_STEP_S, OF_ARMS, Engines
 from bench.gpu_check.loads import MIN_RATIO
+from bench.gpu_check.parts import Found
 from bench.identity import (
     EDGES,
     LIKELIEST,
@@ -28,11 +30,11 @@ from bench.identity import (
     judged,
     tally,
 )
+from bench.link import Conditions
 from bench.run.client import Client, Question, Reply
-from bench.run.services import READY_WITHIN_S, EdgePlan, Services
+from bench.run.services import READY_WITHIN_S, EdgePlan, Services, linked
 from bench.tables import markdown
 from local_models.tokenizer_file import TokenizerFile
-from picospec.link_path import Conditions
 
 LINK: Final = Conditions(rtt_ms=20.0)
 """Speeds are compared over this link between user and GPU host."""
@@ -43,11 +45,9 @@ CLIENTS: Final = (1, 8)
 TURNS: Final = 2
 
 PARTS: Final = {
-    "start-up": READY_WITHIN_S + 30.0,
-    "identity": 300.0,
-    "cloud against picospec": 300.0,
+    "start-up": READY_WITHIN_S + 30.0, "identity": 300.0, "cloud against picospec": 300.0,
     "sessions": ENGINE_S,
-}
+}  # fmt: skip
 """Each part fails after this many seconds."""
 
 HEADINGS: Final = ("clients", "arm", "tokens/s in all", "first text, p50 ms")
@@ -66,14 +66,15 @@ class Serving:
         edges = {"picospec": EdgePlan(link=LINK), "bad": EDGES["bad"]}
         services = Services(replace(self.engines.plan, edges=edges))
         (start, start_s), *others = PARTS.items()
+        works = (self._texts, self._speeds, self._sessions)
         async with AsyncExitStack() as running:
-            if not await check.run(start, start_s, partial(_start, running, services)):
-                return check.skip("The services did not start.", *dict(others))
-            works = (self._texts, self.speeds, self._sessions)
-            for (name, limit_s), work in zip(others, works, strict=True):
-                await check.run(name, limit_s, partial(work, services))
+            parts = {
+                name: (limit_s, partial(work, services))
+                for (name, limit_s), work in zip(others, works, strict=True)
+            }
+            await check.run_group(start, start_s, partial(_start, running, services), parts)
 
-    async def _texts(self, services: Services) -> tuple[bool, str]:
+    async def _texts(self, services: Services) -> Found:
         """Compare the texts of edges with the plain engine's. Near-ties are no defect."""
         async with httpx.AsyncClient(base_url=services.verifier_url, trust_env=False) as http:
             packed = (await http.get("/v1/tokenizer")).raise_for_status().content
@@ -84,9 +85,7 @@ class Serving:
         answers = list[Answer]()
         async for answer in compare(*urls, batches, asking, explained):
             answers.append(answer)
-            self.engines.check.step(
-                f"{answer.arm} answered at temperature {answer.temperature:g}"
-            )
+            self.engines.check.step(f"{answer.arm} answered at T={answer.temperature:g}")
         stock = {answer.prompt: answer for answer in self.engines.texts}
         answers += [
             judged(replace(each, arm="plain, of stock vLLM's"), stock[each.prompt], explained)
@@ -98,17 +97,20 @@ class Serving:
             lines.append("- No draft token was accepted, so this shows nothing.")
         return not (idle or any(map(is_defect, answers))), "\n".join(lines)
 
-    async def _sessions(self, services: Services) -> tuple[bool, str]:
+    async def _sessions(self, services: Services) -> Found:
         """Measure the verifier under load, without sessions, and with those of two devices."""
         url, counts = services.verifier_url, self.engines.sessions
         right, slow = await self.engines.load(url, OF_ARMS, counts)
         fast = await self.engines.load(url, {"picospec": FAST}, counts, FAST_STEP_S)
         return right and fast[0], f"{slow}\n\n{fast[1]}"
 
-    async def speeds(self, services: Services) -> tuple[bool, str]:
+    async def _speeds(self, services: Services) -> Found:
+        async with linked(services.verifier_url, LINK) as (cloud_url, _):
+            urls = {"cloud": cloud_url, "picospec": services.edge_urls["picospec"]}
+            return await self.speeds(urls)
+
+    async def speeds(self, urls: Mapping[str, str]) -> Found:
         """Measure both arms alternately at each load, with prompts that were read before."""
-        cloud_url, _ = await services.linked(services.verifier_url, LINK)
-        urls = {"cloud": cloud_url, "picospec": services.edge_urls["picospec"]}
         lines, ratios = [], []
         for clients in CLIENTS:
             replies: dict[str, list[Reply]] = {arm: [] for arm in urls}
@@ -150,7 +152,7 @@ class Serving:
         return replies, perf_counter() - began_s
 
 
-async def _start(running: AsyncExitStack, services: Services) -> tuple[bool, str]:
+async def _start(running: AsyncExitStack, services: Services) -> Found:
     """Start the services. Raises ServiceError if one dies or takes too long."""
     began_s = perf_counter()
     await running.enter_async_context(services)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,30 +18,33 @@ from rich.console import Console
 
 from bench import options
 from bench.files import save
+from bench.link import Conditions
 from bench.pace import loads, machine
 from bench.pace.fake_target import FAKE_S
-from bench.pace.loads import DRAFT_S, Arm, Server, by_turns, rounds
-from bench.pace.results import Found, Line, found, tables
+from bench.pace.loads import DRAFT_S, Arm, Rounds, by_turns, rounds
+from bench.pace.results import Line, found, tables
 from bench.pace.script import Drafts
 from bench.pace.tiny_model import make
-from bench.pace.vllm_servers import MODEL, Vllm, on_stand_in
 from bench.run.client import AnswerError
-from bench.run.services import free_port, port
+from bench.run.rivals import PLAIN, Rival
+from bench.run.services import VLLMS_PORT, Services, ServicesPlan, free_port, linked
 from bench.simulator.edge import Answer
-from bench.simulator.hosts import Curve, Hosts
+from bench.simulator.hosts import Curve, Hosts, World
 from bench.simulator.source import Source
 from bench.simulator.world import Arm as Cloud
-from bench.simulator.world import World, picospec
+from bench.simulator.world import picospec
 from bench.simulator.world import simulate as answers
 from gateway.errors import ApiError
-from gateway.hosting.processes import Service, ServiceError
-from picospec.link import HOST
-from picospec.link_path import Conditions
+from gateway.hosting.processes import ServiceError
 from verifier.settings import VerifierSettings
 
 PASS_MS: Final = 8.0
 PARTS: Final = ("machine", "service")
 ARMS: Final = ("stock", "stock-sync", "plugin", "sessions", "mixed", "useless")
+Lines = AsyncGenerator[Line]
+Worker = Mapping[str, float]
+"""A Worker has the settings of the stand-in's worker."""
+
 DRAFTS: Final[Mapping[str, Drafts]] = {
     "sessions": "right", "mixed": "mixed", "useless": "useless"
 }  # fmt: skip
@@ -51,17 +56,22 @@ FAILURES: Final = (ServiceError, AnswerError, ApiError, httpx.HTTPError, OSError
 SERVICE: Final = f"The verifier's service and edges, beside a fake target of {PASS_MS:g} ms"
 STAND_IN: Final = "vLLM with a stand-in for the GPU"
 
-Counts = Annotated[str, typer.Option(help="Numbers of clients.")]
-Out = Annotated[Path, typer.Option("--json", help="Where the results go.")]
+MODEL: Final = "tiny"
+ANY_CORES: Final = frozenset[int]()
+ENVIRONMENT: Final = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1",
+    "VLLM_USE_V2_MODEL_RUNNER": "1",
+}  # fmt: skip
+
 Turns = Annotated[int, typer.Option(help="Times that each load is measured.")]
 
 
 def host(
-    out: Out,
+    out: options.Out,
     parts: Annotated[str, typer.Option(help=f"Of {', '.join(PARTS)}.")] = ",".join(PARTS),
     steps: Annotated[int, typer.Option(help="Steps of the machine to time.")] = 120,
-    machine_sessions: Counts = "1,4,16,64,256",
-    sessions: Counts = "1,16,64",
+    machine_sessions: options.Counts = "1,4,16,64,256",
+    sessions: options.Counts = "1,16,64",
     tokens: options.Tokens = 150,
     turns: Turns = 4,
     together: Annotated[
@@ -75,27 +85,29 @@ def host(
     target.
     """
     with options.checked():
-        names = _known(parts, PARTS)
-        of_machine, of_service = map(_counts, (machine_sessions, sessions))
+        names = options.known(parts, PARTS)
+        of_machine, of_service = map(options.counts, (machine_sessions, sessions))
+
+    async def lines() -> Lines:
+        if "machine" in names:
+            for count, figures in machine.measured(of_machine, steps):
+                yield Line(machine.PART, {"sessions": count}, figures)
+        if "service" in names:
+            async for line in _service(of_service, tokens, turns, together=together):
+                yield line
+
     settings = {
         "steps": steps, "tokens": tokens, "turns": turns, "together": int(together),
         "pass_ms": PASS_MS, "draft_ms": 1000 * DRAFT_S,
     }  # fmt: skip
-    results = found(settings, verifier_python)
-    with _shown(results):
-        if "machine" in names:
-            for count, figures in machine.measured(of_machine, steps):
-                _keep(results, Line(machine.PART, {"sessions": count}, figures), out)
-        if "service" in names:
-            lines = _service(of_service, tokens, turns, together=together)
-            asyncio.run(_keep_all(results, lines, out))
+    _measure(lines(), settings, verifier_python, out)
 
 
 def standin(
-    out: Out,
+    out: options.Out,
     passes: Annotated[str, typer.Option(help="Times of a pass in ms.")] = "8,25",
-    clients: Counts = "1,16,64",
-    rtt: Annotated[str, typer.Option(help="Round trips in ms.")] = "0,20",
+    clients: options.Counts = "1,16,64",
+    rtt: options.Rtt = "0,20",
     arms: Annotated[str, typer.Option(help=f"Of {', '.join(ARMS)}.")] = "stock,plugin,sessions",
     launch: Annotated[float, typer.Option(help="Time of a launch in ms.")] = 0.0,
     draft: Annotated[float, typer.Option(help="Time of a draft token in ms.")] = 1000 * DRAFT_S,
@@ -111,75 +123,57 @@ def standin(
     five are; useless: none is. Arms take turns; ratios are to the first.
     """
     with options.checked():
-        names, counts = _known(arms, ARMS), _counts(clients)
-        times, distances = options.numbers(passes), options.numbers(rtt)
+        names, times = options.known(arms, ARMS), options.numbers(passes)
+        grid = list(product(options.numbers(rtt), options.counts(clients)))
+
+    async def lines() -> Lines:
+        for pass_ms in times:
+            worker = {"pass_ms": pass_ms, "twice_at": twice_at, "launch_ms": launch}
+            of = (worker, names, grid, tokens, turns, draft / 1000)
+            async for line in _stood_in(verifier_python, *of):
+                yield line
+
     settings = {
         "tokens": tokens, "turns": turns, "launch_ms": launch, "twice_at": twice_at,
         "draft_ms": draft,
     }  # fmt: skip
-    results = found(settings, verifier_python)
-    with _shown(results):
-        for pass_ms in times:
-            worker = {"pass_ms": pass_ms, "twice_at": twice_at, "launch_ms": launch}
-            grid = [(rtt_ms, count) for rtt_ms in distances for count in counts]
-            lines = _stood_in(verifier_python, worker, names, grid, tokens, turns, draft / 1000)
-            asyncio.run(_keep_all(results, lines, out))
+    _measure(lines(), settings, verifier_python, out)
 
 
-def _counts(text: str) -> list[int]:
-    return [int(count) for count in text.split(",")]
+def _measure(lines: Lines, settings: Mapping[str, str | float], python: str, out: Path) -> None:
+    """Save the results after each line, and show all at the end, also if a server or a client
+    fails, which ends the command with the first error."""
+    results = found(settings, python)
 
+    async def keep() -> None:
+        async with aclosing(lines):
+            async for line in lines:
+                results.lines.append(line)
+                save(results, out)
+                typer.echo(tables([line]).splitlines()[-1], err=True)
 
-def _known(text: str, known: Sequence[str]) -> list[str]:
-    """Return the names in a text. Raises ValueError."""
-    names = options.names(text)
-    if not names or (unknown := set(names) - set(known)):
-        raise ValueError(
-            f"{', '.join(sorted(unknown)) if names else 'nothing'}: not of {known}"
-        )
-    return names
-
-
-def _keep(results: Found, line: Line, out: Path) -> None:
-    """Add a line to the results, save them, and show that there is progress."""
-    results.lines.append(line)
-    save(results, out)
-    typer.echo(tables([line]).splitlines()[-1], err=True)
-
-
-async def _keep_all(results: Found, lines: AsyncGenerator[Line], out: Path) -> None:
-    async with aclosing(lines):
-        async for line in lines:
-            _keep(results, line, out)
-
-
-@contextmanager
-def _shown(results: Found) -> Iterator[None]:
-    """Show the results at the end, also if a server or a client fails, which ends the command
-    with the first error."""
     try:
-        yield
+        asyncio.run(keep())
     except* FAILURES as errors:
         typer.echo(tables(results.lines))
         options.fail(Console(stderr=True), errors)
     typer.echo(tables(results.lines))
 
 
-async def _service(
-    counts: Sequence[int], tokens: int, turns: int, *, together: bool
-) -> AsyncGenerator[Line]:
+async def _service(counts: Sequence[int], tokens: int, turns: int, *, together: bool) -> Lines:
     """Load the verifier's service with edges, at each number of them, or with one edge that has
     so many sessions."""
-    url = f"http://{HOST}:{free_port()}"
-    command = (
-        sys.executable, "-m", "bench.pace.fake_target", "--port", f"{port(url)}",
-        "--pass-ms", f"{PASS_MS}", "--sessions", f"{max(counts)}",
+    passes = ("--pass-ms", f"{PASS_MS}", "--sessions.max-sessions", f"{max(counts)}")
+    plan = ServicesPlan(
+        "fake", "", {}, "vllm", passes, verifier_module="bench.pace.fake_target",
+        verifier_cores=ANY_CORES,
     )  # fmt: skip
-    async with Server(Service("verifier", command, url)) as server:
+    async with Services(plan) as services:
+        url, group = services.verifier_url, services.pids["verifier"]
         for count in counts:
             turns_by_client = rounds(count, turns, tokens)
             async with loads.edges(url, turns_by_client, together=together) as clients:
-                arms = {"sessions": Arm(clients, turns_by_client, server.group)}
+                arms = {"sessions": Arm(clients, turns_by_client, group)}
                 fake_s = await _fake_s(url)
                 measured = (await by_turns(arms, tokens))["sessions"]
                 fake_s = await _fake_s(url) - fake_s
@@ -195,38 +189,24 @@ async def _fake_s(url: str) -> float:
 
 
 async def _stood_in(
-    python: str,
-    worker: Mapping[str, float],
-    names: Sequence[str],
-    grid: Sequence[tuple[float, int]],
-    tokens: int,
-    turns: int,
-    draft_s: float,
-) -> AsyncGenerator[Line]:
+    python: str, worker: Worker, names: Sequence[str],
+    grid: Sequence[tuple[float, int]], tokens: int, turns: int, draft_s: float,
+) -> Lines:  # fmt: skip
     """Load the servers that the arms need, over each round trip with so many clients."""
     most = max(count for _, count in grid)
     async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        model = make(folder)
-        servers: dict[str, tuple[Vllm, Server]] = {}
-        for kind in dict.fromkeys(name if "stock" in name else "plugin" for name in names):
-            server = on_stand_in(
-                python, model, 2 * most, worker, plugin=kind == "plugin",
-                synchronous=kind == "stock-sync",
-            )  # fmt: skip
-            servers[kind] = server, await stack.enter_async_context(Server(server.service))
+        model = make(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        servers: dict[str, Services] = {}
+        for kind in dict.fromkeys(map(_kind, names)):
+            plan = on_stand_in(python, model, 2 * most, worker, kind)
+            servers[kind] = await stack.enter_async_context(Services(plan))
         for rtt_ms, count in grid:
             async with AsyncExitStack() as clients:
                 arms = {}
                 for name in names:
-                    turns_by_client = rounds(count, turns, tokens, DRAFTS.get(name, "right"))
-                    server, started = servers[name if "stock" in name else "plugin"]
-                    far = await clients.enter_async_context(
-                        loads.linked(_url(name, server), rtt_ms)
-                    )
-                    arms[name] = await _arm(
-                        clients, name, far, started, turns_by_client, draft_s
-                    )
+                    asked = rounds(count, turns, tokens, DRAFTS.get(name, "right"))
+                    server = servers[_kind(name)]
+                    arms[name] = await _arm(clients, name, server, rtt_ms, asked, draft_s)
                 measured = await by_turns(arms, tokens)
             for name, of_arm in measured.items():
                 load = {"pass, ms": worker["pass_ms"], "RTT, ms": rtt_ms, "clients": count}
@@ -238,7 +218,7 @@ async def _stood_in(
 
 
 def _simulated(
-    worker: Mapping[str, float], rtt_ms: float, draft_s: float, sources: Sequence[Source]
+    worker: Worker, rtt_ms: float, draft_s: float, sources: Sequence[Source]
 ) -> float:
     """Return the simulator's rate of these edges over that of plain requests."""
     pass_s = worker["pass_ms"] / 1000
@@ -256,23 +236,46 @@ def _rate(answers: Sequence[Answer]) -> float:
     return sum(a.tokens for a in answers) / seconds
 
 
-def _url(name: str, server: Vllm) -> str:
-    """Return the address that the clients of an arm ask."""
-    return server.sessions_url if name in DRAFTS else server.plain_url
+def _kind(arm: str) -> str:
+    """Return which server an arm needs: vLLM alone, also synchronous, or with the plugin."""
+    return arm if "stock" in arm else "plugin"
 
 
 async def _arm(
-    stack: AsyncExitStack,
-    name: str,
-    far: str,
-    started: Server,
-    prompts_by_client: Sequence[Sequence[Source]],
-    draft_s: float,
-) -> Arm:
-    """Open the clients of an arm. far: the address of the server at its distance."""
+    stack: AsyncExitStack, name: str, server: Services, rtt_ms: float,
+    rounds: Rounds, draft_s: float,
+) -> Arm:  # fmt: skip
+    """Open the clients of an arm, at a distance from its server."""
+    url = server.verifier_url if name in DRAFTS else server.plain_url
+    if rtt_ms:
+        url, _ = await stack.enter_async_context(linked(url, Conditions(rtt_ms)))
     if name in DRAFTS:
-        edges = loads.edges(far, prompts_by_client, draft_s=draft_s)
+        edges = loads.edges(url, rounds, draft_s=draft_s)
         clients = await stack.enter_async_context(edges)
     else:
-        clients = [loads.plain(far, MODEL)] * len(prompts_by_client[0])
-    return Arm(clients, prompts_by_client, started.group)
+        clients = [loads.plain(url, MODEL)] * len(rounds[0])
+    return Arm(clients, rounds, server.pids["verifier"])
+
+
+def on_stand_in(
+    python: str, model: Path, clients: int, worker: Worker, kind: str
+) -> ServicesPlan:
+    """Return a server on the stand-in for a GPU, for so many requests at once. worker: the
+    stand-in's settings."""
+    stand_in = "bench.pace.standin.StandIn"
+    options = {
+        "dtype": "bfloat16", "max-model-len": "2048", "block-size": "16",
+        "load-format": "dummy", "max-num-batched-tokens": "2048",
+        "max-num-seqs": f"{clients}", "served-model-name": MODEL,
+        "worker-cls": f"{stand_in}Worker",
+        "distributed-executor-backend": f"{stand_in}Executor",
+        "additional-config": json.dumps({"standin": worker}),
+        **({"async-scheduling": "false"} if kind == "stock-sync" else {}),
+    }  # fmt: skip
+    arguments = [text for pair in options.items() for text in (f"--vllm.{pair[0]}", pair[1])]
+    arguments += ["--sessions.max-sessions", f"{clients}", VLLMS_PORT, f"{free_port()}"]
+    rival = None if kind == "plugin" else Rival(PLAIN)
+    return ServicesPlan(
+        str(model), "", {}, "vllm", arguments, python, ANY_CORES, environment=ENVIRONMENT,
+        rival=rival,
+    )  # fmt: skip

@@ -1,6 +1,7 @@
 """A target without a model, whose text is the script's: it shows what the service alone costs.
 
-    python -m bench.pace.fake_target --port N --pass-ms 8 --sessions 64
+    python -m bench.pace.fake_target --target vllm --model fake --host 127.0.0.1 --port N \
+        --pass-ms 8 --sessions.max-sessions 64
 
 Each pass takes the same time, and has all sessions that may begin. The service runs as it
 ships, in its own process.
@@ -22,6 +23,7 @@ import typer
 from fastapi import FastAPI
 from prometheus_client import Gauge
 
+from bench.options import VERIFIER_OPTIONS
 from bench.pace.script import VOCABULARY, key, said
 from gateway.hosting.server import serve
 from speculation.answer_cache import Owner
@@ -30,6 +32,7 @@ from speculation.messages import Open, Pushed
 from speculation.model_facts import Limits, ModelFacts
 from speculation.verify_session import Pass, VerifyingSession
 from speculation.wire import Framed
+from verifier.__main__ import nested
 from verifier.app import build
 from verifier.metrics import VerifierMetrics
 from verifier.settings import VerifierSettings, load
@@ -44,9 +47,8 @@ class _Running:
     """Keeps a session. deliver: gets its replies. over: set once it has ended."""
 
     def __init__(self, request: Open, limits: Limits, deliver: Deliver) -> None:
-        self.session = VerifyingSession(
-            request, limits, vocabulary_size=VOCABULARY, u=itertools.repeat(0.5)
-        )
+        halves = itertools.repeat(0.5)
+        self.session = VerifyingSession(request, limits, vocabulary_size=VOCABULARY, u=halves)
         self._key, self._prompt_tokens = key(request.prompt), len(request.prompt)
         self._deliver = deliver
         self.over = asyncio.Event()
@@ -149,20 +151,14 @@ def _app(settings: VerifierSettings, pass_s: float) -> FastAPI:
     return build(settings, partial(FakeTarget, pass_s, slots, limits))
 
 
-def main(
-    port: Annotated[int, typer.Option()],
-    pass_ms: Annotated[float, typer.Option()],
-    sessions: Annotated[int, typer.Option()],
-) -> None:
-    """Serve sessions whose draft tokens are judged by the script."""
-    overrides = {
-        "port": port,
-        "target": "vllm",  # its limits are a GPU's
-        "sessions": {"max_sessions": sessions},
-    }
-    settings = load(None, os.environ, overrides)
+def main(context: typer.Context, pass_ms: Annotated[float, typer.Option()]) -> None:
+    """Serve sessions whose draft tokens are judged by the script. It has the verifier's
+    options, and the limits of a GPU with --target vllm."""
+    settings = load(None, os.environ, nested(context.args))
     serve(settings, partial(_app, settings, pass_ms / 1000))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer()
+    app.command(context_settings=VERIFIER_OPTIONS)(main)
+    app()

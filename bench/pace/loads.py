@@ -13,7 +13,6 @@ from itertools import islice
 from time import perf_counter, process_time
 from typing import Final
 
-import httpx
 import msgspec
 
 from bench.clients import Answered, Client, ScriptedDrafter, scripted
@@ -21,14 +20,11 @@ from bench.host import processor_s_by_title
 from bench.pace import script
 from bench.pace.script import VOCABULARY, Drafts
 from bench.run.client import AnswerError
-from bench.run.services import READY_WITHIN_S, Started, port
+from bench.run.services import port
 from bench.simulator.hosts import Curve
 from bench.simulator.source import Source
 from bench.statistics import mean
-from gateway.hosting.processes import Child, Service, while_alive
-from gateway.hosting.readiness import until_ready
-from picospec.link import HOST, Link
-from picospec.link_path import Conditions
+from picospec.link import HOST
 
 DRAFT_S: Final = 0.005
 """A scripted edge makes a draft token in this time, if nothing else is asked for."""
@@ -40,22 +36,8 @@ _KINDS: Final = {"VLLM::EngineCore": "engine", "VLLM::Worker": "worker"}
 """A process whose title has this is one of vLLM's; any other serves the API."""
 
 
-class Server(Started):
-    """Runs a service. Entering it raises ServiceError."""
-
-    def __init__(self, service: Service) -> None:
-        super().__init__()
-        self.service = service
-        self.group = 0
-
-    async def _start(self) -> None:
-        relays = await self.enter_async_context(asyncio.TaskGroup())
-        child = Child(self.service, lambda name, line: None, relays)
-        await self.enter_async_context(child)
-        async with httpx.AsyncClient(trust_env=False) as client:
-            ready = until_ready([self.service], client, within_s=READY_WITHIN_S)
-            await while_alive([child], ready)
-        self.group = child.pid
+Rounds = Sequence[Sequence[Source]]
+"""These are what each client asks, round by round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +45,7 @@ class Arm:
     """An Arm loads one server. group: the server's processes."""
 
     clients: Sequence[Client]
-    rounds: Sequence[Sequence[Source]]
+    rounds: Rounds
     """In a round each client asks for one source. The first round is the warm-up; no later one
     repeats a question, because edges keep answers and propose them again."""
 
@@ -113,15 +95,11 @@ async def by_turns(arms: Mapping[str, Arm], tokens: int) -> dict[str, list[Turn]
     return turns_by_arm
 
 
-def rounds(
-    clients: int, turns: int, tokens: int, drafts: Drafts = "right"
-) -> list[list[Source]]:
+def rounds(clients: int, turns: int, tokens: int, drafts: Drafts = "right") -> Rounds:
     """Return what each client asks in each turn, the warm-up included."""
     prompts = iter(script.prompts(clients * (turns + 1)))
-    return [
-        [script.source(p, tokens, drafts) for p in islice(prompts, clients)]
-        for _ in range(turns + 1)
-    ]
+    sources = (script.source(prompt, tokens, drafts) for prompt in prompts)
+    return [list(islice(sources, clients)) for _ in range(turns + 1)]
 
 
 def figures(turns: Sequence[Turn], base: Sequence[Turn] = ()) -> dict[str, float]:
@@ -156,22 +134,8 @@ def _spent_s(group: int) -> dict[str, float]:
 
 
 @asynccontextmanager
-async def linked(url: str, rtt_ms: float) -> AsyncGenerator[str]:
-    """Yield a URL that reaches a service over this distance; 0: the service's own."""
-    if not rtt_ms:
-        yield url
-        return
-    async with Link((HOST, port(url)), Conditions(rtt_ms)) as link:
-        yield f"http://{HOST}:{link.port}"
-
-
-@asynccontextmanager
 async def edges(
-    url: str,
-    rounds_: Sequence[Sequence[Source]],
-    *,
-    together: bool = False,
-    draft_s: float = DRAFT_S,
+    url: str, rounds_: Rounds, *, together: bool = False, draft_s: float = DRAFT_S
 ) -> AsyncGenerator[list[Client]]:
     """Yield a scripted edge for each source of a round, or one that is asked by all. Its
     answers have as many tokens as were asked for. draft_s: it makes a draft token in this

@@ -94,9 +94,8 @@ class Fleet:
         }  # they do not all draft at the same moment
         self.now = 0.0
         self.timed = Stopwatch()
-        request = Open(
-            "m", "v", tuple(range(100, 300)), Sampling(0.0), 1, 1 << 20, (), ngram_drafts=True
-        )
+        prompt, most = tuple(range(100, 300)), 1 << 20
+        request = Open("m", "v", prompt, Sampling(0.0), 1, most, (), ngram_drafts=True)
         for name in self._edges:
             self._machine.open(name, request, LIMITS, vocabulary_size=1000, now=0.0)
         for rows in SIZES * 4:

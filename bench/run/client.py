@@ -84,15 +84,14 @@ class Reply:
         return [later - sooner for sooner, later in pairwise(self.arrivals_s)]
 
 
+Clock = Callable[[], float]
+
+
 class Client:
     """Asks one service over a connection that stays open. http: has the service's URL."""
 
-    def __init__(
-        self, http: httpx.AsyncClient, clock: Callable[[], float] = perf_counter
-    ) -> None:
-        self._http = http
-        self._clock = clock
-        self._model = ""
+    def __init__(self, http: httpx.AsyncClient, clock: Clock = perf_counter) -> None:
+        self._http, self._clock, self._model = http, clock, ""
 
     async def ask(self, question: Question) -> Reply:
         """Return the whole answer. Raises AnswerError or httpx.TransportError."""
@@ -151,16 +150,10 @@ def _reply(chunks: Sequence[tuple[float, dict[str, Any]]]) -> Reply:
     reports = [(at_s, chunk.get("speculation") or {}) for at_s, chunk in chunks]
     drafted_s = (at_s for at_s, event in reports if event.get("drafted"))
     return Reply(
-        text,
-        usage["completion_tokens"],
-        tuple(at_s for at_s, _ in pieces),
-        len(pieces[0][1]) / len(text) if text else 0.0,
-        ends_s[-1],
-        speculation.get("num_draft_tokens", 0),
-        accepted,
+        text, usage["completion_tokens"], tuple(at_s for at_s, _ in pieces),
+        len(pieces[0][1]) / len(text) if text else 0.0, ends_s[-1],
+        speculation.get("num_draft_tokens", 0), accepted,
         speculation.get("num_target_passes", max(1, usage["completion_tokens"] - accepted)),
-        usage["prompt_tokens"],
-        next(drafted_s, None),
-        dict(reports[-1][1].get("tokens") or {}),
+        usage["prompt_tokens"], next(drafted_s, None), dict(reports[-1][1].get("tokens") or {}),
         list(chain.from_iterable(scored)),
-    )
+    )  # fmt: skip

@@ -18,8 +18,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, groupby, product, zip_longest
 from pathlib import Path
 from types import MappingProxyType
@@ -34,6 +36,7 @@ from rich.progress import MofNCompleteColumn, Progress
 from bench import long_work, options
 from bench.files import save
 from bench.host import commit, this_host
+from bench.link import Conditions
 from bench.prompts import SHIPPED, Conversation, Prompt, read
 from bench.results import Answer, Results, Settings, rows
 from bench.run.arms import NAMES, Arm, parse
@@ -43,7 +46,6 @@ from bench.run.services import CONTEXT_TOKENS, ServicesPlan, pins, verifier_argu
 from gateway.hosting.processes import ServiceError
 from gateway.ports import NONE
 from local_models.errors import ModelError
-from picospec.link_path import Conditions
 
 WATCHED: Final = MappingProxyType({"include_speculation": True})
 """In scenarios an edge also reports the origins of its tokens, as it does for the page."""
@@ -203,11 +205,11 @@ def edge_environment(context_tokens: int) -> dict[str, str]:
 
 def run(
     context: typer.Context,
-    out: Annotated[Path, typer.Option("--json", help="Where the results go.")],
+    out: options.Out,
     arms: Annotated[
         str, typer.Option(help=f"Of {', '.join(NAMES)}.")
     ] = "cloud,picospec,sync:4,paper:4",
-    rtt: Annotated[str, typer.Option(help="Round trips in ms, e.g. 10,50.")] = "10",
+    rtt: options.Rtt = "10",
     rate: Annotated[str, typer.Option(help="Mbit/s each way, e.g. 100,0.064.")] = "",
     jitter: Annotated[float, typer.Option(help="The RTT varies by so much, ms.")] = 0.0,
     loss: Annotated[float, typer.Option(help="Probability of a lost segment.")] = 0.0,
@@ -269,68 +271,55 @@ class Run:
         """Ask everything. The file is complete after every answer. Raises ServiceError,
         ModelError, AnswerError or httpx.TransportError."""
         columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-        progress = Progress(*columns, console=console)
-        results = self._nothing_yet()
-        planned = stints(self.plan)
-        task = progress.add_task("", total=sum(map(len, planned)))
-
-        def show(what: str) -> None:
-            progress.update(task, description=what)
-
-        def keep(answer: Answer | str) -> None:
-            nonlocal results
-            progress.advance(task)
-            if isinstance(answer, str):
-                if answer:
-                    console.print(answer, markup=False, soft_wrap=True)
-                return
-            answers = [*results.answers, answer]
-            results = msgspec.structs.replace(results, rows=rows(answers), answers=answers)
-            save(results, self.out)
-
-        with progress:
+        results, planned = self._nothing_yet(), stints(self.plan)
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("", total=sum(map(len, planned)))
+            show = partial(progress.update, task)
             for stint in planned:
-                await self._stint(stint, show, keep)
+                async with aclosing(self._stint(stint, show)) as found:
+                    async for answer in found:
+                        progress.advance(task)
+                        if isinstance(answer, Answer):
+                            results = _with(results, answer)
+                            save(results, self.out)
+                        elif answer:
+                            console.print(answer, markup=False, soft_wrap=True)
         return results
 
     async def _stint(
-        self,
-        turns: Sequence[Turn],
-        show: Callable[[str], None],
-        keep: Callable[[Answer | str], None],
-    ) -> None:
+        self, turns: Sequence[Turn], show: Callable[..., None]
+    ) -> AsyncGenerator[Answer | str]:
         """Start one engine with the other services of its arms, and ask them. A scenario ends
-        with the context: `keep` then gets a line on it, and "" for each further turn."""
+        with the context: this then yields a line on it, and "" for each further turn."""
         link, conversation, full = None, Conversation(), ""
-        show(f"starting {turns[0].arm.engine or 'the services'}")
+        show(description=f"starting {turns[0].arm.engine or 'the services'}")
         own = {turn.arm.name: turn.arm for turn in turns}
         async with LiveArms(self.services, list(own.values())) as arms:
             for turn in turns:
-                show(f"{turn.prompt.id} {turn.arm.name} at {turn.link.rtt_ms:g} ms")
+                asked = f"{turn.prompt.id} {turn.arm.name} at {turn.link.rtt_ms:g} ms"
+                show(description=asked)
                 if turn.link != link:
                     await arms.become(link := turn.link)
                 if full and turn.prompt.scenario == full:
-                    keep("")
+                    yield ""
                     continue
                 try:
-                    keep(await _answered(turn, arms.by_name[turn.arm.name], conversation))
+                    yield await _answered(turn, arms.by_name[turn.arm.name], conversation)
                 except TooLong as error:
                     if not (full := turn.prompt.scenario):
                         raise
-                    keep(f"{turn.arm.name}: {full} ends before {turn.prompt.id}: {error}")
+                    yield f"{turn.arm.name}: {full} ends before {turn.prompt.id}: {error}"
 
     def _nothing_yet(self) -> Results:
         plan, services, first = self.plan, self.services, self.plan.links[0]
         link: dict[str, float | None] = {"jitter_ms": first.jitter_ms, "loss": first.loss}
         settings: Settings = {
-            "arms": [arm.name for arm in plan.arms],
-            "tokens": plan.tokens,
-            "repeats": plan.repeats,
-            "seed": plan.seed,
+            "arms": [arm.name for arm in plan.arms], "tokens": plan.tokens,
+            "repeats": plan.repeats, "seed": plan.seed,
             "verifier_cores": _listed(services.verifier_cores),
             "edge_cores": _listed(services.edge_cores),
             "driver_cores": _listed(os.sched_getaffinity(0)),
-        }
+        }  # fmt: skip
         return Results(this_host(), commit(), services.models, link, settings, [], [])
 
 
@@ -340,6 +329,11 @@ async def _answered(turn: Turn, arm: LiveArm, conversation: Conversation) -> Ans
     reply, costs = await arm.ask(question, cold=bool(turn.prompt.scenario))
     conversation.answered(turn.prompt, reply.text)
     return answer(turn, reply, costs)
+
+
+def _with(results: Results, answer: Answer) -> Results:
+    answers = [*results.answers, answer]
+    return msgspec.structs.replace(results, rows=rows(answers), answers=answers)
 
 
 def _listed(cores: Collection[int]) -> str:

@@ -13,13 +13,11 @@ from time import monotonic
 import httpx
 
 from bench.host import processor_s, stolen_s
+from bench.link import Conditions, EmulatedLink
 from bench.run.arms import Arm
 from bench.run.client import Client, Question, Reply
-from bench.run.services import Services, ServicesPlan, Started
-from edge_agent.draft.loading import find
+from bench.run.services import Services, ServicesPlan, Started, linked
 from local_models.store import open_store
-from picospec.link import Link
-from picospec.link_path import Conditions
 
 SETTLING_CHECKS = 24
 """An edge makes this many health checks after a change of the link. Each is a sample of its
@@ -98,7 +96,7 @@ class LiveArms(Started):
         self._arms = arms
         edges = {arm.name: arm.edge for arm in arms if arm.edge}
         self._services = Services(replace(plan, edges=edges, rival=arms[0].rival))
-        self._links: list[Link] = []
+        self._links: list[EmulatedLink] = []
         self._far_edges: list[httpx.AsyncClient] = []
 
     async def _start(self) -> None:
@@ -114,15 +112,14 @@ class LiveArms(Started):
 
     async def _live(self, arm: Arm) -> LiveArm:
         services = self._services
-        match arm.place:
-            case "cloud":
-                url, link = await self.linked(services.verifier_url)
-            case "near":
-                url, link = await self.linked(services.edge_urls[arm.name])
-            case "far":
-                url, link = services.edge_urls[arm.name], services.links[arm.name]
-            case "alone":
-                return await self._alone()
+        if arm.place == "alone":
+            return await self._alone()
+        cloud = arm.place == "cloud"
+        url = services.verifier_url if cloud else services.edge_urls[arm.name]
+        if arm.place == "far":
+            link = services.links[arm.name]
+        else:
+            url, link = await self.enter_async_context(linked(url))
         self._links.append(link)
         edge = await self._http(services.edge_urls[arm.name], 30) if arm.edge else None
         if edge and arm.place == "far":
@@ -138,7 +135,7 @@ class LiveArms(Started):
     async def _alone(self) -> LiveArm:
         """Serve the draft model as a target, on the edge's cores."""
         plan = self._services.plan
-        model = str(find(plan.draft_model, open_store(os.environ)))
+        model = str(open_store(os.environ).find(plan.draft_model, "draft").path)
         arguments = ("--llama.slots", "1", "--llama.threads", "1")
         draft_only = replace(
             plan, target_model=model, edges={}, target="llama", verifier_arguments=arguments,

@@ -24,10 +24,7 @@ TOKENS: Final = {NGRAM: 32, SUFFIX: 32, DRAFT: 2}
 _LOOKUP: Final = {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
 """An n-gram that is looked up in the text has a length in this range, in tokens."""
 
-_SUFFIX: Final = {
-    "suffix_decoding_max_spec_factor": 4.0,
-    "suffix_decoding_min_token_prob": 0.3,
-}
+_SUFFIX: Final = {"suffix_decoding_max_spec_factor": 4.0, "suffix_decoding_min_token_prob": 0.3}
 """vLLM drafts up to the first number of tokens for each matching one, and only tokens whose
 frequency there is at least the second."""
 
@@ -36,6 +33,9 @@ _FORGETS: Final = {"suffix_decoding_max_cached_requests": 0}
 
 _PACKAGE: Final = "arctic-inference==0.1.1"
 _HAS_PACKAGE: Final = "from importlib import util; exit(not util.find_spec('arctic_inference'))"
+
+
+Words = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +85,16 @@ class Rival:
                 return {}
         return {**method, "num_speculative_tokens": self.tokens}
 
-    def command(
-        self, python: str, model: str, draft_model: str, more: tuple[str, ...]
-    ) -> tuple[str, ...]:
+    def command(self, python: str, model: str, draft_model: str, more: Words) -> Words:
         """Return the command that starts its server. more: the verifier's options."""
         speculation = json.dumps(self.speculation(draft_model))
         module = (python, "-m", "bench.run.stock_vllm", "--model", model)
         return (*module, "--speculation", speculation, *more)
 
-    def check(
-        self, target: str, python: str, draft_model: str, temperatures: Sequence[float]
-    ) -> None:
-        """Raise a ValueError that names what the arm lacks, before anything is started."""
-        if any(temperatures):
+    def check(self, target: str, python: str, draft_model: str, at: Sequence[float]) -> None:
+        """Raise a ValueError that names what the arm lacks, before anything is started. at: the
+        temperatures."""
+        if any(at):
             reason = "vLLM for CPUs draws wrongly where it speculates"
             raise ValueError(f"{self.name} is measured at temperature 0 only: {reason}")
         if target != "vllm":

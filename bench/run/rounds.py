@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final
 
@@ -16,6 +15,7 @@ import numpy as np
 import typer
 
 from bench.run.round_policy import RoundPolicy
+from bench.traces import Text
 from edge_agent import engine
 from edge_agent.__main__ import serve
 from edge_agent.draft import loading
@@ -25,7 +25,6 @@ from local_models.llama_cpp.context_length import Length
 from local_models.llama_cpp.model import Model
 from speculation.distributions import Q_SCALE, QuantisedDistribution
 from speculation.draft_token import DraftToken
-from speculation.model_facts import TokenId
 
 STEP_S: Final = 0.02
 """A step takes this long: about as long as with half a billion weights on one core."""
@@ -43,17 +42,11 @@ class UselessDrafter(NoDrafter):
     separate: bool
     """True if each token needs its distribution."""
 
-    def take(
-        self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
-    ) -> UselessDrafter:
+    def take(self, prompt: Text, *_: object, **__: object) -> UselessDrafter:
         return self
 
     async def step(
-        self,
-        context: Sequence[TokenId],
-        sampler: StepSampler,
-        *,
-        ahead: Sequence[TokenId] = (),
+        self, context: Text, sampler: StepSampler, *, ahead: Text = ()
     ) -> list[DraftToken]:
         """Return a random token with confidence 1 and, in `separate`, all weight on it."""
         await asyncio.sleep(STEP_S)
@@ -67,9 +60,8 @@ class UselessDrafter(NoDrafter):
 
 def make_drafter(model: Model, settings: EdgeSettings, _: Length) -> UselessDrafter:
     """Return the drafter for an edge with these settings."""
-    return UselessDrafter(
-        len(model.vocabulary.pieces), np.random.default_rng(), settings.judge == "separate"
-    )
+    size, separate = len(model.vocabulary.pieces), settings.judge == "separate"
+    return UselessDrafter(size, np.random.default_rng(), separate)
 
 
 def become(rounds: str) -> None:

@@ -10,21 +10,22 @@ import random
 import socket
 import sys
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, Self
 
 import httpx
 
+from bench.link import Conditions, EmulatedLink
 from bench.run.rivals import Rival
 from gateway.hosting.cores import Pins, cores_of, parse_pins, share
 from gateway.hosting.processes import Child, OnLine, Service, while_alive
 from gateway.hosting.readiness import until_ready
 from gateway.hosting.settings import as_environment
 from gateway.system import usable_cpus
-from picospec.link import HOST, Link
-from picospec.link_path import Conditions
+from picospec.link import HOST
 
 LINKED = Conditions()
 """A link has these conditions before a turn sets others."""
@@ -35,6 +36,9 @@ PORTS = range(10_000, 32_000)
 CONTEXT_TOKENS = 4096
 """A short question and its answer have at most this many tokens together."""
 
+VLLMS_PORT: Final = "--vllm.port"
+"""A verifier with this argument serves vLLM's own API, too."""
+
 READY_WITHIN_S = 600.0
 """All services must be ready within this many seconds."""
 
@@ -43,7 +47,9 @@ READY_WITHIN_S = 600.0
 class EdgePlan:
     """An EdgePlan is one edge, with its differences from the product's defaults."""
 
-    drafter: str = "model"
+    draft_model: str = ""
+    """The edge has this one; empty: that of the plan."""
+
     judge: str = "coupled"
     fill: str = "auto"
     lookup: bool = True
@@ -61,7 +67,7 @@ class EdgePlan:
 
     @property
     def settings(self) -> dict[str, object]:
-        names = ("drafter", "judge", "fill", "lookup", "ngram_drafts", "answer_cache_tokens")
+        names = ("judge", "fill", "lookup", "ngram_drafts", "answer_cache_tokens")
         return {name: getattr(self, name) for name in names}
 
 
@@ -95,7 +101,8 @@ class ServicesPlan:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     edge_module: str = "edge_agent"
-    """Python runs this module as each edge."""
+    verifier_module: str = "verifier"
+    """Python runs these modules as each edge, and as the verifier."""
 
     rival: Rival | None = None
     """This rival, if any, is started in place of the verifier."""
@@ -107,18 +114,13 @@ class ServicesPlan:
     def models(self) -> dict[str, str]:
         """Return the entry about the models in a file of results."""
         return {
-            "target": self.target_model,
-            "draft": self.draft_model,
-            "engine": self.target,
+            "target": self.target_model, "draft": self.draft_model, "engine": self.target,
             "engine_arguments": " ".join(self.verifier_arguments),
-        }
+        }  # fmt: skip
 
 
 def verifier_arguments(
-    target: str,
-    sessions: int,
-    more: Sequence[str] = (),
-    context_tokens: int = CONTEXT_TOKENS,
+    target: str, sessions: int, more: Sequence[str] = (), context_tokens: int = CONTEXT_TOKENS
 ) -> tuple[str, ...]:
     """Return the arguments of a verifier that serves `sessions` answers at once, and one that
     has not ended yet; for vLLM the others equal configs/local-vllm.toml. `more` wins."""
@@ -147,11 +149,14 @@ class Started(AsyncExitStack):
             raise
         return self
 
-    async def linked(self, url: str, conditions: Conditions = LINKED) -> tuple[str, Link]:
-        """Return a URL that reaches a service through a link, and the link."""
-        link = Link((HOST, port(url)), conditions)
-        await self.enter_async_context(link)
-        return f"http://{HOST}:{link.port}", link
+
+@asynccontextmanager
+async def linked(
+    url: str, conditions: Conditions = LINKED
+) -> AsyncGenerator[tuple[str, EmulatedLink]]:
+    """Yield a URL that reaches a service through a link, and the link."""
+    async with EmulatedLink((HOST, port(url)), conditions) as link:
+        yield f"http://{HOST}:{link.port}", link
 
 
 class Services(Started):
@@ -164,7 +169,7 @@ class Services(Started):
         self._on_line = on_line
         self.verifier_url = f"http://{HOST}:{free_port()}"
         self.edge_urls: dict[str, str] = {}
-        self.links: dict[str, Link] = {}
+        self.links: dict[str, EmulatedLink] = {}
         self.pids: dict[str, int] = {}
         """The "verifier" and each edge, by name, have these process groups."""
 
@@ -177,10 +182,18 @@ class Services(Started):
             await self.enter_async_context(Child(service, self._on_line, relays))
             for service in services
         ]
-        self.pids = {child.service.name: child.pid for child in children}
+        pids = (child.pid for child in children)
+        self.pids = dict(zip(("verifier", *self.plan.edges), pids, strict=True))
         async with httpx.AsyncClient(trust_env=False) as client:
             ready = until_ready(services, client, within_s=READY_WITHIN_S)
             await while_alive(children, ready)
+
+    @property
+    def plain_url(self) -> str:
+        """Return the address of vLLM's own API: a verifier may have it beside its own."""
+        beside = dict(pairwise(self.plan.verifier_arguments)).get(VLLMS_PORT)
+        own = None if self.plan.rival else beside
+        return f"http://{HOST}:{own}" if own else self.verifier_url
 
     def _verifier(self) -> Service:
         plan, url = self.plan, self.verifier_url
@@ -191,21 +204,22 @@ class Services(Started):
             command = rival.command(python, model, plan.cloud_draft_model, where)
             return Service(rival.kind, command, url, cores, settings, ready_path="/health")
         engine = ("--target", plan.target, "--model", model)
-        command = (python, "-m", "verifier", *engine, *where)
+        command = (python, "-m", plan.verifier_module, *engine, *where)
         return Service("verifier", command, url, cores, {**FORGETFUL, **settings})
 
     async def _edge(self, name: str, edge: EdgePlan) -> Service:
         url = self.edge_urls[name] = f"http://{HOST}:{free_port()}"
         verifier_url = self.verifier_url
         if edge.link:
-            verifier_url, self.links[name] = await self.linked(verifier_url, edge.link)
+            behind = linked(verifier_url, edge.link)
+            verifier_url, self.links[name] = await self.enter_async_context(behind)
         module = [self.plan.edge_module]
         if edge.rounds:
             module = ["bench.run.rounds", edge.rounds]
         command = (
             sys.executable, "-m", *module, "--host", HOST, "--port", str(port(url)),
             "--verifier-url", verifier_url,
-            "--draft-model", self.plan.draft_model,
+            "--draft-model", edge.draft_model or self.plan.draft_model,
         )  # fmt: skip
         settings = as_environment("EDGE", edge.settings) | dict(self.plan.environment)
         cores = self.plan.verifier_cores if edge.colocated else self.plan.edge_cores

@@ -25,12 +25,10 @@ from verifier.vllm_target.runner_choice import NAME
 
 
 def main(
-    context: typer.Context,
-    model: Annotated[str, typer.Option()],
+    context: typer.Context, model: Annotated[str, typer.Option()],
     speculation: Annotated[str, typer.Option(help="vLLM's speculative_config; {}: none.")],
-    host: Annotated[str, typer.Option()],
-    port: Annotated[int, typer.Option()],
-) -> None:
+    host: Annotated[str, typer.Option()], port: Annotated[int, typer.Option()],
+) -> None:  # fmt: skip
     """Serve vLLM's OpenAI API."""
     table = {**nested(context.args).get("vllm", {}), "host": host, "port": port}
     chosen = options_of(VerifierSettings(target="vllm", model=model, vllm=table))

@@ -56,10 +56,8 @@ def results(turn: Turn) -> Path:
 def deal(prompts: Sequence[Prompt], slices: int, folder: Path) -> list[Path]:
     """Write the prompts to files by turns; each file has some of every family, and whole
     conversations."""
-    scenario_groups = groupby(prompts, key=lambda prompt: prompt.scenario or prompt.id)
-    divided = sorted(
-        (list(turns) for _, turns in scenario_groups), key=lambda turns: turns[0].root
-    )
+    groups = groupby(prompts, key=lambda prompt: prompt.scenario or prompt.id)
+    divided = sorted((list(turns) for _, turns in groups), key=lambda turns: turns[0].root)
     for n, path in enumerate(paths := [folder / f"slice{n}.jsonl" for n in range(slices)]):
         path.write_bytes(msgspec.json.Encoder().encode_lines(chain(*divided[n::slices])))
     return paths

@@ -45,14 +45,9 @@ class CachingEdge(Edge):
     """This edge looks up the next round after a rejection, if it has drafted it."""
 
     def __init__(
-        self,
-        clock: Clock,
-        source: Source,
-        machine: DraftMachine,
-        draft_s: Curve,
-        done: Action,
+        self, clock: Clock, source: Source, machine: DraftMachine, draft_s: Curve, done: Action,
         branches: Sequence[int],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Set up. branches: the numbers that are drafted at each of gamma + 1 depths, while a
         round of gamma draft tokens is away."""
         super().__init__(clock, source, machine, draft_s, done)

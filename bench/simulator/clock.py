@@ -7,7 +7,7 @@ from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 
-from picospec.link_path import Path as LinkPath
+from bench.link import Path as LinkPath
 from speculation.messages import Message
 from speculation.wire import encode
 

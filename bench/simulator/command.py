@@ -12,17 +12,16 @@ from rich.progress import track
 
 from bench import options
 from bench.files import save
+from bench.link import Conditions
 from bench.simulator.comparison import ARMS, SimulatedRow, candidates, groups, rows, speedups
-from bench.simulator.hosts import hosts_of
-from bench.simulator.world import World
+from bench.simulator.hosts import World, hosts_of
 from bench.statistics import WAITS_PASSES
 from bench.tables import grid, markdown
-from picospec.link_path import Conditions
 
 
 def simulate(
     traces: options.Traces,
-    rtt: Annotated[str, typer.Option(help="Round trips in ms.")] = "10,50,100,200",
+    rtt: options.Rtt = "10,50,100,200",
     arms: Annotated[str, typer.Option(help="E.g. cloud,sync,paper:4.")] = ",".join(ARMS),
     families: options.Families = "",
     hosts: options.Hosts = "cpu",
@@ -35,9 +34,7 @@ def simulate(
         for name in names:
             candidates(name)
         traces_by_family = groups(traces, options.names(families))
-    simulated = [
-        row for group in track(traces_by_family) for row in rows(world, [group], rtts_ms, names)
-    ]
+    simulated = list(rows(world, track(traces_by_family), rtts_ms, names))
     if out:
         save({"host": hosts, "simulated": True, "rows": simulated}, out)
     for temperature, some in groupby(simulated, key=lambda row: row.temperature):
@@ -49,10 +46,9 @@ def simulate(
 
 def table_of(rows: Sequence[SimulatedRow], title: str) -> str:
     """Return a table: arms and families as lines, round trips as columns."""
+    places = speedups(rows).items()
     cells = {
-        (place, f"{rtt_ms:g} ms"): f"{value:.2f}"
-        for place, by_rtt in speedups(rows).items()
-        for rtt_ms, value in by_rtt.items()
+        (p, f"{rtt:g} ms"): f"{x:.2f}" for p, by_rtt in places for rtt, x in by_rtt.items()
     }
     return f"{title}\n\n{markdown(*grid(('arm', 'family'), cells))}\n"
 

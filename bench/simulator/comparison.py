@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -11,17 +11,9 @@ from typing import Final
 
 from bench.results import Cell, figures
 from bench.simulator.edge import Answer
+from bench.simulator.hosts import World
 from bench.simulator.source import Source, traced
-from bench.simulator.world import (
-    Arm,
-    World,
-    acespec,
-    colocated,
-    paper,
-    picospec,
-    simulate,
-    sync,
-)
+from bench.simulator.world import Arm, acespec, colocated, paper, picospec, simulate, sync
 from bench.statistics import gap_ms, geometric_mean
 from bench.traces import Trace, load_folder
 
@@ -40,12 +32,11 @@ ROUNDS: Final[Mapping[str, Sequence[Callable[[int], Arm]]]] = {
 """These functions make an arm of each kind for a gamma; each prompt has its best one."""
 
 PLAIN: Final[Mapping[str, Arm]] = {
-    "cloud": Arm(),
-    "picospec": picospec(),
+    "cloud": Arm(), "picospec": picospec(),
     "picospec-nofill": picospec("picospec-nofill", fill="never"),
     "picospec-nolookup": picospec("picospec-nolookup", lookup=False),
     "picospec-noown": picospec("picospec-noown", ngram_drafts=False),
-}
+}  # fmt: skip
 
 ARMS: Final = (*PLAIN, *ROUNDS)
 
@@ -92,7 +83,7 @@ def candidates(name: str) -> list[Arm]:
 
 
 def rows(
-    world: World, over: Sequence[Group], rtts_ms: Sequence[float], names: Sequence[str]
+    world: World, over: Iterable[Group], rtts_ms: Sequence[float], names: Sequence[str]
 ) -> Iterator[SimulatedRow]:
     """Yield a row for each arm, group and round trip. `cloud` is run for each of them."""
     for group in over:

@@ -33,6 +33,9 @@ class Answer:
     bytes_up: int = 0
     bytes_down: int = 0
 
+    def add(self, now_s: float, tokens: int) -> None:
+        self.arrivals.append((now_s - self.asked_s, tokens))
+
     @property
     def tokens(self) -> int:
         return sum(count for _, count in self.arrivals)
@@ -73,12 +76,7 @@ class Edge:
     uplink: Line
 
     def __init__(
-        self,
-        clock: Clock,
-        source: Source,
-        machine: DraftMachine,
-        draft_s: Curve,
-        done: Action,
+        self, clock: Clock, source: Source, machine: DraftMachine, draft_s: Curve, done: Action
     ) -> None:
         """Set up. done: is called at the end."""
         self.answer = Answer(source, clock.now_s)
@@ -101,8 +99,7 @@ class Edge:
         self._opened = self._opened or isinstance(message, Opened)
         self._send(outcome.send)
         if outcome.commit is not None:
-            since_s = self._clock.now_s - self.answer.asked_s
-            self.answer.arrivals.append((since_s, len(outcome.commit.tokens)))
+            self.answer.add(self._clock.now_s, len(outcome.commit.tokens))
         if outcome.finish is not None:
             totals, answer = outcome.finish.totals, self.answer
             answer.judged, answer.accepted = totals.judged, totals.accepted

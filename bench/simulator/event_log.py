@@ -26,15 +26,15 @@ from typing import Final
 import msgspec
 import typer
 
+from bench.link import Conditions
+from bench.link import Path as LinkPath
 from bench.simulator.clock import Deliver, Line
 from bench.simulator.comparison import candidates
 from bench.simulator.edge import Answer
-from bench.simulator.hosts import TWICE_AT, gpu, hosts_of
+from bench.simulator.hosts import TWICE_AT, World, gpu, hosts_of
 from bench.simulator.source import Source, synthetic, traced
-from bench.simulator.world import Arm, Simulation, World
+from bench.simulator.world import Arm, Simulation
 from bench.traces import Trace
-from picospec.link_path import Conditions
-from picospec.link_path import Path as LinkPath
 from speculation.messages import Message
 
 ARMS: Final = ("cloud", "picospec", "picospec-nolookup", "sync:4")
@@ -112,10 +112,8 @@ def cells(sources: Mapping[str, Source]) -> Iterator[tuple[str, str]]:
     """Yield the name and the lines of every cell."""
     every, step = list(sources.values()), max(1, len(sources) // CLIENTS)
     crowd = [every[i * step :][:ANSWERS] for i in range(CLIENTS)]
-    sources_by_cell = {name: [[source, source]] for name, source in sources.items()} | {
-        "crowd": crowd
-    }
-    every_cell = product(ARMS, HOSTS.items(), RTTS_MS, sources_by_cell.items())
+    asked = {name: [[source, source]] for name, source in sources.items()} | {"crowd": crowd}
+    every_cell = product(ARMS, HOSTS.items(), RTTS_MS, asked.items())
     for arm, (point, hosts), rtt_ms, (name, clients) in every_cell:
         there = World(hosts, Conditions(rtt_ms))
         yield f"{arm}, {point}, {rtt_ms:g} ms, {name}", events(there, arm, clients)
@@ -157,10 +155,9 @@ def _differing(*cells: str) -> Iterator[tuple[str, ...]]:
 
 
 def main(
-    out: Path | None = None,
-    traces: Path | None = None,
+    out: Path | None = None, traces: Path | None = None,
     compare: tuple[Path, Path] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write a log, over the traces of a folder or else made-up answers; or compare two."""
     if compare:
         typer.echo("\n".join(report(*map(read, compare))))

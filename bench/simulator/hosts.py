@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+
+from bench.link import Conditions
+from speculation.model_facts import Limits
 
 
 class Curve:
@@ -65,27 +68,37 @@ CPU_BOX = Hosts(
 another."""
 
 
-def gpu(
-    target_s: float,
-    draft_s: float,
-    twice_at: int | None = None,
-) -> Hosts:
+def gpu(target_s: float, draft_s: float, twice_at: int | None = None) -> Hosts:
     """Return hosts with one device at each end.
 
     twice_at: the rows of a pass that takes twice as long as one of a single row; the time is
     linear in rows. None: all passes take the same time, as on a device far from full.
     """
 
-    def curve(seconds: float, twice_at: int) -> Curve:
-        return Curve({1: seconds, twice_at: 2 * seconds})
-
     if twice_at is None:
         return Hosts(Curve({1: target_s}), Curve({1: draft_s}))
-    return Hosts(curve(target_s, twice_at), curve(draft_s, DEVICE_TWICE_AT))
+    return Hosts(Curve({1: target_s, twice_at: 2 * target_s}), device(draft_s))
+
+
+def device(step_s: float) -> Curve:
+    """Return the time of a step of a user's device, which reads one token in step_s."""
+    return Curve({1: step_s, DEVICE_TWICE_AT: 2 * step_s})
 
 
 TWICE_AT: Final = 256
 """A pass over this many rows takes twice as long as one over a single row."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    hosts: Hosts
+    conditions: Conditions
+    limits: Limits = field(default_factory=Limits)
+    rows: int = 256
+    """One pass has at most this many rows."""
+
+    others: int = 0
+    """Each pass has this many rows of requests without a session."""
 
 
 def hosts_of(text: str) -> Hosts:

@@ -116,9 +116,8 @@ def _long(files: Mapping[str, str]) -> Texts:
     chosen = [text for text in files.values() if text.count('"""') > 6]
     for first, second, third in zip(chosen, chosen[1:], chosen[2:], strict=False):
         quoted = re.findall(r'"""([^"]{80,300})', first)[1::2]
-        own = re.findall(
-            r'"""([^"]{80,300})', chosen[0] if first is not chosen[0] else chosen[-1]
-        )
+        other = chosen[0] if first is not chosen[0] else chosen[-1]
+        own = re.findall(r'"""([^"]{80,300})', other)
         parts = [part for pair in zip(own, quoted, strict=False) for part in pair]
         yield f"{first}\n{second}\n{third}\nWhat does it do?", "\n\n".join(parts)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, groupby, islice, product
+from itertools import chain, cycle, groupby, islice, product
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -18,24 +18,17 @@ import typer
 
 from bench import options
 from bench.files import save
+from bench.link import Conditions
 from bench.long_work import root
-from bench.simulator.hosts import TWICE_AT, gpu
+from bench.simulator.hosts import TWICE_AT, World, gpu
 from bench.simulator.made_up import made_up
-from bench.simulator.rivals import (
-    SUFFIX_SETTINGS,
-    Speculation,
-    has_suffix,
-    head,
-    ngram,
-    suffix,
-)
+from bench.simulator.rivals import SUFFIX_SETTINGS, Speculation, has_suffix, head, ngram, suffix
 from bench.simulator.source import Source, traced
-from bench.simulator.world import Arm, World, picospec
+from bench.simulator.world import Arm, picospec
 from bench.simulator.world import simulate as answers_of
 from bench.statistics import geometric_mean
 from bench.tables import grid, markdown
 from bench.traces import load_folder
-from picospec.link_path import Conditions
 
 POINTS: Final = "6/5,10/5,25/5,25/24,72/24"
 RTTS_MS: Final = "2,10,50,100"
@@ -99,10 +92,8 @@ def families(folder: Path | None, names: Sequence[str]) -> list[Family]:
     """Return the traces of a folder by family, or without a folder made-up answers. Raises
     OSError or ValueError."""
     if folder is None:
-        made_up_texts = made_up().items()
-        return [
-            Family(name, some) for name, some in made_up_texts if not names or name in names
-        ]
+        made = made_up().items()
+        return [Family(name, some) for name, some in made if not names or name in names]
     traces = sorted(load_folder(folder, names), key=lambda trace: root(trace.family))
     grouped = groupby(traces, key=lambda trace: root(trace.family))
     return [Family(name, [traced(trace) for trace in some]) for name, some in grouped]
@@ -114,9 +105,7 @@ def rivals(family: str) -> dict[str, list[Speculation]]:
     rates = {
         "cloud": [Speculation()],
         "cloud-ngram": [ngram(tokens) for tokens in NGRAM_TOKENS],
-        "cloud-suffix": [
-            suffix(tokens, *s) for tokens in SUFFIX_TOKENS for s in SUFFIX_SETTINGS
-        ],
+        "cloud-suffix": [suffix(n, *s) for n, s in product(SUFFIX_TOKENS, SUFFIX_SETTINGS)],
         "cloud-head": [head(tokens, acceptance) for tokens in HEAD_TOKENS],
     }
     if not has_suffix():
@@ -158,14 +147,14 @@ def pace(
         Path | None, typer.Option(help="Folder of `bench record`; else answers are made up.")
     ] = None,
     points: Annotated[str, typer.Option(help="Target/draft, ms.")] = POINTS,
-    rtt: Annotated[str, typer.Option(help="Round trips in ms.")] = RTTS_MS,
+    rtt: options.Rtt = RTTS_MS,
     sessions: Annotated[str, typer.Option(help="At one verifier.")] = SESSIONS,
     families_: Annotated[str, typer.Option("--families")] = "",
     out: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Simulate the product over the best rival without a head, and over a head, on GPUs."""
     with options.checked():
-        rtts_ms, counts = options.numbers(rtt), [int(n) for n in options.names(sessions)]
+        rtts_ms, counts = options.numbers(rtt), options.counts(sessions)
         texts_by_family = families(traces, options.names(families_))
     if not has_suffix():
         typer.echo("suffix decoding is left out: the package arctic-inference is missing")
@@ -174,11 +163,8 @@ def pace(
         target_ms, draft_ms = (float(part) for part in point.split("/"))
         hosts = gpu(target_ms / 1e3, draft_ms / 1e3, twice_at=TWICE_AT)
         there = World(hosts, Conditions(), rows=ROWS)
-        own = [
-            cell
-            for family in texts_by_family
-            for cell in cells(there, point, family, count, rtts_ms)
-        ]
+        each = (cells(there, point, family, count, rtts_ms) for family in texts_by_family)
+        own = list(chain.from_iterable(each))
         typer.echo(table(own, f"{point} ms, {count} sessions"))
         simulated += own
         if out:

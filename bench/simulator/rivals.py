@@ -16,7 +16,7 @@ tree of vLLM would.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,11 +24,12 @@ from itertools import count, takewhile
 from random import Random
 from typing import Any, Final, Protocol
 
+from bench.link import Path
 from bench.simulator.clock import Clock, Line
 from bench.simulator.edge import Answer
-from bench.simulator.hosts import Hosts
+from bench.simulator.hosts import World
 from bench.simulator.source import Source
-from picospec.link_path import Path
+from local_models.llama_cpp.prefix import common_prefix
 from speculation.messages import Commit, Down
 from speculation.model_facts import TokenId
 
@@ -137,11 +138,11 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """A rival proposes at most this many tokens a pass, by a Proposer for each client; without
-    one it is the target alone."""
+    """A rival proposes at most this many tokens a pass, by a Proposer for each client; none
+    means the target alone."""
 
     tokens: int = 0
-    make: Callable[[], Proposer] | None = None
+    make: Callable[[], Proposer] = lambda: Head(0.0)
     pass_share: float = 0.0
     """Each of its tokens takes this share of a pass over one row, for all sessions together."""
 
@@ -171,10 +172,10 @@ class _Request:
     """One answer that the engine generates."""
 
     source: Source
-    proposer: Proposer | None
+    proposer: Proposer
     down: Line
     done: int = 0
-    proposed: Sequence[TokenId] = field(default=())
+    proposed: Sequence[TokenId] = ()
 
     @property
     def left(self) -> int:
@@ -182,19 +183,37 @@ class _Request:
 
 
 class Engine:
-    """vLLM with speculation. rows: the most of one pass."""
+    """vLLM with speculation."""
 
-    def __init__(self, clock: Clock, hosts: Hosts, rows: int, speculation: Speculation) -> None:
-        self._clock = clock
-        self._hosts = hosts
-        self._rows = rows
+    def __init__(self, clock: Clock, world: World, speculation: Speculation) -> None:
+        self.answers: list[Answer] = []
+        self._clock, self._hosts, self._rows = clock, world.hosts, world.rows
         self._speculation = speculation
         self._requests: list[_Request] = []
         self._running = False
 
-    def receive(self, request: _Request) -> None:
-        if request.proposer is not None:
-            request.proposer.begin(request.source)
+    def ask(self, sources: Sequence[Source], paths: Callable[[], Path]) -> None:
+        """Ask for one source after another. paths: returns a direction of the client's link."""
+        self._ask(list(sources), paths, self._speculation.make())
+
+    def _ask(self, left: list[Source], paths: Callable[[], Path], proposer: Proposer) -> None:
+        if not left:
+            return
+        source, up = left.pop(0), paths()
+        answer = Answer(source, self._clock.now_s)
+
+        def receive(message: Down) -> None:
+            if isinstance(message, Commit):
+                answer.add(self._clock.now_s, len(message.tokens))
+                if answer.tokens == len(source.tokens):
+                    self.answers.append(answer)
+                    self._ask(left, paths, proposer)
+
+        request = _Request(source, proposer, Line(self._clock, paths(), receive))
+        self._clock.at(up.arrival(self._clock.now_s, 0), partial(self._receive, request))
+
+    def _receive(self, request: _Request) -> None:
+        request.proposer.begin(request.source)
         self._requests.append(request)
         if not self._running:
             self._start()
@@ -208,14 +227,11 @@ class Engine:
         room = self._rows - len(decoding)
         for request in decoding:
             most = min(spec.tokens, request.left - 1, room)
-            request.proposed = ()
-            if request.proposer is not None and most > 0:
-                request.proposed = request.proposer.propose(most)
-                room -= len(request.proposed)
+            request.proposed = request.proposer.propose(most) if most > 0 else ()
+            room -= len(request.proposed)
         rows = sum(1 + len(request.proposed) for request in decoding)
-        new = [request for request in started if not request.done]
         pass_s = hosts.pass_s.of(rows) if rows else 0.0
-        pass_s += sum(len(r.source.prompt) * hosts.prefill_s for r in new)
+        pass_s += sum(len(r.source.prompt) * hosts.prefill_s for r in started if not r.done)
         if rows:
             pass_s += spec.tokens * spec.pass_share * hosts.pass_s.of(1)
         self._clock.after(pass_s, partial(self._end, started))
@@ -224,45 +240,11 @@ class Engine:
         self._running = False
         for request in started:
             answer, at = request.source.tokens, request.done
-            pairs = zip(request.proposed, answer[at:], strict=False)
-            accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            accepted = common_prefix(request.proposed, answer[at:])
             tokens = tuple(answer[at : at + accepted + 1])
             request.done += len(tokens)
-            if request.proposer is not None:
-                request.proposer.extend(tokens)
+            request.proposer.extend(tokens)
             request.down.send(Commit(0, at, tokens, accepted))
             if not request.left:
                 self._requests.remove(request)
         self._start()
-
-
-def ask(
-    clock: Clock,
-    engine: Engine,
-    speculation: Speculation,
-    paths: Callable[[], Path],
-    sources: Sequence[Source],
-    answers: list[Answer],
-) -> None:
-    """Ask for one source after another, and append the answers."""
-    proposer = speculation.make() if speculation.make is not None else None
-    left = list(sources)
-
-    def following() -> None:
-        if not left:
-            return
-        source, up = left.pop(0), paths()
-        answer = Answer(source, clock.now_s)
-
-        def receive(message: Down) -> None:
-            if isinstance(message, Commit):
-                since_s = clock.now_s - answer.asked_s
-                answer.arrivals.append((since_s, len(message.tokens)))
-                if answer.tokens == len(source.tokens):
-                    answers.append(answer)
-                    following()
-
-        request = _Request(source, proposer, Line(clock, paths(), receive))
-        clock.at(up.arrival(clock.now_s, 0), partial(engine.receive, request))
-
-    following()

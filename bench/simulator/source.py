@@ -15,14 +15,13 @@ from typing import Final
 import numpy as np
 
 from bench.prompts import sampling
-from bench.traces import Ids, Logits, Trace
+from bench.traces import Ids, Logits, Text, Trace
 from edge_agent.draft.drafter import drafts_while_matching
 from local_models.llama_cpp.prefix import common_prefix
 from speculation.coupled import SHARPNESS
 from speculation.coupled import sampler as draft_sampler
 from speculation.distributions import Distribution
 from speculation.draft_token import DraftToken
-from speculation.model_facts import TokenId
 from speculation.noise import gumbel, noise_index
 
 WRONG: Final = 100_000
@@ -30,6 +29,7 @@ WRONG: Final = 100_000
 of a large vocabulary. All of an answer are different, or the edge could look them up."""
 
 VOCABULARY: Final = 1 << 20
+Drafted = list[DraftToken]
 
 
 class Source:
@@ -43,14 +43,10 @@ class Source:
     """
 
     def __init__(
-        self,
-        prompt: Sequence[TokenId],
-        tokens: Sequence[TokenId],
-        drafts: Sequence[DraftToken],
-        after_miss: Sequence[Sequence[DraftToken]] = (),
-        ranks: Sequence[float] = (),
-        predicted: Sequence[TokenId] = (),
-    ) -> None:
+        self, prompt: Text, tokens: Text, drafts: Sequence[DraftToken],
+        after_miss: Sequence[Sequence[DraftToken]] = (), ranks: Sequence[float] = (),
+        predicted: Text = (),
+    ) -> None:  # fmt: skip
         self.prompt = tuple(prompt)
         self.predicted = tuple(predicted)
         self.tokens = list(tokens)
@@ -67,7 +63,7 @@ class Source:
         pairs = zip(self._drafts, self.tokens, strict=True)
         return sum(drafted.token == token for drafted, token in pairs) / len(self.tokens)
 
-    def draft(self, context: Sequence[TokenId]) -> DraftToken:
+    def draft(self, context: Text) -> DraftToken:
         """Return the draft token after `context`, which has output tokens only."""
         position, at = len(context), common_prefix(context, self.tokens)
         if at == position:
@@ -78,20 +74,18 @@ class Source:
             return self._after_miss[at][len(since) - 1]
         return DraftToken(WRONG + position, self._drafts[position].confidence)
 
-    def drafts(self, context: Sequence[TokenId], ahead: Sequence[TokenId]) -> list[DraftToken]:
+    def drafts(self, context: Text, ahead: Text) -> Drafted:
         """Return the result of a step that also reads `ahead` (edge_agent...drafter)."""
         room = len(self.tokens) - len(context) - 1
         return drafts_while_matching(lambda n: self.draft([*context, *ahead[:n]]), ahead[:room])
 
 
-def believed(tokens: Sequence[TokenId], confidence: float) -> list[DraftToken]:
+def believed(tokens: Text, confidence: float) -> Drafted:
     """Return draft tokens that all have the same confidence."""
     return [DraftToken(token, confidence) for token in tokens]
 
 
-def guessed(
-    answer: Sequence[TokenId], right: float, chance: Random, confidence: float
-) -> list[DraftToken]:
+def guessed(answer: Text, right: float, chance: Random, confidence: float) -> Drafted:
     """Return draft tokens of which each is the answer's with the same probability."""
     pairs = enumerate(answer)
     tokens = [token if chance.random() < right else WRONG + i for i, token in pairs]
@@ -116,16 +110,12 @@ def traced(trace: Trace) -> Source:
     rows = enumerate(zip(trace.draft_tokens, trace.draft_logits, strict=True))
     drafts = [sampler(dense(tokens, logits), position) for position, (tokens, logits) in rows]
     after_miss = trace.after_miss_tokens.tolist(), trace.after_miss_confidences.tolist()
-    return Source(
-        trace.prompt.tolist(),
-        trace.tokens.tolist(),
-        drafts,
-        [
-            [DraftToken(t, c) for t, c in zip(tokens, confidences, strict=True) if t >= 0]
-            for tokens, confidences in zip(*after_miss, strict=True)
-        ],
-        _ranks(trace),
-    )
+    after = [
+        [DraftToken(t, c) for t, c in zip(tokens, confidences, strict=True) if t >= 0]
+        for tokens, confidences in zip(*after_miss, strict=True)
+    ]
+    prompt, answer = trace.prompt.tolist(), trace.tokens.tolist()
+    return Source(prompt, answer, drafts, after, _ranks(trace))
 
 
 def _ranks(trace: Trace) -> list[float]:

@@ -7,13 +7,12 @@ from math import inf
 from typing import Final
 
 from bench.simulator.clock import Clock, Line
-from bench.simulator.hosts import Hosts
+from bench.simulator.hosts import World
 from bench.simulator.source import VOCABULARY, Source
 from speculation.answer_cache import Owner
 from speculation.judge import Judgement
 from speculation.latency import measured
 from speculation.messages import Open, Opened, Up
-from speculation.model_facts import Limits
 from speculation.verify_machine import Offer, PassPlan, PassRecord, Verdict, VerifyMachine
 from speculation.verify_session import Pass
 
@@ -35,26 +34,14 @@ class Served:
 
 
 class Verifier:
-    """Serves sessions. rows: the most of one pass. others: see World. colocated: draft models
-    run on this host."""
+    """Serves sessions. colocated: draft models run on this host."""
 
-    def __init__(
-        self,
-        clock: Clock,
-        limits: Limits,
-        hosts: Hosts,
-        rows: int,
-        *,
-        others: int = 0,
-        colocated: bool,
-    ) -> None:
-        self._clock = clock
-        self._limits = limits
-        self._hosts = hosts
-        self._rows = rows
-        self._others = others
-        self._colocated = colocated
-        self._machine = VerifyMachine(iter(()), measured(hosts.pass_s.of, limits.max_verify))
+    def __init__(self, clock: Clock, world: World, *, colocated: bool) -> None:
+        self._clock, self._world, self._hosts = clock, world, world.hosts
+        self._limits, self._colocated = world.limits, colocated
+        self._machine = VerifyMachine(
+            iter(()), measured(self._hosts.pass_s.of, world.limits.max_verify)
+        )
         self._served: dict[str, Served] = {}
         self._running = False
         self._due_s = inf
@@ -65,13 +52,9 @@ class Verifier:
         if isinstance(up, Open):
             self._served[name] = served
             self._machine.open(
-                name,
-                up,
-                self._limits,
-                vocabulary_size=VOCABULARY,
-                now=now_s,
+                name, up, self._limits, vocabulary_size=VOCABULARY, now=now_s,
                 owner=served.owner,
-            )
+            )  # fmt: skip
             served.downlink.send(Opened("", self._limits))
         elif name in self._served:  # its answer may have ended
             self._machine.received(name, up, arrived=now_s)
@@ -91,9 +74,9 @@ class Verifier:
         ready = [name for name, served in self._served.items() if served.prefilled]
         new = [name for name in self._served if name not in ready]
         offer = self._machine.offer(
-            ready, now_s, rows=self._rows, without_drafts=new, others=self._others
+            ready, now_s, rows=self._world.rows, without_drafts=new, others=self._world.others
         )
-        if offer.start or self._others:
+        if offer.start or self._world.others:
             self._start(offer, now_s)
         elif offer.wait_s < inf:
             self._due_s = now_s + offer.wait_s
@@ -121,9 +104,7 @@ class Verifier:
 
     def _end(self, plan: PassPlan) -> None:
         self._running = False
-        verdicts = {
-            name: Verdict(self._judge(name, each)) for name, each in plan.passes.items()
-        }
+        verdicts = {name: Verdict(self._judge(name, p)) for name, p in plan.passes.items()}
         whole = all(self._served[name].prefilled for name in plan.passes)
         record = PassRecord(self._rows_of(plan)) if whole else None
         down = self._machine.ran(plan, verdicts, self._clock.now_s, record)
@@ -139,7 +120,7 @@ class Verifier:
 
     def _rows_of(self, plan: PassPlan) -> int:
         """Return the rows of other requests, and of sessions whose prompt was read before."""
-        return self._others + sum(
+        return self._world.others + sum(
             1 + len(judged.draft)
             for name, judged in plan.passes.items()
             if self._served[name].prefilled

@@ -9,28 +9,27 @@ Hosts, link, prompts and the head start while the target reads the prompt are th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from random import Random
 
+from bench.link import Conditions
+from bench.link import Path as LinkPath
 from bench.run.round_policy import RoundPolicy
 from bench.simulator.acespec import CachingEdge, branches_by_depth
 from bench.simulator.clock import Clock, Deliver, Line
 from bench.simulator.edge import Answer, Edge
-from bench.simulator.hosts import Curve, Hosts
-from bench.simulator.rivals import Engine, Speculation, ask
+from bench.simulator.hosts import Curve, Hosts, World
+from bench.simulator.rivals import Engine, Speculation
 from bench.simulator.source import Source
 from bench.simulator.verifier import Served, Verifier
-from picospec.link_path import Conditions
-from picospec.link_path import Path as LinkPath
 from speculation.answer_cache import AnswerCache, Owner
 from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import DraftPolicy, StreamPolicy
 from speculation.judges import JUDGES
 from speculation.lookup import PromptLookup
 from speculation.messages import Fill, Open, Sampling
-from speculation.model_facts import Limits
 from speculation.speedup import SpeedupEstimates
 
 
@@ -66,68 +65,44 @@ class Arm:
     """True if the draft model runs on the target's host."""
 
 
-def sync(gamma: int) -> Arm:
-    """Return vanilla speculation with `gamma` draft tokens a round."""
-    return Arm("sync", "never", RoundPolicy(gamma), gamma=gamma)
+def _rounds(name: str, gamma: int, branches: int = 0) -> Arm:
+    policy = RoundPolicy(gamma, overlaps=name in ("paper", "acespec"))
+    at_target = name == "colocated"
+    return Arm(name, "never", policy, gamma=gamma, branches=branches, colocated=at_target)
 
 
-def paper(gamma: int) -> Arm:
-    """Return PicoSpec as published; see bench.run.round_policy."""
-    return Arm("paper", "never", RoundPolicy(gamma, overlaps=True), gamma=gamma)
+sync = partial(_rounds, "sync")
+"""Vanilla speculation drafts `gamma` tokens a round."""
 
+paper = partial(_rounds, "paper")
+"""This is PicoSpec as published; see bench.run.round_policy."""
 
-def acespec(gamma: int, branches: int) -> Arm:
-    """Return `paper` with a cache of branches; see bench.simulator.acespec."""
-    return replace(paper(gamma), name="acespec", branches=branches)
+acespec = partial(_rounds, "acespec")
+"""This is `paper` with a cache of branches; see bench.simulator.acespec."""
 
-
-def colocated(gamma: int) -> Arm:
-    """Return vanilla speculation with the draft model on the target's host."""
-    policy = RoundPolicy(gamma)
-    return Arm("colocated", "never", policy, gamma=gamma, colocated=True)
+colocated = partial(_rounds, "colocated")
+"""This is `sync` with the draft model on the target's host."""
 
 
 def picospec(
-    name: str = "picospec",
-    *,
-    fill: Fill = "auto",
-    ngram_drafts: bool = True,
+    name: str = "picospec", *, fill: Fill = "auto", ngram_drafts: bool = True,
     lookup: bool = True,
-) -> Arm:
+) -> Arm:  # fmt: skip
     """Return this product, with or without one of its parts."""
     own = ngram_drafts and fill == "auto"
     return Arm(name, fill, StreamPolicy(may_pause=fill != "never"), own, lookup)
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    hosts: Hosts
-    conditions: Conditions
-    limits: Limits = field(default_factory=Limits)
-    rows: int = 256
-    """One pass has at most this many rows."""
-
-    others: int = 0
-    """Each pass has this many rows of requests without a session."""
-
-
 def simulate(world: World, arm: Arm, clients: Sequence[Sequence[Source]]) -> list[Answer]:
     """Return every answer. Each client asks for its sources one by one, beginning at time 0."""
-    if arm.rival is not None:
-        return _rival(world, arm.rival, clients)
-    return Simulation(world, arm).run(clients)
-
-
-def _rival(
-    world: World, speculation: Speculation, clients: Sequence[Sequence[Source]]
-) -> list[Answer]:
-    clock, chance, answers = Clock(), Random(0), list[Answer]()
-    engine = Engine(clock, world.hosts, world.rows, speculation)
+    if arm.rival is None:
+        return Simulation(world, arm).run(clients)
+    clock, paths = Clock(), partial(LinkPath, world.conditions, Random(0))
+    engine = Engine(clock, world, arm.rival)
     for sources in clients:
-        paths = partial(LinkPath, world.conditions, chance)
-        ask(clock, engine, speculation, paths, sources, answers)
+        engine.ask(sources, paths)
     clock.run()
-    return answers
+    return engine.answers
 
 
 class Simulation:
@@ -136,28 +111,20 @@ class Simulation:
     def __init__(self, world: World, arm: Arm) -> None:
         self.clock = Clock()
         self.answers: list[Answer] = []
-        self._world = world
-        self._arm = arm
+        self._world, self._arm = world, arm
         self._hosts = _as_used(world.hosts, arm)
         self._conditions = Conditions() if arm.colocated else world.conditions
         self._chance = Random(0)  # for the link's jitter and losses
         self._names = count()
-        self._verifier = Verifier(
-            self.clock,
-            world.limits,
-            self._hosts,
-            world.rows,
-            others=world.others,
-            colocated=arm.colocated,
-        )
+        there = replace(world, hosts=self._hosts)
+        self._verifier = Verifier(self.clock, there, colocated=arm.colocated)
 
     def run(self, clients: Sequence[Sequence[Source]]) -> list[Answer]:
         """Return every answer. Each client asks for its sources one by one."""
         tokens = self._arm.answer_cache_tokens
         for sources in clients:
-            self._ask(
-                list(sources), AnswerCache(tokens) if tokens else None, SpeedupEstimates()
-            )
+            answer_cache = AnswerCache(tokens) if tokens else None
+            self._ask(list(sources), answer_cache, SpeedupEstimates())
         self.clock.run()
         return self.answers
 
@@ -166,24 +133,19 @@ class Simulation:
         return Line(self.clock, path, deliver)
 
     def _ask(
-        self,
-        sources: list[Source],
-        answer_cache: AnswerCache | None,
-        speedups: SpeedupEstimates,
+        self, left: list[Source], answer_cache: AnswerCache | None, speedups: SpeedupEstimates
     ) -> None:
         """Ask for one source after another. cache: the client's earlier answers. speedups: what
         draft tokens have earned before."""
-        if not sources:
+        if not left:
             return
-        arm, (source, *rest) = self._arm, sources
+        arm, (source, *rest) = self._arm, left
         up, down = (LinkPath(self._conditions, self._chance) for _ in range(2))
-        expected = (
-            answer_cache.expected(source.prompt, len(source.tokens)) if answer_cache else ()
-        )
+        kept = answer_cache.expected(source.prompt, len(source.tokens)) if answer_cache else ()
         request = Open(
             model="target", vocabulary="", prompt=source.prompt, sampling=Sampling(), seed=0,
             max_tokens=len(source.tokens), stop_tokens=(), fill=arm.fill,
-            ngram_drafts=arm.ngram_drafts, predicted=source.predicted or expected,
+            ngram_drafts=arm.ngram_drafts, predicted=source.predicted or kept,
         )  # fmt: skip
 
         def done() -> None:
@@ -194,24 +156,18 @@ class Simulation:
             edge.machine.close()
             self._ask(rest, answer_cache, speedups)
 
+        lookup = PromptLookup(request.prompt, answer_cache=answer_cache) if arm.lookup else None
         machine = DraftMachine(
-            request,
-            arm.policy or StreamPolicy(),
-            self._world.limits,
+            request, arm.policy or StreamPolicy(), self._world.limits,
             JUDGES[request.judge].edge(request, iter(())),
-            rtt_s=lambda: self._conditions.rtt_s,
-            drafts=arm.policy is not None,
-            lookup=PromptLookup(request.prompt, answer_cache=answer_cache)
-            if arm.lookup
-            else None,
+            rtt_s=lambda: self._conditions.rtt_s, drafts=arm.policy is not None, lookup=lookup,
             speedups=(lambda: speedups) if arm.fill == "auto" else None,
-        )
-        draft_s = self._hosts.draft_s
+        )  # fmt: skip
         make: Callable[..., Edge] = Edge
         if arm.branches:
             branches = branches_by_depth(arm.branches, arm.gamma, source.acceptance)
             make = partial(CachingEdge, branches=branches)
-        edge = make(self.clock, source, machine, draft_s, done)
+        edge = make(self.clock, source, machine, self._hosts.draft_s, done)
         owner = Owner(str(id(answer_cache))) if answer_cache is not None else None
         downlink = self.line(down, edge.receive)
         served = Served(str(next(self._names)), source, downlink, owner)
@@ -225,8 +181,5 @@ def _as_used(hosts: Hosts, arm: Arm) -> Hosts:
     model's gamma steps for all sessions, each of which has gamma + 1 rows."""
     if not arm.colocated:
         return hosts
-    return replace(
-        hosts,
-        pass_s=hosts.pass_s.plus(arm.gamma * hosts.draft_s.of(1)),
-        draft_s=Curve({1: 0.0}),
-    )
+    pass_s = hosts.pass_s.plus(arm.gamma * hosts.draft_s.of(1))
+    return replace(hosts, pass_s=pass_s, draft_s=Curve({1: 0.0}))

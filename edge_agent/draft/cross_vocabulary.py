@@ -53,11 +53,7 @@ class CrossVocabularySlot:
         self._settled_bytes = b""
 
     async def step(
-        self,
-        context: Sequence[TokenId],
-        sampler: StepSampler,
-        *,
-        ahead: Sequence[TokenId] = (),
+        self, context: Sequence[TokenId], sampler: StepSampler, *, ahead: Sequence[TokenId] = ()
     ) -> list[DraftToken]:
         """Return the draft tokens that are certain after one pass of the draft model. If some
         were certain before, return those at once."""

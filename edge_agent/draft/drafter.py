@@ -26,11 +26,7 @@ class DraftSlot(Protocol):
     """A session's slot in the draft model."""
 
     async def step(
-        self,
-        context: Sequence[TokenId],
-        sampler: StepSampler,
-        *,
-        ahead: Sequence[TokenId] = (),
+        self, context: Sequence[TokenId], sampler: StepSampler, *, ahead: Sequence[TokenId] = ()
     ) -> list[DraftToken]:
         """Return the draft token that follows `context`, and more where `ahead` agrees.
 

@@ -58,10 +58,7 @@ class Drafts:
     """The draft models that are loaded. Targets that have the same one share it."""
 
     def __init__(
-        self,
-        settings: EdgeSettings,
-        store: Store,
-        clock: Callable[[], float] | None = None,
+        self, settings: EdgeSettings, store: Store, clock: Callable[[], float] | None = None
     ) -> None:
         self._settings = settings
         self._store = store

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -50,14 +49,6 @@ CHECKPOINTS: Final = 9
 reach back by 32 tokens, as many as an edge drafts ahead."""
 
 
-def find(reference: str, store: Store) -> Path:
-    """Return the path of the draft model's file; local_models.references describes references.
-
-    Raises local_models.errors.UnknownModel or NotPulled.
-    """
-    return store.find(reference, "draft").path
-
-
 def pull_if_missing(name: str, store: Store) -> None:
     """Fetch a missing draft model and show the progress.
 
@@ -82,8 +73,6 @@ class FirstDraft:
 def wanted_draft(settings: EdgeSettings, model: ModelSettings | None) -> str:
     """Return the setting for a model's draft model: a name, AUTO or NONE. model: what the
     settings say of that model, if anything."""
-    if settings.drafter == "none":
-        return NONE
     return (model and model.draft_model) or settings.draft_model
 
 

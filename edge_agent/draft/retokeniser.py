@@ -50,7 +50,7 @@ class Retokeniser:
         self._tokenize = tokenize
         self._ids = dict[bytes, int]()
         for token, piece in enumerate(vocabulary.pieces):
-            if piece and not vocabulary.is_special(token):
+            if piece and token not in vocabulary.special:
                 self._ids.setdefault(piece, token)
         self._pieces = sorted(self._ids)
         self._by_piece = np.array([self._ids[piece] for piece in self._pieces], np.int64)

@@ -218,11 +218,7 @@ class LlamaSlot:
         return 0.0 if since is None else time.monotonic() - since
 
     async def step(
-        self,
-        context: Sequence[TokenId],
-        sampler: StepSampler,
-        *,
-        ahead: Sequence[TokenId] = (),
+        self, context: Sequence[TokenId], sampler: StepSampler, *, ahead: Sequence[TokenId] = ()
     ) -> list[DraftToken]:
         if self._left:
             raise CannotDraft("it made no step for long, and another answer took its slot")

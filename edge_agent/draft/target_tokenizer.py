@@ -21,6 +21,7 @@ from edge_agent.link.verifiers import Verifiers
 from gateway.errors import ApiError, EngineFault, Unavailable
 from gateway.turns import in_own_thread
 from local_models.errors import CannotOpen
+from local_models.llama_cpp.footprint import TOKEN_BYTES
 from local_models.tokenizer import Encoder, Tokenizer
 from local_models.tokenizer_cache import TokenizerCache
 from local_models.vocabulary import Relation, relate
@@ -34,9 +35,6 @@ RETRY_MOST_S: Final = 60.0
 
 MAX_OPEN_BYTES: Final = 1 << 30
 """The tokenizers in memory together, with what grammars make of them, take about this much."""
-
-TOKEN_BYTES: Final = 400
-"""A token takes about so much memory: its bytes, and its place in two tries."""
 
 
 class OpenTokenizers:

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from edge_agent.draft.retokeniser import Retokeniser
-from local_models.tokenizer import Encoder, Tokenizer
+from local_models.tokenizer import Encoder, Tokenizer, beginning
 from local_models.vocabulary import Vocabulary
 from speculation.distributions import Logits
 from speculation.model_facts import TokenId
@@ -36,7 +36,7 @@ class Projection:
         size = self._size = len(target.vocabulary.pieces)
 
         def first(token: int, piece: bytes) -> int:
-            if draft.is_special(token):
+            if token in draft.special:
                 return special.get(token, size)
             prefix = target.longest_prefix(piece)
             return size if prefix is None else prefix
@@ -81,15 +81,10 @@ class Translation:
                 draft_tokens += self.draft.tokenise(self.target.bytes_of(run))
             else:
                 draft_tokens += [token for _ in run]
-        begins = self._begins
-        return (
-            draft_tokens
-            if tuple(draft_tokens[: len(begins)]) == begins
-            else [*begins, *draft_tokens]
-        )
+        return beginning(self._begins, draft_tokens)
 
     def _is_lacking(self, token: TokenId) -> bool:
-        return self.target.vocabulary.is_special(token) and token not in self._to_draft
+        return token in self.target.vocabulary.special and token not in self._to_draft
 
 
 def special_tokens(source: Vocabulary, into: Vocabulary) -> dict[int, int]:

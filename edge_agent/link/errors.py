@@ -28,12 +28,7 @@ from speculation.messages import Fault
 from speculation.untrusted import Malformed, decode_json
 
 _SESSION: Final = re.compile(r"(/v1/speculate/)[^/?)\s]+")
-_OF_THE_CLIENT: Final = {
-    400: InvalidRequest,
-    404: NotFound,
-    413: TooLarge,
-    422: InvalidRequest,
-}
+_OF_THE_CLIENT: Final = {400: InvalidRequest, 404: NotFound, 413: TooLarge, 422: InvalidRequest}
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,14 +22,7 @@ from typing import Final, Generic
 from edge_agent.link.errors import LinkDown
 from edge_agent.link.known_verifiers import KnownVerifiers, V
 from edge_agent.link.prefixes import PromptBlocks
-from gateway.errors import (
-    ApiError,
-    Draining,
-    InvalidRequest,
-    Overloaded,
-    TooLarge,
-    Unavailable,
-)
+from gateway.errors import ApiError, Draining, InvalidRequest, Overloaded, TooLarge, Unavailable
 from gateway.request_body import MIN_BYTES_PER_S
 from local_models.checker import ANSWER_TIMEOUT_S
 from speculation.errors import LocalProtocolError

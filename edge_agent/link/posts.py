@@ -17,10 +17,7 @@ from edge_agent.link.uploads import Upload
 from edge_agent.link.verifier import Verifier
 from gateway.errors import Unavailable
 from speculation import wire
-from speculation.messages import (
-    Draft,
-    Pushed,
-)
+from speculation.messages import Draft, Pushed
 
 IN_FLIGHT: Final = 8
 """At most this many requests are in flight: one every 25 ms at a round trip of 200 ms. More

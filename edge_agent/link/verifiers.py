@@ -50,6 +50,11 @@ class Placed:
     reason: str
     at_s: float
 
+    def shown(self, now_s: float) -> dict[str, object]:
+        """Return the part of /status that describes it."""
+        where = {"model": self.model, "verifier": self.verifier, "reason": self.reason}
+        return {**where, "seconds_ago": round(now_s - self.at_s, 1)}
+
 
 class Verifiers(KnownVerifiers[Verifier]):
     """verifiers: those that stay. deadline_s: see

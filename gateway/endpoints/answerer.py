@@ -8,7 +8,7 @@ server may make the prompt where no template does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -174,19 +174,17 @@ async def _read(
 
 
 async def _rendered(
-    proxy: ProxyPort,
-    body: ChatRequest,
-    facts: Facts,
-    services: Services,
-    request: Request,
+    proxy: ProxyPort, body: ChatRequest, facts: Facts, services: Services, request: Request
 ) -> TokenIds:
     """Return the prompt of a chat that the verifier's server makes, and charge for it. Raises
     Unsupported if it makes none, so that its own API answers; EngineFault for a wrong prompt,
     ClientGone."""
     if _PATHS.get(request.scope["path"]) != CHATS:
         raise rendering.not_rendered("only a chat completion is shown to this model from here")
-    make = partial(_shaping, proxy, body, await request.body(), facts.served[rendering.PATH])
-    fields = await checked(services, request, make)
+    sent, listed = await request.body(), facts.served[rendering.PATH]
+    fields = await checked(
+        services, request, lambda: rendering.fields_of(body, proxy.fields_of(sent), listed)
+    )
     try:
         async with connected(request.receive):
             prompt = await proxy.prompt(fields, facts)
@@ -196,10 +194,6 @@ async def _rendered(
         raise rendering.not_rendered(error.message) from error
     context_of(request).took_prompt(len(prompt), choices=body.n)
     return prompt
-
-
-def _shaping(proxy: ProxyPort, body: ChatRequest, sent: bytes, listed: Sequence[str]) -> Json:
-    return rendering.fields_of(body, proxy.fields_of(sent), listed)
 
 
 async def _listed(proxy: ProxyPort, services: Services, request: Request) -> Forward | None:

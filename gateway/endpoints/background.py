@@ -14,10 +14,7 @@ from functools import partial
 from typing import Final
 
 from gateway.background_work import start
-from gateway.endpoints.endpoint import (
-    Answer,
-    EventStream,
-)
+from gateway.endpoints.endpoint import Answer, EventStream
 from gateway.endpoints.recording import Recording
 from gateway.errors import ClientGone, Unavailable
 from gateway.output.stream import together

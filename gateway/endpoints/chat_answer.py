@@ -50,7 +50,7 @@ def _run(services: Services, stream: EventStream) -> Response:
     """Run a chat apart from its connection, and stream it. Raises Overloaded."""
     answer = cast(ChatAnswer, stream.answer)  # as `convert` has it
     running = RunningAnswer(answer, stream, b"[]", events := Recording())
-    services.store_of(stream.context).begin(running)
+    services.stores.of(stream.context).begin(running)
     return Replay(events, 0, stream.keep_alive_s, stream.context)
 
 

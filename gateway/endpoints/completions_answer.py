@@ -10,12 +10,7 @@ import msgspec
 
 from gateway.endpoints.chunks import ChunkAnswer
 from gateway.endpoints.completions import CompletionRequest
-from gateway.endpoints.endpoint import (
-    EndpointRequest,
-    Entries,
-    Json,
-    finite,
-)
+from gateway.endpoints.endpoint import EndpointRequest, Entries, Json, finite
 from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 
 

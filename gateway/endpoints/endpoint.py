@@ -223,9 +223,9 @@ class EventStream(Response):
             self._has_status = True
 
 
-def stream_start(media_type: str) -> Message:
-    """Return the message that begins a stream."""
-    headers = ((b"content-type", media_type.encode()), *_HEADERS)
+def stream_start(media_type: str, *more: tuple[bytes, bytes]) -> Message:
+    """Return the message that begins a stream. more: further headers."""
+    headers = ((b"content-type", media_type.encode()), *_HEADERS, *more)
     return {"type": "http.response.start", "status": 200, "headers": headers}
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.messages_blocks import MessagesMessage, Texts, chat_messages
@@ -18,14 +16,7 @@ from gateway.endpoints.messages_tools import ClientTool, ToolChoice, Tools
 from gateway.endpoints.request import Stops
 from gateway.endpoints.thinking import Effort
 from gateway.errors import UNSUPPORTED, InvalidRequest, Unsupported
-from gateway.schema import (
-    FIRST_ERROR,
-    Flag,
-    Integer,
-    Number,
-    RequestModel,
-    validated,
-)
+from gateway.schema import FIRST_ERROR, Flag, Integer, Number, RequestModel, validated
 from gateway.structured_outputs import SchemaField
 
 

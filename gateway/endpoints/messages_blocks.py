@@ -10,12 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, groupby
 from typing import Annotated, Final, Literal, TypeVar
 
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BeforeValidator, Discriminator, ValidationInfo, field_validator
 
 from gateway.endpoints.messages_schema import (
     ChatMessage,
@@ -24,11 +19,7 @@ from gateway.endpoints.messages_schema import (
     as_parts,
     without_billing,
 )
-from gateway.schema import (
-    FIRST_ERROR,
-    Flag,
-    RequestModel,
-)
+from gateway.schema import FIRST_ERROR, Flag, RequestModel
 
 
 class TextBlock(ContentPart):

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-)
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from gateway.endpoints.tools import MAX_TOOLS
 from gateway.endpoints.tools import Json as JsonView
-from gateway.schema import (
-    FIRST_ERROR,
-    Flag,
-    Name,
-    RequestModel,
-    Typed,
-)
+from gateway.schema import FIRST_ERROR, Flag, Name, RequestModel, Typed
 from gateway.structured_outputs import SchemaField
 
 

@@ -18,14 +18,7 @@ from gateway.endpoints.completions import CompletionRequest
 from gateway.endpoints.endpoint import Json
 from gateway.endpoints.request import GenerationRequest
 from gateway.errors import InvalidRequest
-from gateway.schema import (
-    FIRST_ERROR,
-    Converted,
-    Flag,
-    Integer,
-    unsupported,
-    validated,
-)
+from gateway.schema import FIRST_ERROR, Converted, Flag, Integer, unsupported, validated
 
 LATEST: Final = ":latest"
 """Ollama's clients may add this tag to a model's name."""

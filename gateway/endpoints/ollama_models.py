@@ -18,9 +18,7 @@ from gateway.errors import NotServed
 from gateway.http import json_response
 from gateway.ports import Facts
 from gateway.request_context import context_of
-from gateway.schema import (
-    RequestModel,
-)
+from gateway.schema import RequestModel
 
 API_VERSION: Final = "0.13.0"
 """This is the API of this version of Ollama; some clients refuse older versions."""

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-)
+from pydantic import BeforeValidator, Field
 
 from gateway import structured_outputs
 from gateway.answer_fields import NEUTRAL, is_neutral

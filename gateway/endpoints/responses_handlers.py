@@ -54,7 +54,7 @@ async def count(services: Services, request: Request) -> Response:
 def _store_of(services: Services, request: Request) -> ResponseStore:
     """Return the tenant's store, and record its size, because it takes time to read."""
     context = context_of(request)
-    store = services.store_of(context)
+    store = services.stores.of(context)
     context.claim.kept_bytes = store.size_bytes
     return store
 

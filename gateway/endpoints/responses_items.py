@@ -13,11 +13,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 from pydantic import AliasChoices, BeforeValidator, Field, TypeAdapter
 
 from gateway.endpoints.responses_tools import Json, flat_name
-from gateway.schema import (
-    FIRST_ERROR,
-    RequestModel,
-    Typed,
-)
+from gateway.schema import FIRST_ERROR, RequestModel, Typed
 
 _ORDER: Final = ("reasoning", "content", "tool_calls")
 """An assistant's message has these fields, in the order in which a model writes them."""

@@ -16,10 +16,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field
 
 from gateway.endpoints.tools import MAX_TOOLS
-from gateway.schema import (
-    FIRST_ERROR,
-    Typed,
-)
+from gateway.schema import FIRST_ERROR, Typed
 
 Json = dict[str, Any]
 

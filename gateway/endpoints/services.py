@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.drain import Drain
-from gateway.endpoints.response_store import ResponseStore, ResponseStores
+from gateway.endpoints.response_store import ResponseStores
 from gateway.errors import ApiError, NotFound
 from gateway.hosting.settings import GatewaySettings
 from gateway.metrics import MetricsPage
@@ -314,10 +314,6 @@ class Services:
     def away(self, context: RequestContext) -> list[str]:
         """Return the models that a key opens and that cannot be reached."""
         return [name for name in self.models.away if context.tenant.opens(name)]
-
-    def store_of(self, context: RequestContext) -> ResponseStore:
-        """Return the store of a request's tenant."""
-        return self.stores.of(context)
 
     async def output_format_of(
         self, tokenizer: GatewayTokenizer, context: RequestContext

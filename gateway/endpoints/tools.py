@@ -152,8 +152,7 @@ class ChatToolChoice(_Naming):
 
 Tools = Annotated[tuple[Tool, ...], Field(max_length=MAX_TOOLS), FIRST_ERROR]
 ToolChoice = Annotated[
-    ChatToolChoice,
-    BeforeValidator(_as_choice, json_schema_input_type=Word | ChatToolChoice),
+    ChatToolChoice, BeforeValidator(_as_choice, json_schema_input_type=Word | ChatToolChoice)
 ]
 
 

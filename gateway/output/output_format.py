@@ -13,10 +13,7 @@ from weakref import WeakKeyDictionary
 
 from gateway.grammars import Tags
 from gateway.json_schemas import Schemas
-from gateway.output.detokenise import (
-    Detokeniser,
-    Piece,
-)
+from gateway.output.detokenise import Detokeniser, Piece
 from gateway.output.formats.base import (
     AllowedOutput,
     Constraint,

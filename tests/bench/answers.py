@@ -8,13 +8,13 @@ import msgspec
 import numpy as np
 
 from bench.host import Host
+from bench.link import Conditions
 from bench.results import Answer, Results, Settings, rows
 from bench.simulator.edge import Answer as SimulatedAnswer
-from bench.simulator.hosts import Hosts, gpu
+from bench.simulator.hosts import Hosts, World, gpu
 from bench.simulator.source import Source
-from bench.simulator.world import Arm, World, simulate
+from bench.simulator.world import Arm, simulate
 from bench.traces import Trace
-from picospec.link_path import Conditions
 from speculation.model_facts import Limits, TokenId
 
 ANSWER = Answer(

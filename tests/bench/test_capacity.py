@@ -37,12 +37,12 @@ def test_figures_are_over_all_clients_and_the_slowest_is_one_client() -> None:
 async def test_scripted_edges_draft_what_a_real_target_generates() -> None:
     file = open_store({}).find("smollm2", "target").path
     subject = Subject(Prompt("a", "chat", "Count to ten."), "chat", 0.0, 7)
-    [recorded] = traces(file, file, [subject], tokens=16, context_tokens=256)
-    arguments = ("--llama.slots", "4", "--llama.context-tokens", "512")
+    [recorded] = traces(file, file, [subject], tokens=8, context_tokens=256)
+    arguments = ("--llama.slots", "3", "--llama.context-tokens", "512")
 
     async with Services(ServicesPlan("smollm2", "", {}, "llama", arguments)) as services:
         load = Load(services.verifier_url, [traced(recorded)], 5.0, 0.005)
-        cloud, picospec = [row async for row in load.rows([3])]
+        cloud, picospec = [row async for row in load.rows([2])]
 
     assert cloud.measured.passes_per_token == 1.0
     assert picospec.measured.scripted_share == 1.0  # Q8_0: the same text in any batch

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from bench.link import Conditions
 from bench.simulator.comparison import PLAIN
-from bench.simulator.hosts import Curve, Hosts
+from bench.simulator.hosts import Curve, Hosts, World
 from bench.simulator.source import synthetic
-from bench.simulator.world import World, simulate
+from bench.simulator.world import simulate
 from bench.statistics import geometric_mean
 from picospec.expecting import MeasuredPace
-from picospec.link_path import Conditions
 
 
 def simulated(pace: MeasuredPace, share: float) -> float:

@@ -30,7 +30,6 @@ from bench.run.client import Reply
 from bench.run.services import Services, ServicesPlan
 from bench.statistics import fisher
 from gateway.hosting.processes import ServiceDied
-from picospec.link_path import Conditions
 from speculation.messages import Sampling
 from tests.verifier.vllm_target.v2.tiny import make
 
@@ -138,17 +137,6 @@ async def test_without_a_gpu_the_host_fails_and_no_other_part_is_run(
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
-    """Stands for running services: their addresses."""
-
-    verifier_url: str = "plain"
-    edge_urls: Mapping[str, str] = field(default_factory=lambda: {"picospec": "edge"})
-
-    async def linked(self, url: str, conditions: Conditions) -> tuple[str, None]:
-        return f"{url} far away", None
-
-
-@dataclass(frozen=True, slots=True)
 class Scripted(Serving):
     """Its answers have 10 tokens, and take so many seconds by the address that is asked."""
 
@@ -166,7 +154,7 @@ async def test_the_edge_may_be_little_slower_than_cloud_at_either_load(
     seconds = {("plain far away", 1): 2.0, ("plain far away", 8): 1.0, **edge}
     serving = Scripted(engines(), seconds=seconds)
 
-    found = await serving.speeds(cast(Services, Links()))
+    found = await serving.speeds({"cloud": "plain far away", "picospec": "edge"})
 
     assert found[0] == right
     assert f"made 2.00 and {1 / edge_s:.2f} times as many tokens/s" in found[1]
@@ -328,7 +316,7 @@ def test_what_differs_beyond_the_compared_tokens_does_not_count() -> None:
 
 
 def test_the_quick_check_starts_its_engines_and_ours_first() -> None:
-    plans = Quick(engines(), "cpu").plans.values()
+    plans = [plan for _, plan, _ in Quick(engines(), "cpu").groups(Path())]
     ours, _, sync, invariant, _, unequal, two = plans
 
     assert [plan.rival is None for plan in plans] == [True, False, False, *[True] * 4]
@@ -336,9 +324,9 @@ def test_the_quick_check_starts_its_engines_and_ours_first() -> None:
     assert sync.verifier_arguments == ("--vllm.async-scheduling", "false")
     assert invariant.environment["VLLM_BATCH_INVARIANT"] == "1"
     assert two.verifier_arguments[-2:] == ("--vllm.tensor-parallel-size", "2")
-    for plan in Quick(engines()).plans.values():
+    for _, plan, _ in Quick(engines()).groups(Path()):
         assert "--vllm.cudagraph-metrics" in plan.verifier_arguments
-    assert quick._stock_url(Services(ours)).endswith(ours.verifier_arguments[-1])
+    assert Services(ours).plain_url.endswith(ours.verifier_arguments[-1])
 
 
 @dataclass
@@ -350,7 +338,7 @@ class Silent(Quick):
             return True, ""
         raise ServiceDied("verifier", 1, ["out of memory"])
 
-    async def _asked(self, url: str, at_once: int = 1, **named: str) -> quick.Texts:
+    async def _asked(self, services: Services, at_once: int = 1, **named: str) -> quick.Texts:
         return texts()
 
     async def _missing(self, works: object, folder: Path) -> str:
@@ -408,6 +396,9 @@ def test_a_defect_that_shows_with_one_kind_of_settings_is_found() -> None:
     assert "| sessions | 6 of 48 | 0 | 6 | 0 | 0 | 0.013 |" in found
 
 
+BATCH_INVARIANT = {"VLLM_BATCH_INVARIANT": "1"}
+
+
 @pytest.mark.parametrize(
     ("stock_starts", "stock_answers", "verdict"),
     [(True, True, "FAIL"), (True, False, "not run"), (False, False, "not run")],
@@ -434,7 +425,7 @@ async def test_a_batch_invariant_start_fails_unless_vllm_alone_does_not_answer_e
     found = Quick(engines(), "cpu")
     name = f"{quick.INVARIANT} start-up"
 
-    await found._engine(name, found.plans[name], {})
+    await found._engine(name, ServicesPlan("any", "any", {}, environment=BATCH_INVARIANT), {})
 
     assert [part.verdict for part in found.check.parts] == [verdict]
     assert "warm_up() got an argument" in found.check.parts[0].found

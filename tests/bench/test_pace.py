@@ -14,18 +14,18 @@ from typer.testing import CliRunner
 
 from bench.__main__ import app
 from bench.files import load
+from bench.link import Conditions
 from bench.pace.command import SERVICE
 from bench.pace.loads import Turn, figures
 from bench.pace.machine import PART, Fleet
 from bench.pace.results import Found
 from bench.pace.script import said
-from bench.simulator.hosts import gpu
+from bench.simulator.hosts import World, gpu
 from bench.simulator.made_up import made_up
 from bench.simulator.pace import HEADS
 from bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
 from bench.simulator.source import Source, believed, synthetic
-from bench.simulator.world import Arm, World, simulate
-from picospec.link_path import Conditions
+from bench.simulator.world import Arm, simulate
 from tests.bench.test_simulator import trace
 
 GPU = World(gpu(0.01, 0.005, twice_at=256), Conditions(10.0))

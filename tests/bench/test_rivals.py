@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from bench.__main__ import app
 from bench.files import load
+from bench.link import Conditions
 from bench.prompts import Prompt, read
 from bench.results import Results
 from bench.run import stock_vllm
@@ -26,7 +27,6 @@ from bench.run.arms import parse
 from bench.run.command import Plan, Run, stints, turns
 from bench.run.rivals import Rival
 from bench.run.services import ServicesPlan
-from picospec.link_path import Conditions
 from verifier.vllm_target.launching import flags
 
 RIVALS = "cloud,picospec,cloud-vllm,cloud-ngram:3"

@@ -16,25 +16,16 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from bench.__main__ import app
+from bench.link import Conditions
 from bench.prompts import sampling
 from bench.simulator.acespec import branches_by_depth
 from bench.simulator.clock import Clock
 from bench.simulator.comparison import GAMMAS, Group, rows
 from bench.simulator.event_log import events, report
-from bench.simulator.hosts import CPU_BOX, Curve, Hosts, gpu
+from bench.simulator.hosts import CPU_BOX, Curve, Hosts, World, gpu
 from bench.simulator.source import WRONG, Source, believed, dense, synthetic, traced
-from bench.simulator.world import (
-    Arm,
-    World,
-    acespec,
-    colocated,
-    paper,
-    picospec,
-    simulate,
-    sync,
-)
+from bench.simulator.world import Arm, acespec, colocated, paper, picospec, simulate, sync
 from bench.traces import Trace
-from picospec.link_path import Conditions
 from speculation.distributions import distribution
 from speculation.model_facts import Limits
 from speculation.noise import noise_index

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.comparison import Comparison
+from bench.link import Conditions
 from bench.long_work import scenario_of
 from bench.prompts import Conversation, Prompt, read
 from bench.recording import Subject, answered, traces
@@ -20,7 +21,6 @@ from bench.statistics import mean
 from bench.traces import Trace
 from edge_agent.draft.loading import find
 from local_models.store import open_store
-from picospec.link_path import Conditions
 from tests.bench.answers import answer, results
 
 
@@ -56,28 +56,31 @@ def test_the_draft_model_is_asked_at_every_token_of_the_answer() -> None:
     assert (missed == (found.after_miss_tokens >= 0).T).all()  # kept there only
 
 
-@pytest.mark.models
-def test_a_target_that_is_the_draft_model_agrees_with_it(tmp_path: Path) -> None:
-    file = find("smollm2", open_store({}))
-    subject = Subject(Prompt("a", "chat", "Name a colour."), "chat", 0.0, 7)
-
-    [recorded] = traces(file, file, [subject], tokens=6, context_tokens=256)
-    found = Trace.load(recorded.save(tmp_path))
-
-    assert (found.draft_tokens[:, 0] == found.tokens).all()
-    assert (found.after_miss_tokens == -1).all()
-
-
-@pytest.mark.models
-def test_a_turn_is_recorded_after_what_was_answered_before() -> None:
+@pytest.fixture(scope="module")
+def recorded() -> list[Trace]:
+    """The traces of two turns, whose target is the draft model."""
     file = find("smollm2", open_store({}))
     turns = [
         Prompt(f"agent/a/{n}", "agent/call", f"Say {n}.", scenario="agent/a", turn=n)
         for n in range(2)
     ]
     asked = [Subject(turn, turn.family, 0.0, 7) for turn in turns]
+    return list(traces(file, file, asked, tokens=6, context_tokens=256))
 
-    first, second = traces(file, file, asked, tokens=6, context_tokens=256)
+
+@pytest.mark.models
+def test_a_target_that_is_the_draft_model_agrees_with_it(
+    tmp_path: Path, recorded: list[Trace]
+) -> None:
+    found = Trace.load(recorded[0].save(tmp_path))
+
+    assert (found.draft_tokens[:, 0] == found.tokens).all()
+    assert (found.after_miss_tokens == -1).all()
+
+
+@pytest.mark.models
+def test_a_turn_is_recorded_after_what_was_answered_before(recorded: list[Trace]) -> None:
+    first, second = recorded
 
     before = [*first.prompt, *first.tokens]
     assert list(second.prompt[: len(before)]) == before

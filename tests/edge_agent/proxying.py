@@ -101,7 +101,7 @@ async def proxying(
     """Give a client of an edge on loopback whose proxy has that upstream. root: its cache."""
     with TemporaryDirectory() as empty:
         async with served(upstream) as url:  # type: ignore[arg-type]  # it is an ASGI app
-            given = {"drafter": "none", "verifier_url": verifier, **settings}
+            given = {"draft_model": "none", "verifier_url": verifier, **settings}
             given["proxy"] = {"url": url, **(proxy or {})}
             store = open_store({"PICOSPEC_CACHE": str(root or empty)})
             app = build(load(None, environ or {}, given), store, drain or Drain())

@@ -27,7 +27,7 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_to
 def client_of(cache: Path, drain: Drain, verifier: str = "") -> httpx.AsyncClient:
     """Return a client of an edge whose verifier is at that address, or away."""
     url = verifier or f"http://127.0.0.1:{free_port()}"
-    settings = load(None, {}, {"drafter": "none", "verifier_url": url})
+    settings = load(None, {}, {"draft_model": "none", "verifier_url": url})
     app = build(settings, open_store({"PICOSPEC_CACHE": str(cache)}), drain)
     transport = httpx.ASGITransport(app=app)
     return httpx.AsyncClient(transport=transport, base_url="http://localhost")
@@ -176,7 +176,7 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
         ("ports = 1", "ports"),
         ("[proxy]\nmodel = []", "proxy.model"),
         ("port = 0", "port"),
-        ('drafter = "noise"', "drafter"),
+        ('judge = "noise"', "judge"),
         ('verifier_url = "ftp://x"', "verifier_url"),
         ('verifier_urls = ["http://a", "ftp://x"]', "verifier_urls"),
         ('verifier_urls = ["http://a", "http://a"]', "verifier_urls"),

@@ -183,7 +183,7 @@ async def test_a_verifier_that_refuses_the_edge_is_no_verifier_that_is_away() ->
         await away(refusing)
 
 
-@pytest.mark.parametrize("unnamed", [{}, {"draft_model": "none"}, {"drafter": "none"}])
+@pytest.mark.parametrize("unnamed", [{}, {"draft_model": "none"}])
 def test_a_fallback_needs_a_draft_model_that_is_named(unnamed: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="draft_model that is named"):
         EdgeSettings(fallback="draft", **unnamed)  # type: ignore[arg-type]

@@ -13,9 +13,9 @@ from typing import Final
 import httpx
 import pytest
 
+from bench.link import Conditions
 from edge_agent.link import session, uploads
 from edge_agent.link.errors import LinkDown
-from picospec.link_path import Conditions
 from tests.fakes.faulty_link import FaultyLink
 from tests.fakes.link import Link
 from tests.fakes.world import RTT_S, TEXT, Answers, World

@@ -274,7 +274,10 @@ async def test_nothing_is_proxied_over_an_idle_connection_that_carries_nothing(
     now = time.monotonic()
     monkeypatch.setattr(verifying, "now_with_sleep", lambda: now)
     api = OwnApi({**API, RENDER: [], EMBEDDINGS: []}, saying(SAID))
-    async with serving(api.app()) as url, Link(("127.0.0.1", int(url.split(":")[2]))) as link:
+    async with (
+        serving(api.app()) as url,
+        Link(("127.0.0.1", int(url.split(":")[2]))) as link,
+    ):
         there = f"http://127.0.0.1:{link.port}"
         async with proxying(Upstream(), verifier=there, proxy={"url": None}) as client:
             before = await client.post(path, json=body)

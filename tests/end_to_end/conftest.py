@@ -20,7 +20,7 @@ PLANS: Final = {
     "eager": EDGES["eager"],
     "bad": EDGES["bad"],
     "far": EDGES["far"],
-    "past": EdgePlan(drafter="none", answer_cache_tokens=1000),
+    "past": EdgePlan(draft_model="none", answer_cache_tokens=1000),
     "separate": EdgePlan(judge="separate", fill="never"),
 }
 """`eager`, `bad` and `separate` start no pass without a draft token, however busy this machine

@@ -39,7 +39,7 @@ def edge_of(
 ) -> FastAPI:
     """Return the app of an edge that has the verifier's key."""
     keys = {"PICOSPEC_API_KEYS": clients, "PICOSPEC_VERIFIER_KEY": "edges"}
-    settings = load_edge(None, keys, {"drafter": "none", "verifier_url": verifier})
+    settings = load_edge(None, keys, {"draft_model": "none", "verifier_url": verifier})
     return edge.build(settings, open_store({"PICOSPEC_CACHE": str(root)}), drain or Drain())
 
 

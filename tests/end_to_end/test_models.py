@@ -77,7 +77,7 @@ async def client(
         settings = load(
             None,
             {},
-            {"drafter": "none", "verifier_urls": urls, "keys_file": tmp_path / "keys.toml"},
+            {"draft_model": "none", "verifier_urls": urls, "keys_file": tmp_path / "keys.toml"},
         )
         app = build(settings, open_store({"PICOSPEC_CACHE": str(tmp_path)}), Drain())
         await stack.enter_async_context(app.router.lifespan_context(app))

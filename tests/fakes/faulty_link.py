@@ -7,8 +7,8 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Collection
 from random import Random
 
-from picospec.link import HOST, EmulatedConnection, Link, reset
-from picospec.link_path import Conditions, Path
+from bench.link import Conditions, EmulatedLink, Path
+from picospec.link import HOST, EmulatedConnection, reset
 
 
 class WatchedPath(Path):
@@ -23,7 +23,7 @@ class WatchedPath(Path):
         return super().arrival(now_s, size_bytes)
 
 
-class FaultyLink(Link):
+class FaultyLink(EmulatedLink):
     """Open it with `async with`; it leads to a port of this machine."""
 
     def __init__(self, port: int) -> None:

@@ -390,7 +390,7 @@ class Edge(Service):
         super().__init__("127.0.0.1:8000", self._app)
         self.drain = Drain()
         urls = tuple(process.url for process in world.processes)
-        overrides = {"drafter": "none", "verifier_urls": urls, **settings}
+        overrides = {"draft_model": "none", "verifier_urls": urls, **settings}
         self._settings = edge_settings.load(None, {}, overrides)
         self._store = open_store({"PICOSPEC_CACHE": str(cache)})
         folder = self._store.root / "tokenizers"

@@ -11,7 +11,7 @@ from typing import Final
 
 import httpx
 
-from picospec.link_path import Conditions
+from bench.link import Conditions
 from tests.fakes.faulty_link import FaultyLink
 from tests.faults.rig.asking import BRIEF, KINDS, Answer, Watch
 from tests.faults.rig.world import PASS_TIMEOUT_S, World

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from edge_agent.draft.drafter import NoDrafter
-from edge_agent.draft.target_tokenizer import TOKEN_BYTES, OpenTokenizers, TargetTokenizer
+from edge_agent.draft.target_tokenizer import OpenTokenizers, TargetTokenizer
 from edge_agent.draft_grammars import EdgeGrammars
 from edge_agent.proposals import EdgeAnswerCaches
 from edge_agent.served import ServedModel
@@ -19,6 +19,7 @@ from gateway.keys import KeyLimits
 from gateway.output.output_format import OutputFormats
 from gateway.tenant_limits import Tenant, TenantMetrics
 from local_models.confined import Worker
+from local_models.llama_cpp.footprint import TOKEN_BYTES
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_cache import TokenizerCache
 from local_models.tokenizer_file import TokenizerFile

@@ -83,7 +83,7 @@ async def serving_end(end: str, file: TokenizerFile, folder: Path) -> AsyncItera
         return
     packed, port = folder / "tokenizer", free_port()
     packed.write_bytes(file.pack())
-    given = {"drafter": "none", "verifier_url": f"http://127.0.0.1:{port}"}
+    given = {"draft_model": "none", "verifier_url": f"http://127.0.0.1:{port}"}
     store = open_store({"PICOSPEC_CACHE": str(folder)})
     command = [sys.executable, "-m", "tests.hostile.test_longest_stall", str(port), str(packed)]
     with serving(command, port, ""):

@@ -185,7 +185,7 @@ async def test_answers_come_from_another_verifier_meanwhile(
 
 async def proxied(url: str, how: str, root: Path) -> httpx.Response:
     """What an edge answers whose verifier answers a chat so."""
-    settings = load(None, {}, {"drafter": "none", "verifier_url": f"{url}/chat+{how}"})
+    settings = load(None, {}, {"draft_model": "none", "verifier_url": f"{url}/chat+{how}"})
     app = build(settings, open_store({"PICOSPEC_CACHE": str(root)}), Drain())
     async with served(app) as edge, httpx.AsyncClient(base_url=edge, timeout=GUARD_S) as client:
         body = {"messages": [{"role": "user", "content": "Hi"}], "seed": 4, "max_tokens": 9}

@@ -16,6 +16,7 @@ import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, ConsoleMessage, Locator, sync_playwright
 
+from bench.link import Conditions
 from bench.run.services import (
     EdgePlan,
     Services,
@@ -23,7 +24,6 @@ from bench.run.services import (
     free_port,
     verifier_arguments,
 )
-from picospec.link_path import Conditions
 from tests.page.service import PageEngine, page_app
 
 BUILD = Path(__file__).parents[2] / "build" / "page"

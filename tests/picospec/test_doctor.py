@@ -220,7 +220,6 @@ def test_a_verifier_of_another_version_is_named(protocol: int, ok: bool) -> None
 @pytest.mark.parametrize(
     ("chosen", "name"),
     [
-        ({"drafter": "none", "draft_model": "small"}, None),
         ({"draft_model": "none"}, None),
         ({"draft_model": "small"}, "small"),
     ],

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picospec.link import Link
-from picospec.link_path import Conditions, Path
+from bench.link import Conditions, EmulatedLink, Path
 from tests.guards import GUARD_S
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -53,11 +52,11 @@ async def talking_to(
 @asynccontextmanager
 async def through_a_link(
     handler: Handler = echo, *, seed: int = 0, max_bytes: int = 1 << 20, **conditions: float
-) -> AsyncIterator[tuple[Link, asyncio.StreamReader, asyncio.StreamWriter]]:
+) -> AsyncIterator[tuple[EmulatedLink, asyncio.StreamReader, asyncio.StreamWriter]]:
     """Give a link, and a connection through it to a server."""
     async with (
         serving(handler) as upstream,
-        Link(
+        EmulatedLink(
             upstream, Conditions(**conditions), seed=seed, max_in_flight_bytes=max_bytes
         ) as link,
         talking_to(link.port) as (reader, writer),
@@ -148,7 +147,7 @@ async def test_a_half_close_lets_the_other_direction_go_on() -> None:
 
 
 async def test_a_cut_resets_open_connections_and_lets_new_ones_through() -> None:
-    async with serving() as upstream, Link(upstream, Conditions(rtt_ms=4)) as link:
+    async with serving() as upstream, EmulatedLink(upstream, Conditions(rtt_ms=4)) as link:
         async with talking_to(link.port) as (reader, writer):
             await round_trip_ms(reader, writer)
             link.cut()

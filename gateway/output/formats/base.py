@@ -63,12 +63,12 @@ class ToolFormat(ABC):
     def read(self, text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:
         """Parse the answer. The parser may return early when `out` is complete."""
 
-    @abstractmethod
     def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
         """Return Lark rules for `calls`: the text after the trigger.
 
-        Raises ValueError for a schema that this format cannot express.
+        Raises ValueError for a schema that this format cannot express; by default for any.
         """
+        raise ValueError("no grammar has the calls of this model")
 
 
 def grammar(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from gateway.grammars import Special
 from gateway.json_schemas import Schemas, encode, kinds, properties
 from gateway.output.formats.base import ToolFormat
 from gateway.output.formats.qwen_coder import as_json
@@ -51,9 +50,6 @@ class Dsml(ToolFormat):
                 yield from _call(text, out, tools)
             except Malformed:  # the text is cut
                 return
-
-    def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
-        raise ValueError("no grammar has the calls of this model")
 
 
 def _call(text: Incoming, out: ParsedMessage, tools: Schemas) -> Steps[None]:

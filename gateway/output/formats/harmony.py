@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from typing import Final, Literal
 
-from gateway.grammars import Special
 from gateway.json_schemas import Schemas
 from gateway.output.formats.base import ToolFormat
 from gateway.output.message import ParsedMessage
@@ -55,9 +54,6 @@ class Harmony(ToolFormat):
             yield from text.pass_on(tuple(_ENDS), shown.add)
             shown.end()
             yield from text.pass_on((_START,), lambda *_: None)
-
-    def calls(self, tools: Schemas, special: Special, *, parallel: bool) -> str:
-        raise ValueError("no grammar has the channels of this model")
 
 
 class _Shown:

@@ -161,10 +161,7 @@ def _as_object(arguments: str) -> str:
 
 def _decode(value: str) -> object:
     try:
-        decoded = decode(value)
-        if isinstance(decoded, str):
-            decoded.encode()  # raises for half of a surrogate pair
-        return decoded
+        return decode(value)
     except ValueError as error:
         raise Malformed("this is not JSON") from error
 

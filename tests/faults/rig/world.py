@@ -19,8 +19,8 @@ from typing import Final, Self
 
 import httpx
 
+from bench.link import Conditions
 from local_models.store import open_store
-from picospec.link_path import Conditions
 from tests.edge_agent.processes import ROOT
 from tests.faults.rig.asking import Answer, Watch, ask
 from tests.faults.rig.services import Service, Verifier

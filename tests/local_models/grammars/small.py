@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from local_models.grammars import Grammar, GrammarState
-from local_models.guidance import make_tokenizer
+from local_models.guidance import MatcherTokens
 from local_models.tokenizer import Tokenizer
 from local_models.vocabulary import Vocabulary
 
@@ -47,7 +47,7 @@ class SmallEncoder:
 
 
 TOKENIZER = Tokenizer(SmallEncoder(), None)
-TOKENS = make_tokenizer(VOCABULARY, greedy)
+TOKENS = MatcherTokens(VOCABULARY, greedy)
 
 
 def allowed(state: GrammarState, output: Sequence[int]) -> set[int]:

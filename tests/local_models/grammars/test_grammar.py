@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from local_models.constraints import MAX_BYTES, Constraint
 from local_models.errors import GrammarFailed, InvalidGrammar
 from local_models.grammars import Grammar
-from local_models.guidance import Tokenize, grammar_text, make_matcher, make_tokenizer
+from local_models.guidance import MatcherTokens, Tokenize, grammar_text, make_matcher
 from tests.local_models.grammars.small import (
     STOP,
     TAG,
@@ -293,7 +293,7 @@ def unhelpful(text: str) -> list[int]:
 def test_forced_tokens_have_the_bytes_of_the_text_and_are_the_tokenizers_where_they_can_be(
     tokenize: Tokenize, text: str
 ) -> None:
-    tokens = make_tokenizer(VOCABULARY, tokenize)
+    tokens = MatcherTokens(VOCABULARY, tokenize)
 
     forced = make_matcher(tokens, grammar_text("choice", [text])).compute_ff_tokens()
 
@@ -302,7 +302,7 @@ def test_forced_tokens_have_the_bytes_of_the_text_and_are_the_tokenizers_where_t
 
 def test_tokens_die_with_the_last_grammar_that_is_made_of_them() -> None:
     encoder = partial(greedy)
-    grammar = Grammar(make_tokenizer(VOCABULARY, encoder), grammar_text("choice", ["ab"]))
+    grammar = Grammar(MatcherTokens(VOCABULARY, encoder), grammar_text("choice", ["ab"]))
     grammar.begin().forced()
     dies = ref(encoder)
     del encoder

@@ -1,4 +1,4 @@
-"""Computes when each segment arrives at the far end, for one direction of an emulated link.
+"""The product's link, with jitter, a rate and losses: when each segment arrives at its far end.
 
 * All connections share the line: bytes leave one after the other at `rate_mbit`.
 * A segment then travels for rtt / 2, plus or minus half the jitter (uniform).
@@ -8,8 +8,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from random import Random
+
+from picospec.link import MAX_IN_FLIGHT_BYTES, Link
 
 SEGMENT_BYTES = 1448
 """An Ethernet frame with timestamps carries this many bytes of TCP: one loss delays as many."""
@@ -65,6 +70,15 @@ class Path:
         self.bytes += size_bytes
         return self._leave_line(now_s, size_bytes) + self._travel_s()
 
+    def arrivals(self, now_s: float, data: bytes) -> Iterator[tuple[float, bytes]]:
+        """Send data at `now_s`; yield its segments with the times at which they arrive. Those
+        that arrive at once are joined."""
+        starts = range(0, max(1, len(data)), SEGMENT_BYTES)
+        segments = (data[start : start + SEGMENT_BYTES] for start in starts)
+        due = [(self.arrival(now_s, len(segment)), segment) for segment in segments]
+        for at_s, some in groupby(due, key=itemgetter(0)):
+            yield at_s, b"".join(segment for _, segment in some)
+
     def _leave_line(self, now_s: float, size_bytes: int) -> float:
         rate_mbit = self.conditions.rate_mbit
         if rate_mbit is None:
@@ -81,3 +95,24 @@ class Path:
         if conditions.loss and self._chance.random() < conditions.loss:
             travel_s += max(MIN_RETRANSMIT_S, conditions.rtt_s)
         return travel_s
+
+
+class EmulatedLink(Link):
+    """The relay with conditions that can change."""
+
+    def __init__(
+        self,
+        upstream: tuple[str, int],
+        conditions: Conditions = UNIMPAIRED,
+        *,
+        seed: int = 0,
+        max_in_flight_bytes: int = MAX_IN_FLIGHT_BYTES,
+    ) -> None:
+        super().__init__(upstream, conditions.rtt_s, max_in_flight_bytes)
+        self.up: Path = Path(conditions, Random(f"{seed} up"))
+        self.down: Path = Path(conditions, Random(f"{seed} down"))
+
+    def change(self, conditions: Conditions) -> None:
+        """Change the conditions. Data in transit is not affected."""
+        self.up.conditions = self.down.conditions = conditions
+        self.rtt_s = conditions.rtt_s
