@@ -19,7 +19,6 @@ from bench.run.arms import parse
 from bench.run.command import Plan, stints
 from bench.statistics import mean
 from bench.traces import Trace
-from edge_agent.draft.loading import find
 from local_models.store import open_store
 from tests.bench.answers import answer, results
 
@@ -43,7 +42,7 @@ def test_the_first_answer_of_the_target_alone_is_taken() -> None:
 
 @pytest.mark.models
 def test_the_draft_model_is_asked_at_every_token_of_the_answer() -> None:
-    file = find("smollm2", open_store({}))
+    file = open_store({}).find("smollm2", "draft").path
     blue = answer("cloud", 1.0, prompt="a", text="Blue is a colour.")
 
     [found] = traces(file, file, subjects(blue), tokens=0, context_tokens=256)
@@ -59,7 +58,7 @@ def test_the_draft_model_is_asked_at_every_token_of_the_answer() -> None:
 @pytest.fixture(scope="module")
 def recorded() -> list[Trace]:
     """The traces of two turns, whose target is the draft model."""
-    file = find("smollm2", open_store({}))
+    file = open_store({}).find("smollm2", "draft").path
     turns = [
         Prompt(f"agent/a/{n}", "agent/call", f"Say {n}.", scenario="agent/a", turn=n)
         for n in range(2)
