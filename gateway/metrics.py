@@ -7,7 +7,7 @@ client's text, so it has few values; after MAX_MODELS names all further ones sha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache, partial
 from importlib.metadata import version
 from typing import Final
@@ -147,24 +147,18 @@ is shown for RARELY times as long: anybody may ask for it, and nothing else runs
 
 
 class MetricsPage:
-    """Keeps the page of a registry if it takes long to make. clock, computed: return the time
-    and the thread's processor time, in seconds."""
+    """Keeps the page of a registry if it takes long to make."""
 
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        computed: Callable[[], float] = time.thread_time,
-    ) -> None:
-        self._clock, self._computed = clock, computed
+    def __init__(self) -> None:
         self._page, self._until = b"", 0.0
 
     def of(self, registry: CollectorRegistry) -> bytes:
         """Return the metrics, which may be RARELY times as old as they took."""
-        if self._clock() >= self._until:
-            begun = self._computed()
+        if time.monotonic() >= self._until:
+            begun = time.thread_time()
             self._page = exposition(registry)
-            took_s = self._computed() - begun
-            self._until = self._clock() + (RARELY * took_s if took_s > SLOW_S else 0.0)
+            took_s = time.thread_time() - begun
+            self._until = time.monotonic() + (RARELY * took_s if took_s > SLOW_S else 0.0)
         return self._page
 
 

@@ -162,10 +162,12 @@ def _run_sync(run: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., objec
 
 @contextmanager
 def virtual(clock: Clock) -> Iterator[None]:
-    """Let new loops be virtual, and the monotonic clocks of the process show their time."""
+    """Let new loops be virtual, and the clocks of the process show their time. Of
+    processor time only `compute` takes some."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "monotonic", clock)
         patch.setattr(time, "perf_counter", clock)
+        patch.setattr(time, "thread_time", clock)
         patch.setattr(time, "clock_gettime", clock)
         patch.setattr(asyncio.events, "new_event_loop", lambda: VirtualLoop(clock))
         wrap_future = _wrap_future(asyncio.wrap_future)

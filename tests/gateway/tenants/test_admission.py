@@ -34,6 +34,7 @@ from tests.gateway.scripted import (
     table,
     writes,
 )
+from tests.virtual_time import compute
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 
@@ -384,20 +385,17 @@ async def test_a_removed_keys_answer_in_the_background_ends(tmp_path: Path) -> N
 
 
 async def test_a_page_of_metrics_that_takes_long_is_kept_for_a_while() -> None:
-    clock, took, made = SetClock(), [0.0], list[CollectorRegistry]()
+    made = list[CollectorRegistry]()
 
-    def computed() -> float:
-        took[0] += 0.3
-        return took[0]
-
-    class Counted(CollectorRegistry):
+    class Slow(CollectorRegistry):
         def collect(self) -> Iterator[Metric]:
             made.append(self)
+            compute(0.3)
             return super().collect()
 
-    page, registry = MetricsPage(clock, computed), Counted()
+    page, registry = MetricsPage(), Slow()
     for seconds in (0, 5, 2, 5):
-        clock.now += seconds
+        await asyncio.sleep(seconds)
         page.of(registry)
 
     assert len(made) == 2
