@@ -90,7 +90,7 @@ def embedding() -> Iterator[tuple[str, str]]:
     """An edge that proxies embeddings, and the server to which it does."""
     edge, server = urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
     ports = [url.rpartition(":")[2] for url in urls]
-    settings = {"EDGE_PORT": ports[0], "PICOSPEC_EDGE__DRAFTER": "none"}
+    settings = {"EDGE_PORT": ports[0], "PICOSPEC_EDGE__DRAFT_MODEL": "none"}
     settings["PICOSPEC_EDGE__PROXY__URL"] = server
     processes = [
         _serve(server, "-m", "tests.clients.embedding_service", ports[1]),
