@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import pytest_asyncio
 
@@ -20,7 +21,7 @@ from local_models.file_hashes import FileHashes
 from local_models.llama_cpp.devices import all_devices, computing
 from local_models.llama_cpp.library import has_llama
 from local_models.store import open_store
-from speculation.messages import CachedPromptTokens, Commit, Open, TokenLogprob
+from speculation.messages import CachedPromptTokens, Commit, Draft, Open, TokenLogprob
 from speculation.model_facts import Limits, TokenId
 from tests.verifier import served_llama
 from tests.verifier.served_llama import (
@@ -41,8 +42,6 @@ from verifier.llama_target import exactness
 from verifier.llama_target.exactness import NEAR
 from verifier.llama_target.pass_runner import PassRunner
 from verifier.settings import LlamaSettings
-from verifier.vllm_target.serving import selftest
-from verifier.vllm_target.serving.selftest import Precision, self_test
 
 pytestmark = [
     pytest.mark.models,
@@ -64,7 +63,6 @@ def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exactness, "POSITIONS", 8)
         patch.setattr(served_llama, "TOKENS", 12)
-        patch.setattr(selftest, "WITHIN_S", 900.0)
         yield
 
 
@@ -129,12 +127,34 @@ async def said(host: Host, request: Open) -> tuple[list[tuple[TokenId, TokenLogp
     return tokens, cached_tokens
 
 
+def patchy_to_the_end(
+    text: Sequence[TokenId], at: int, chance: np.random.Generator
+) -> Draft | None:
+    """Always give a draft: a text that parts from its plain one may be longer."""
+    return patchy(text, at, chance) or useless(text, at, chance)
+
+
 async def test_near_texts_part_at_near_ties_alone() -> None:
     async with serving(limits=LIMITS, slots=4) as host:
         (learned,) = await host.ready().learned_statistics()
         assert learned["rounding"]["widest_gap"] <= NEAR  # type: ignore[index]
 
-        await self_test(host.ready(), Precision(near=NEAR))
+        for prompt in PROMPTS:
+            job = job_of(host, prompt, 0.0)
+            request = replace(opening(job, host.ready().facts), top_logprobs=5)
+            alone, _ = await said(host, request)
+            text = [token for token, _ in alone]
+            drafted, finish = await with_drafts(
+                host, job, text, patchy_to_the_end, prompt, is_judged=True
+            )
+
+            assert finish.totals.judged
+            parted = [at for at, other in enumerate(drafted) if text[at : at + 1] != [other]]
+            if parted:
+                _, known = alone[parted[0]]
+                assert known.logprob - dict(known.top)[drafted[parted[0]]] <= NEAR
+            else:
+                assert drafted == text
 
 
 async def test_what_does_not_fit_into_the_device_is_refused_with_the_numbers() -> None:
