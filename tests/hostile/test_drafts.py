@@ -38,9 +38,9 @@ from tests.speculation.small_models import model
 from tests.speculation.small_models import opening as small_opening
 from tests.verifier.conftest import fake_command, http2_client, serving
 from tests.verifier.down import opened
+from tests.verifier.fake_app import ANN, BEN, OPEN, app_of, client_of, keys_toml
+from tests.verifier.fake_sessions import ending, running, tenant
 from tests.verifier.fake_target import FACTS, STALLS, FakeTarget, opening
-from tests.verifier.test_sessions import ending, running, tenant
-from tests.verifier.test_tenants import ANN, BEN, OPEN, app_of, client_of, keys_toml
 from verifier.open_checks import check_open
 from verifier.routes import DRAFTS_BYTES
 from verifier.sessions.session import INITIAL_CHAINS

@@ -31,10 +31,10 @@ from tests.edge_agent.fake_cache import FakeCache, draft_after
 from tests.edge_agent.fakes import JOB, FakeVerifiers, deltas, engine, scripted
 from tests.edge_agent.test_proposals import asking
 from tests.local_models.grammars.small import TOKENIZER
+from tests.verifier.fake_sessions import rest, running, tenant
 from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening
+from tests.verifier.recording_engine import TOKEN, RecordingEngine, scheduling, text_of
 from tests.verifier.served_llama import LONG, job_of, plain, serving
-from tests.verifier.test_llama_scheduler import TOKEN, RecordingEngine, scheduling, text_of
-from tests.verifier.test_sessions import rest, running, tenant
 from verifier.llama_target.kv_slots import KvSlots
 from verifier.plain_engine import PlainEngine
 

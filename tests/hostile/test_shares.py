@@ -22,10 +22,10 @@ from gateway.ports import Delta, Job
 from speculation.messages import RUN_CHARACTERS
 from tests.gateway.scripted import ANN, BEN, MODEL, ScriptedEngine, make_app, served, table
 from tests.guards import GUARD_S
-from tests.verifier import test_tenants as verifier
+from tests.verifier import fake_app as verifier
 from tests.verifier.conftest import fake_command, serving
 from tests.verifier.fake_target import FACTS, FakeTarget
-from tests.verifier.test_uploads import UploadStream
+from tests.verifier.upload_stream import UploadStream
 from verifier.sessions.admission import MIN_UPLOADS
 
 CONNECTIONS = 24

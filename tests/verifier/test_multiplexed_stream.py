@@ -25,10 +25,10 @@ from speculation.messages import (
 )
 from speculation.upload_records import Record, encode_record
 from tests.verifier.down import text_of
+from tests.verifier.fake_app import BEN
+from tests.verifier.fake_sessions import running, tenant
 from tests.verifier.fake_target import FakeTarget, opening, said
-from tests.verifier.test_sessions import running, tenant
-from tests.verifier.test_tenants import BEN
-from tests.verifier.test_uploads import NEVER, UploadStream, failed, opened, record
+from tests.verifier.upload_stream import NEVER, UploadStream, failed, opened, record
 from verifier.host import Host
 from verifier.metrics import VerifierMetrics
 from verifier.sessions import downstream, multiplexed_stream

@@ -44,8 +44,8 @@ from speculation.wire import Framed
 from tests.guards import GUARD_S
 from tests.verifier.conftest import http2_client, metrics, sessions_open, until_open
 from tests.verifier.down import opened, push, text_of
+from tests.verifier.fake_sessions import tenant
 from tests.verifier.fake_target import FACTS, FAILS, STALLS, STREAMS, FakeTarget, opening, said
-from tests.verifier.test_sessions import tenant
 from verifier.host import Host
 from verifier.metrics import VerifierMetrics
 from verifier.routes import Routes

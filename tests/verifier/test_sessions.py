@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from gateway.drain import Drain
 from gateway.errors import Unavailable
-from gateway.keys import KeyLimits
 from gateway.metrics import Metrics
 from gateway.request_context import RequestOutcome
-from gateway.tenant_limits import Tenant, TenantMetrics
 from gateway.tracing import NO_SPAN
 from speculation import wire
 from speculation.errors import RemoteProtocolError
@@ -27,61 +22,21 @@ from speculation.messages import (
     Fault,
     Finish,
     Heartbeat,
-    Message,
     Open,
     Redraw,
 )
 from speculation.wire import Framed
 from tests.verifier.conftest import metrics, until_open
 from tests.verifier.down import opened, text_of
+from tests.verifier.fake_sessions import ending, rest, running, tenant
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
-from verifier.host import Host
 from verifier.metrics import VerifierMetrics
 from verifier.sessions import session as sessions_module
-from verifier.sessions.admission import Sessions
 from verifier.sessions.downstream import Downstream
-from verifier.sessions.session import Session
 from verifier.sessions.usage import SessionUsage
-from verifier.settings import SessionSettings
 from verifier.target import Deliver, TargetFull, Unservable
 
 QUICK = 0.05
-
-
-def tenant(**limits: int) -> Tenant:
-    return Tenant("ann", KeyLimits(**limits), TenantMetrics(CollectorRegistry()))
-
-
-@asynccontextmanager
-async def running(
-    target: FakeTarget | None = None, **settings: float
-) -> AsyncIterator[tuple[Sessions, FakeTarget, VerifierMetrics]]:
-    target = target or FakeTarget()
-    metrics = VerifierMetrics(CollectorRegistry())
-    host = Host(target, Drain())
-    sessions = Sessions(host, SessionSettings(**settings), metrics)  # type: ignore[arg-type]
-    async with host.running():
-        await asyncio.sleep(0)
-        yield sessions, target, metrics
-        await sessions.end_all()
-        await asyncio.sleep(0)
-        assert not target.running
-        assert metrics.open._value.get() == 0
-    assert target.stopped
-
-
-async def rest(session: Session) -> list[Message]:
-    messages: list[Message] = []
-    async with asyncio.timeout(10):
-        while news := await session.read():
-            messages.extend(entry.message for entry in news)
-    return messages
-
-
-async def ending(session: Session) -> Fault:
-    last = (await rest(session))[-1]
-    assert isinstance(last, Fault)
-    return last
 
 
 async def test_a_session_whose_edge_reads_nothing_ends_with_its_stream(

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
@@ -22,51 +19,16 @@ from speculation import wire
 from speculation.messages import Draft, Fault, Finish, Open, Opened
 from tests.verifier.conftest import fake_verifier, http2_client
 from tests.verifier.down import opened, push, text_of
+from tests.verifier.fake_app import ANN, BEN, OPEN, app_of, client_of, write_keys
+from tests.verifier.fake_sessions import rest, running, tenant
 from tests.verifier.fake_target import SLOW, STALLS, FakeTarget, opening, said
-from tests.verifier.test_sessions import rest, running, tenant
-from verifier.app import build
-from verifier.metrics import VerifierMetrics
-from verifier.settings import load
 from verifier.target import UnknownSession
-
-ANN, BEN = "key of ann", "key of ben"
-OPEN = wire.encode(opening())
 
 
 def session_of(answer: httpx.Response) -> str:
     first = next(wire.Decoder().feed(answer.content))
     assert isinstance(first, Opened)
     return first.session
-
-
-def keys_toml(*names: str, more: str = "") -> str:
-    digests = {name: hashlib.sha256(f"key of {name}".encode()).hexdigest() for name in names}
-    return "".join(f'[{name}]\nsha256 = "{digests[name]}"\n{more}\n' for name in names)
-
-
-def write_keys(folder: Path, *names: str, more: str = "") -> Path:
-    file = folder / "keys.toml"
-    file.write_text(keys_toml(*names, more=more))
-    return file
-
-
-def make(_: VerifierMetrics, target: FakeTarget) -> FakeTarget:
-    return target
-
-
-@asynccontextmanager
-async def app_of(keys_file: Path, target: FakeTarget) -> AsyncIterator[FastAPI]:
-    """The verifier's app, with its target started."""
-    app = build(load(None, {}, {"keys_file": keys_file}), partial(make, target=target))
-    async with app.router.lifespan_context(app):
-        await asyncio.sleep(0)
-        yield app
-
-
-def client_of(app: FastAPI, key: str) -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app=app)
-    headers = {"authorization": f"Bearer {key}"}
-    return httpx.AsyncClient(transport=transport, base_url="http://v", headers=headers)
 
 
 @asynccontextmanager
