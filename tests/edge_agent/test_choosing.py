@@ -18,9 +18,9 @@ from local_models.sources import Folder
 from local_models.store import Store
 from local_models.tokenizer_file import TokenizerFile
 from tests.edge_agent.fakes import FACTS, TokenizerVerifier
+from tests.local_models.conftest import NoHub
+from tests.local_models.gguf_files import small
 from tests.local_models.hub_server import FakeHub
-from tests.local_models.test_choosing import small
-from tests.local_models.test_store import NoHub
 
 FILE = ModelFile("tiny.gguf", bytes=4, repository="o/r")
 CATALOGUE = Catalogue({"tiny": FILE, "big": FILE}, {}, {"p": Pair("tiny", "big")})

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
 
@@ -12,52 +11,13 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
 from edge_agent.link import names
 from edge_agent.link.known_verifiers import Event
-from edge_agent.link.names import LOOK_S, Name
-from edge_agent.link.verifier import Verifier
-from edge_agent.link.verifiers import Verifiers
-from edge_agent.metrics import EdgeMetrics
+from edge_agent.link.names import LOOK_S
 from gateway.errors import ApiError
-from tests.edge_agent.virtual import FACTS, FakeVerifier
+from tests.edge_agent.virtual import FACTS, Fleet
 from tests.virtual_time import run
-
-URL = "http://verifiers:9000"
-
-
-@dataclass
-class Fleet:
-    """The verifiers that a name leads to, and an edge that knows the name alone."""
-
-    found: list[str] | OSError = field(default_factory=list)
-    asked: int = 0
-    behind: dict[str, FakeVerifier] = field(default_factory=dict)
-    metrics: EdgeMetrics = field(default_factory=lambda: EdgeMetrics(CollectorRegistry()))
-
-    def __post_init__(self) -> None:
-        self.name = Name(URL, self.make, self.resolve)
-        self.edge = Verifiers([], self.metrics, 30.0, [self.name])
-
-    def make(self, name: Name, address: str) -> Verifier:
-        fake = self.at(address)
-        return Verifier(fake, self.metrics, lost=name.look)  # type: ignore[arg-type]
-
-    def at(self, address: str) -> FakeVerifier:
-        new = FakeVerifier(url=f"verifiers ({address})", up=bool(address))
-        return self.behind.setdefault(address, new)
-
-    async def resolve(self, host: str, port: int) -> Sequence[str]:
-        assert (host, port) == ("verifiers", 9000)
-        self.asked += 1
-        if isinstance(self.found, OSError):
-            raise self.found
-        return self.found
-
-    @property
-    def used(self) -> list[str]:
-        return sorted(v.url.removeprefix("verifiers").strip(" ()") for v in self.edge.all)
 
 
 def followed(scenario: Callable[[Fleet], Coroutine[Any, Any, None]]) -> None:

@@ -6,11 +6,9 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 from unittest.mock import patch
 
-import httpx
 import msgspec
 import pytest
 from starlette.requests import Request
@@ -27,6 +25,17 @@ from gateway.endpoints.response_store import ResponseStore, StoredResponse
 from gateway.endpoints.services import Json
 from gateway.ports import Facts
 from picospec.link import Link
+from tests.edge_agent.own_api import (
+    API,
+    ASK,
+    CHATS,
+    COMPLETIONS,
+    RESPONSES,
+    SAID,
+    USAGE,
+    USER,
+    before,
+)
 from tests.edge_agent.proxying import (
     EMBEDDINGS,
     SEEING,
@@ -41,44 +50,14 @@ from tests.gateway.scripted import ByteTokenizer
 from tests.guards import GUARD_S
 from tests.verifier.fake_target import FACTS
 
-CHATS, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
-USER = {"role": "user", "content": "Hi"}
-ASK = {"messages": [USER], "max_tokens": 3}
-USUAL = [
-    "model",
-    "max_tokens",
-    "max_completion_tokens",
-    "stream",
-    "stream_options",
-    "n",
-    "temperature",
-]
-API = {
-    CHATS: [*USUAL, "messages", "bad_words", "echo", "tools", "logprobs", "top_logprobs"],
-    COMPLETIONS: [*USUAL, "prompt", "echo", "logprobs", "use_beam_search"],
-    RESPONSES: ["model", "input", "store", "include_reasoning", "temperature"],
-    "/v1/messages": ["model", "messages", "max_tokens", "system", "vllm_xargs"],
-}
 PARTS = {
     CHATS: ["text", "image_url", "image"],
     RESPONSES: ["input_text", "output_text", "input_image"],
     "/v1/messages": ["text", "image", "tool_result"],
 }
-USAGE = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
-SAID = json.dumps({"id": "theirs", "choices": [{"text": "Ho"}], "usage": USAGE}).encode()
 CHUNK = b'data: {"choices":[{"text":"Ho"}],"usage":null}\n\n'
 COUNTS = b'data: {"choices":[],"usage":%b}\n\n' % json.dumps(USAGE).encode()
 DONE = b"data: [DONE]\n\n"
-
-
-@asynccontextmanager
-async def before(api: OwnApi, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
-    """Give a client of an edge before a verifier with this API."""
-    async with (
-        serving(api.app()) as url,
-        proxying(Upstream(), verifier=url, proxy={"url": None}, **settings) as client,
-    ):
-        yield client
 
 
 @pytest.mark.parametrize(

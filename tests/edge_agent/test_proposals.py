@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -28,7 +27,7 @@ from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import StreamPolicy
 from speculation.draft_token import DraftToken
 from speculation.lookup import PromptLookup
-from speculation.messages import Commit, Draft, Finish, Open, Sampling
+from speculation.messages import Commit, Draft, Finish, Sampling
 from speculation.model_facts import Limits, ModelFacts, TokenId
 from speculation.proposer import Latencies
 from tests.edge_agent.fakes import (
@@ -41,7 +40,7 @@ from tests.edge_agent.fakes import (
     quiet,
     scripted,
 )
-from tests.local_models.grammars.small import STOP, TOKENIZER, TOKENS, V, greedy
+from tests.local_models.grammars.small import STOP, TOKENIZER, TOKENS, V, asking, greedy
 from tests.speculation import edges
 
 CHOICE = {"choice": ["name: abab", "name: the"]}
@@ -51,11 +50,6 @@ FORCED = greedy("name: ")
 class SmallPaired(Paired):
     async def __call__(self, vocabulary: str) -> Tokenizer:
         return TOKENIZER
-
-
-def asking(**asked: object) -> Open:
-    raw = {"structured_outputs": msgspec.Raw(msgspec.json.encode(asked))}
-    return Open("m", "v", (1,), Sampling(extras=raw), 3, 20, (STOP,))
 
 
 @pytest.mark.system

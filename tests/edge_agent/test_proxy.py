@@ -35,7 +35,7 @@ from tests.edge_agent.proxying import (
 from tests.end_to_end.traced import serving
 from tests.gateway.scripted import served
 from tests.guards import GUARD_S
-from tests.hostile.test_verifier import resident_bytes
+from tests.memory import resident_bytes
 from tests.verifier.fake_target import FakeTarget
 from verifier.app import build as build_verifier
 from verifier.settings import load as load_verifier

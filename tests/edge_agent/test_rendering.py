@@ -15,8 +15,8 @@ from edge_agent.draft.loading import TargetTokenizer
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.rendering import PATH, fields_of
 from gateway.errors import Unsupported
+from tests.edge_agent.own_api import API, ASK, CHATS, SAID, before
 from tests.edge_agent.proxying import OwnApi, saying
-from tests.edge_agent.test_own_api import API, ASK, CHATS, SAID, before
 from tests.gateway.scripted import ByteTokenizer
 from tests.guards import GUARD_S
 from tests.verifier.fake_target import STREAMS, V

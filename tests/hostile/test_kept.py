@@ -24,8 +24,8 @@ from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_cache import TokenizerCache
 from local_models.tokenizer_file import TokenizerFile
 from tests.edge_agent.fakes import FACTS, TokenizerVerifier
-from tests.edge_agent.test_proposals import asking
-from tests.hostile.test_tokenizers import made
+from tests.hostile.byte_tokenizer import made
+from tests.local_models.grammars.small import asking
 
 KEPT = 2
 ROOM_BYTES = KEPT * 256 * TOKEN_BYTES

@@ -29,8 +29,7 @@ from local_models.trial import TrialOutcome
 from speculation.messages import Finish, Open, Sampling
 from tests.edge_agent.fake_cache import FakeCache, draft_after
 from tests.edge_agent.fakes import JOB, FakeVerifiers, deltas, engine, scripted
-from tests.edge_agent.test_proposals import asking
-from tests.local_models.grammars.small import TOKENIZER
+from tests.local_models.grammars.small import TOKENIZER, asking
 from tests.verifier.fake_sessions import rest, running, tenant
 from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening
 from tests.verifier.recording_engine import TOKEN, RecordingEngine, scheduling, text_of

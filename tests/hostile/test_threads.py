@@ -23,13 +23,15 @@ from edge_agent.link.verifier import Verifier
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import load
 from gateway.errors import ApiError
+from gateway.turns import Turns
+from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from local_models.confined import Worker
 from local_models.errors import ModelError
 from local_models.store import open_store
 from tests.edge_agent.fakes import FACTS
 from tests.edge_agent.virtual import FakeVerifier
 from tests.guards import GUARD_S
-from tests.hostile.test_neighbours import of_verifier
+from tests.local_models.grammars.small import TOKENIZER
 
 
 class Blocked:
@@ -108,5 +110,7 @@ async def test_grammars_that_are_tried(
     blocked: Blocked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Worker, "ask", blocked)
+    compiler = GrammarCompiler(TOKENIZER, Turns(1, MAX_WAITING, WAITING).take)
+    work = compiler.check(b'{"choice": ["word"]}', "ann")
 
-    await prompts_are_read_beside(blocked, of_verifier()("word", "ann"), calls=1)
+    await prompts_are_read_beside(blocked, work, calls=1)

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import tokenizers
 from msgspec.structs import replace
-from tokenizers import Regex, models, pre_tokenizers
 
 from edge_agent.draft.target_tokenizer import TargetTokenizer
 from gateway.app import create_app
@@ -34,16 +33,7 @@ from speculation.model_facts import ModelFacts
 from tests.edge_agent.fakes import FACTS
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of
 from tests.guards import GUARD_S
-
-
-def made(split: str = " ") -> TokenizerFile:
-    """Return a tokenizer whose tokens are bytes, and which splits texts at a pattern first."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    parts = [pre_tokenizers.Split(Regex(split), "isolated"), byte_level]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)  # type: ignore[assignment]
-    return TokenizerFile("huggingface", tokenizer.to_str().encode())
+from tests.hostile.byte_tokenizer import made
 
 
 def kept(folder: Path, file: TokenizerFile) -> bool:

@@ -30,6 +30,7 @@ from tests.edge_agent.processes import TEXT, Answer, running, using
 from tests.gateway.scripted import served
 from tests.guards import GUARD_S
 from tests.hostile.hostile_verifier import HOW, SESSIONS, WRONG_FACTS, hostile
+from tests.memory import resident_bytes
 
 DEADLINE_S = 0.5
 """In place of the link's deadlines."""
@@ -70,11 +71,6 @@ def little_memory() -> Iterator[None]:
     before = resident_bytes()
     yield
     assert resident_bytes() - before < MAX_GROWTH_BYTES
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
 
 
 def verifier_at(url: str, metrics: EdgeMetrics) -> Verifier:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
 
-import gguf
 import pytest
 
 from local_models import hub
@@ -18,28 +16,8 @@ from local_models.llama_cpp.model import Model
 from local_models.store import Store, open_store
 from local_models.vocabulary import Vocabulary
 from tests.local_models.conftest import NoHub, silent
+from tests.local_models.gguf_files import small
 from tests.local_models.hub_server import FakeHub
-
-WEIGHTS: Final = bytes(9 << 20)
-BYTES: Final = [*range(33, 127), *range(161, 173), *range(174, 256)]
-LETTERS: Final = [chr(b) for b in BYTES] + [chr(256 + n) for n in range(256 - len(BYTES))]
-"""How GGUF spells the tokens of one byte."""
-
-
-def small(folder: Path, *more: str) -> bytes:
-    """Return a GGUF file whose tokens are the bytes and `more`, before some weights."""
-    file = folder / "written.gguf"
-    writer = gguf.GGUFWriter(file, "llama")
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list([*LETTERS, *more, "<end>"])
-    writer.add_token_types([1] * (len(LETTERS) + len(more)) + [3])
-    writer.add_token_merges(["h e", "t h"])
-    writer.add_eos_token_id(len(LETTERS) + len(more))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return file.read_bytes() + WEIGHTS
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from local_models.llama_cpp.model import Model
 from local_models.store import open_store
 from local_models.vocabulary import Vocabulary, relate
 from tests.local_models.conftest import silent
+from tests.local_models.gguf_files import F16, F32, Q4_0, Q6_K, Q8_0, gguf_header
 
 HEADER = struct.Struct("<4sIQQ")
 
@@ -70,26 +71,6 @@ def test_what_is_no_metadata_is_named(data: bytes, reason: str) -> None:
 
 # Exact weights are told by a file's tensors, whatever its name says.
 
-F32, F16, Q4_0, Q8_0, Q6_K = 0, 1, 2, 8, 14
-
-
-def string(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
-
-
-def gguf(*matrices: int) -> bytes:
-    """A GGUF header: metadata of each kind, a vector in F32, and matrices of these types."""
-    metadata = (
-        string("a") + struct.pack("<II", 4, 7),
-        string("b") + struct.pack("<I", 8) + string("text"),
-        string("c") + struct.pack("<IIQ", 9, 8, 2) + string("x") + string("yy"),
-        string("d") + struct.pack("<IIQ3f", 9, 6, 3, 1, 2, 3),
-    )
-    tensors = [string("norm") + struct.pack("<IQIQ", 1, 64, F32, 0)]
-    tensors += [string("w") + struct.pack("<IQQIQ", 2, 64, 64, kind, 0) for kind in matrices]
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
-    return b"".join((head, *metadata, *tensors))
-
 
 @pytest.mark.parametrize(
     ("matrices", "exact"),
@@ -106,13 +87,13 @@ def test_weights_are_exact_if_every_matrix_is(
     tmp_path: Path, matrices: tuple[int, ...], exact: bool
 ) -> None:
     file = tmp_path / "Q8_0.gguf"
-    file.write_bytes(gguf(*matrices))
+    file.write_bytes(gguf_header(*matrices))
 
     assert is_exact(file) is exact
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a gguf", gguf(Q8_0)[:-9], b"GGUF" + b"\xff" * 99]
+    "content", [b"", b"not a gguf", gguf_header(Q8_0)[:-9], b"GGUF" + b"\xff" * 99]
 )
 def test_a_file_of_another_form_cannot_be_opened(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "a.gguf"

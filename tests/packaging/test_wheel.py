@@ -18,7 +18,7 @@ import pytest
 from bench.run.services import free_port
 from tests.edge_agent.processes import ROOT, wait_for
 from tests.guards import GUARD_S
-from tests.local_models.test_gguf import Q6_K, gguf
+from tests.local_models.gguf_files import Q6_K, gguf_header
 from tests.verifier.conftest import KEY, serving
 
 ROOMS = ("edge_agent", "gateway", "local_models", "speculation", "verifier")
@@ -112,7 +112,7 @@ def test_commands_show_their_options(bin: Path, folder: Path, command: str) -> N
 def test_what_needs_llama_cpp_names_the_command_that_installs_it(
     bin: Path, folder: Path, command: str
 ) -> None:
-    (folder / "large.gguf").write_bytes(gguf(Q6_K))
+    (folder / "large.gguf").write_bytes(gguf_header(Q6_K))
     words = [bin / "picospec", *command.format(port=free_port()).split()]
 
     done = subprocess.run(

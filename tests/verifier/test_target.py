@@ -31,7 +31,7 @@ from local_models.vocabulary import relate
 from speculation.model_facts import Limits
 from tests.guards import GUARD_S
 from tests.local_models.conftest import pad
-from tests.local_models.test_gguf import Q8_0, gguf
+from tests.local_models.gguf_files import Q8_0, gguf_header
 from tests.verifier.fake_target import FakeTarget
 from tests.verifier.served_llama import job_of, plain, serving
 from verifier import host, identity
@@ -228,7 +228,7 @@ async def test_the_embedded_targets_heart_beats_between_two_passes(tmp_path: Pat
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a model of the user's catalogue, which the store does not have."""
     file = tmp_path / "toy.gguf"
-    file.write_bytes(gguf(Q8_0))
+    file.write_bytes(gguf_header(Q8_0))
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     (tmp_path / "models.toml").write_text(
         f'[models.toy]\nfile = "toy.gguf"\nbytes = {file.stat().st_size}\nsha256 = "{sha256}"\n'

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from local_models.grammars import Grammar, GrammarState
 from local_models.guidance import MatcherTokens
 from local_models.tokenizer import Tokenizer
 from local_models.vocabulary import Vocabulary
+from speculation.messages import Open, Sampling
 
 _LONGER = (
     *["ab", "ba", "aab", "bb", "abab", "true", "false", "null", "name", "value", "é", "€"],
@@ -48,6 +50,12 @@ class SmallEncoder:
 
 TOKENIZER = Tokenizer(SmallEncoder(), None)
 TOKENS = MatcherTokens(VOCABULARY, greedy)
+
+
+def asking(**asked: object) -> Open:
+    """Return a request that these constraints bind."""
+    raw = {"structured_outputs": msgspec.Raw(msgspec.json.encode(asked))}
+    return Open("m", "v", (1,), Sampling(extras=raw), 3, 20, (STOP,))
 
 
 def allowed(state: GrammarState, output: Sequence[int]) -> set[int]:

@@ -28,6 +28,7 @@ from local_models.llama_cpp.model import EXACT_ROWS, Context, Model
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.llama_cpp.segments import ContextLimits, Segment, check
 from local_models.store import open_store
+from tests.memory import resident_bytes
 
 Rows = NDArray[np.float32]
 ROWS = 6
@@ -342,15 +343,10 @@ def test_the_memory_that_a_context_takes_is_what_is_said_of_it() -> None:
     kv = KvCache(4, "Q8_0")
     length = context_length(model.metadata(), 8192, None, kv=kv, min_tokens=LEAST)
 
-    before = _resident_bytes()
+    before = resident_bytes()
     context = Context(model, length.tokens, kv)
-    taken = _resident_bytes() - before
+    taken = resident_bytes() - before
     context.close()
     model.close()
 
     assert length.kv_bytes == pytest.approx(taken, rel=0.1)
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
