@@ -308,7 +308,17 @@ def writes(text: str, **more: Any) -> ScriptedEngine:  # noqa: ANN401 - Scripted
     return ScriptedEngine([data[at : at + 3] for at in range(0, len(data), 3)], **more)
 
 
-# Tests read here what a request asks of the engine and the template, whatever its endpoint.
+# A tool, a call of it, and a tokenizer whose template has such calls.
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "%s"}}\n</tool_call>'
+HERMES = ByteTokenizer(template="<tool_call>")
 
 
 # Tenants whose keys are "key of" and their name: their file, and what their requests show.

@@ -28,6 +28,7 @@ from gateway.endpoints import background, response_store
 from gateway.endpoints.recording import Dropped, Recording, Replay
 from gateway.errors import Unauthorized, Unavailable
 from tests.gateway import scripted as openai_sdk
+from tests.gateway.response_events import EVENTS, TEXT, TOOLS
 from tests.gateway.scripted import (
     MODEL,
     Body,
@@ -38,7 +39,6 @@ from tests.gateway.scripted import (
     served,
     writes,
 )
-from tests.gateway.test_responses import EVENTS, TEXT, TOOLS
 from tests.guards import GUARD_S
 
 ENDED = ("completed", "incomplete", "failed", "cancelled")

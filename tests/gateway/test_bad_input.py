@@ -24,6 +24,7 @@ from gateway.endpoints.ollama import OllamaChat, OllamaGenerate
 from gateway.errors import Unavailable
 from gateway.tokenize_routes import TokenizeRequest
 from speculation.request_names import PROMPT_LOGPROBS
+from tests.gateway.cases import CASES
 from tests.gateway.scripted import (
     CONTEXT_TOKENS,
     MODEL,
@@ -33,7 +34,6 @@ from tests.gateway.scripted import (
     client_of,
     make_app,
 )
-from tests.gateway.test_corpus import CASES
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
 

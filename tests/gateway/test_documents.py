@@ -21,6 +21,7 @@ from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.completions import CompletionRequest
 from gateway.endpoints.responses import ResponsesRequest
 from gateway.routes import ROUTES
+from tests.gateway.cases import CASES, Case
 from tests.gateway.scripted import (
     Body,
     ScriptedEngine,
@@ -28,7 +29,6 @@ from tests.gateway.scripted import (
     client_of,
     make_app,
 )
-from tests.gateway.test_corpus import CASES, Case
 
 USER = {"role": "user", "content": "Hi"}
 

@@ -21,11 +21,20 @@ from gateway.errors import Unavailable
 from gateway.output.detokenise import TextDelta
 from gateway.output.message import CallArguments, Parsed
 from gateway.output.stream import ChoiceStream
+from tests.gateway.cases import normalised
+from tests.gateway.output.deltas import grouped, parse
 from tests.gateway.output.reading import CUTS
-from tests.gateway.output.test_output_format import grouped, parse
-from tests.gateway.scripted import Body, ScriptedEngine, ask, client_of, make_app, writes
-from tests.gateway.test_corpus import normalised
-from tests.gateway.test_sdk import CALL, HERMES, WEATHER
+from tests.gateway.scripted import (
+    CALL,
+    HERMES,
+    WEATHER,
+    Body,
+    ScriptedEngine,
+    ask,
+    client_of,
+    make_app,
+    writes,
+)
 
 
 async def test_paths_without_v1_need_a_key_but_those_of_health() -> None:

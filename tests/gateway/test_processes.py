@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import subprocess
 import sys
-from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -22,6 +19,7 @@ from gateway.hosting import processes
 from gateway.hosting.parent_death import bound_to_parent
 from gateway.hosting.processes import NeverReady, Service, ServiceDied, keep_up
 from gateway.hosting.readiness import until_ready
+from tests.gateway.orphans import ENVIRONMENT, ONLY_LINUX, ends_with, start, until_gone
 from tests.guards import GUARD_S
 
 FAKE = str(Path(__file__).with_name("fake_service.py"))
@@ -87,21 +85,6 @@ async def run_until_all_serve(*services: Service, output: Output) -> None:
         stopped.set()
 
     await run(*services, output=output, meanwhile=stop_when_serving, stopped=stopped)
-
-
-def is_alive(pid: int) -> bool:
-    """A zombie counts as ended."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-async def until_gone(pid: int) -> bool:
-    for _ in range(int(GUARD_S / 0.02)):
-        if not is_alive(pid):
-            return True
-        await asyncio.sleep(0.02)
-    return False
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
@@ -253,29 +236,6 @@ def test_a_dead_service_is_named_with_how_it_ended(status: int, how: str) -> Non
 
 
 # A process ends when the process that started it is gone.
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-ONLY_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-
-
-async def start(*arguments: str) -> tuple[Process, asyncio.StreamReader]:
-    """Start Python; return the process, and what it prints."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, stdout=asyncio.subprocess.PIPE, env=ENVIRONMENT
-    )
-    assert process.stdout is not None
-    return process, process.stdout
-
-
-async def ends_with(parent: Process, pid: int) -> bool:
-    """Kill the parent, and return whether the process `pid` ends by itself then."""
-    parent.kill()
-    gone = await until_gone(pid)
-    if not gone:
-        os.kill(pid, signal.SIGKILL)  # or its pipe would hold up the wait
-    await parent.communicate()  # to the end of its pipe, or its transport stays open
-    return gone
 
 
 @ONLY_LINUX

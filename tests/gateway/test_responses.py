@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
-from openai.types.responses import Response, ResponseStreamEvent
+from openai.types.responses import Response
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
 from gateway.endpoints import response_store, responses_handlers
 from gateway.endpoints.endpoint import EndpointRequest
@@ -37,9 +37,9 @@ from gateway.output.detokenise import TextDelta
 from gateway.output.message import CallArguments, CallStart, Parsed
 from gateway.tenant_limits import Tenant, TenantMetrics
 from tests.gateway import scripted as openai_sdk
+from tests.gateway.response_events import EVENTS, TEXT, TOOLS
 from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, SetClock, writes
 
-EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 KEY = "0" * 32
 CALLED = {
     "f": {"name": "f"},
@@ -151,10 +151,6 @@ def test_what_an_open_call_still_gets_comes_before_the_text_of_the_same_delta() 
 
 # The real openai SDK on responses, served by uvicorn on loopback.
 
-CALL = '<tool_call>\n{"name": "n__f", "arguments": {"a": 1}}\n</tool_call>'
-TEXT = f"<think>why</think>Let me see.\n{CALL}"
-FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
-TOOLS: Any = [{"type": "namespace", "name": "n", "description": "d", "tools": [FUNCTION]}]
 FEATURES = frozenset({"structured_outputs"})
 sdk = partial(openai_sdk.sdk, tokenizer=ByteTokenizer(template="<think><tool_call>"))
 

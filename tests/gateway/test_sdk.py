@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from gateway.errors import EngineFault, InvalidRequest, Overloaded, Unavailable
 from gateway.ports import Job
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, sdk, writes
+from tests.gateway.scripted import CALL, HERMES, MODEL, WEATHER, ScriptedEngine, sdk, writes
 
 ASK = [{"role": "user", "content": "Hello"}]
 
@@ -130,16 +130,7 @@ async def test_an_error_after_the_first_token_is_an_event_in_the_stream(
 
 # The real openai SDK puts calls and reasoning together, streamed or not.
 
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-    },
-}
-CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "%s"}}\n</tool_call>'
 TWO = f"Let me see.\n{CALL % 'Oslo'}\n{CALL % 'Rom'}"
-HERMES = ByteTokenizer(template="<tool_call>")
 
 
 async def calls_sdk_streamed(client: AsyncOpenAI, **request: object) -> ChatCompletion:

@@ -20,36 +20,9 @@ import pytest
 from gateway.endpoints.endpoint import JOINED
 from gateway.endpoints.recording import LARGE_BYTES, MARK, Recording
 from gateway.output.output_format import FormatName
-from tests.gateway.output.test_formats import NAMES, written
+from tests.gateway.all_endpoints import HI, requests
+from tests.gateway.output.calls import NAMES, written
 from tests.gateway.scripted import MODEL, Body, ByteTokenizer, ScriptedEngine, ask
-
-HI = [{"role": "user", "content": "Hi"}]
-WATCHED = {"stream_options": {"include_speculation": True}, "background": True}
-INCLUDED = {"input": "Hi", "include": ["message.output_text.logprobs"]}
-Requests = dict[str, tuple[str, Body]]
-
-
-def requests(choices: int, top: int) -> tuple[Requests, Requests]:
-    """Return requests with the likeliest `top` of each token, by all endpoints, and such as run
-    in the background."""
-    logprobs, many = {"logprobs": True, "top_logprobs": top}, {"messages": HI, "n": choices}
-    ollama = {"model": MODEL, **logprobs}
-    response = {**INCLUDED, "top_logprobs": top}
-    asked = {
-        "chat": ("/v1/chat/completions", {**many, **logprobs}),
-        "completions": ("/v1/completions", {"prompt": "Hi", "n": choices, "logprobs": top}),
-        "responses": ("/v1/responses", response),
-        "messages": ("/v1/messages", {"messages": HI, "max_tokens": 9000}),
-        "completion": ("/completion", {"prompt": "Hi"}),
-        "ollama chat": ("/api/chat", {**ollama, "messages": HI}),
-        "ollama text": ("/api/generate", {**ollama, "prompt": "Hi"}),
-    }
-    apart = {
-        "responses": ("/v1/responses", {**response, "background": True}),
-        "chat": ("/v1/chat/completions", {**many, **logprobs, **WATCHED}),
-    }
-    return asked, apart
-
 
 ASKED, APART = requests(choices=2, top=2)
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}

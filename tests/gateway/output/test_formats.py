@@ -17,7 +17,7 @@ To add a case, add a line, and run `pytest tests/gateway/output --update`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -32,6 +32,7 @@ from gateway.output.message import CustomInput, ParsedMessage
 from gateway.output.output_format import FORMATS, FormatName
 from gateway.output.reading import Incoming, Steps
 from gateway.output.reasoning import read_reasoning
+from tests.gateway.output.calls import NAMES, written
 from tests.gateway.output.reading import CUTS, TOOLS, Read, moments, read, run, split
 from tests.golden import Json, Line, grown, lines_of
 
@@ -102,19 +103,6 @@ def test_any_split_of_it_gives_the_same_message(line: Line, cuts: list[int]) -> 
 
 # The same holds of random texts, and of calls with random arguments.
 
-NAMES: Sequence[FormatName] = sorted(FORMATS.keys() - {"dsml", "harmony"})
-"""These two have no grammar, and are compared with vLLM's parsers. In Harmony a text without a
-channel is a header, and DeepSeek V4 closes no call that is cut."""
-
-CALLS: Mapping[FormatName, str] = {
-    "hermes": '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>',
-    "llama": '<|python_tag|>{"name": "%s", "parameters": %s}',
-    "mistral": "[TOOL_CALLS]%s[ARGS]%s",
-    "pythonic": "[%s(**%s)]",
-    "qwen_coder": "<tool_call>\n<function=%s>%s</function>\n</tool_call>",
-}
-"""What a model writes for a name and arguments."""
-
 
 MARKS = """
 <tool_call> </tool_call> [TOOL_CALLS] [ARGS] [CALL_ID] <|python_tag|> ```json ``` <function=
@@ -124,18 +112,6 @@ weather( now() city="Oslo" {"name":"now", "arguments":{ "parameters":{}} é null
 FRAGMENTS = st.sampled_from([*"{}[]()<>\",:;'\\ \n=`", *MARKS.split()])
 TEXTS = st.lists(FRAGMENTS, max_size=24).map("".join)
 CITIES = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=12)
-
-
-def written(name: FormatName, city: str, days: int) -> str:
-    """Return the call weather(city, days) as a model writes it."""
-    if name == "pythonic":
-        return f"[weather(city={city!r}, days={days})]"
-    if name == "qwen_coder":
-        values = (
-            f"<parameter=city>\n{city}\n</parameter>\n<parameter=days>\n{days}\n</parameter>"
-        )
-        return CALLS[name] % ("weather", f"\n{values}\n")
-    return CALLS[name] % ("weather", json.dumps({"city": city, "days": days}))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,7 +29,8 @@ from gateway.output.output_parser import OutputParser
 from gateway.output.reading import Incoming, Steps
 from gateway.output.reasoning import is_opened, read_reasoning, tags_of
 from gateway.ports import Delta, Statistics
-from speculation.messages import TokenLogprob, Totals
+from speculation.messages import Totals
+from tests.gateway.output.deltas import grouped, parse
 from tests.gateway.output.reading import CUTS, TOOLS, Read, Tools, run, split
 from tests.gateway.scripted import END, ByteTokenizer
 
@@ -183,40 +184,7 @@ def test_a_constraint_stays_as_it_is_where_all_of_the_answer_is_content() -> Non
 
 # Deltas become messages: counted, with log-probabilities, and however they group tokens.
 
-TEMPLATE = "<think></think><tool_call></tool_call>"
 CALL = b'<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>'
-
-
-def parse(
-    deltas: Sequence[Delta], stops: Sequence[str] = (), *, parallel: bool = True
-) -> list[TextDelta]:
-    """Return what the Deltas show, up to the finish."""
-    output_format = OutputFormats().find(ByteTokenizer(template=TEMPLATE))
-
-    def detokeniser(piece: Piece) -> Detokeniser:
-        return Detokeniser(piece, StopConditions(frozenset({END}), stops))
-
-    reader = output_format.reader(detokeniser, (), CallRules(TOOLS, parallel))
-    shown = []
-    for delta in deltas:
-        shown.append(reader.read(delta))
-        if shown[-1].finish is not None:
-            break
-    return shown
-
-
-def grouped(data: bytes, cuts: Sequence[int] = (), *, logprobs: bool = False) -> list[Delta]:
-    """Return Deltas with the bytes as tokens, END as the last token, and a finish."""
-    tokens = [*data, END]
-    return [
-        Delta(
-            tuple(tokens[at] for at in group),
-            tuple(TokenLogprob(-1.0, ()) for _ in group) if logprobs else None,
-            finish="stop" if group.stop == len(tokens) else None,
-            statistics=Statistics(Totals(group.stop)),
-        )
-        for group in split(range(len(tokens)), cuts)
-    ]
 
 
 def whole(shown: Sequence[TextDelta]) -> Read:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from bench.run.services import free_port
-from tests.gateway.test_processes import ONLY_LINUX, ends_with, start
+from tests.gateway.orphans import ONLY_LINUX, ends_with, start
 from tests.guards import GUARD_S
 from tests.verifier.conftest import ROOT
 from tests.verifier.vllm_target.conftest import SMALL, START_S, wait_for
