@@ -7,11 +7,9 @@ import tomllib
 from pathlib import Path
 
 from tests.edge_agent.processes import ROOT
+from tests.sources import FILES, ROOMS
 
-ROOMS = ("bench", "edge_agent", "gateway", "local_models", "picospec", "speculation")
-ROOMS += ("verifier",)
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
-FILES = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
 
 
 def test_every_room_is_named() -> None:

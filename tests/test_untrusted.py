@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.test_architecture import FILES, ROOT
+from tests.edge_agent.processes import ROOT
+from tests.sources import FILES
 
 DECODERS = {
     *("msgspec.json.decode", "msgspec.msgpack.decode", "json.loads", "json.load"),

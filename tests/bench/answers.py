@@ -9,13 +9,16 @@ import numpy as np
 
 from bench.host import Host
 from bench.link import Conditions
+from bench.prompts import sampling
 from bench.results import Answer, Results, Settings, rows
 from bench.simulator.edge import Answer as SimulatedAnswer
 from bench.simulator.hosts import Hosts, World, gpu
-from bench.simulator.source import Source
+from bench.simulator.source import Source, dense
 from bench.simulator.world import Arm, simulate
 from bench.traces import Trace
+from speculation.distributions import distribution
 from speculation.model_facts import Limits, TokenId
+from speculation.noise import noise_index
 
 ANSWER = Answer(
     "cloud", "code", "p", 0, 10.0, None, 0.0, "same", tokens=10, first_share=0.0, seconds=1.0,
@@ -45,6 +48,25 @@ def right_trace(
     return Trace(
         family, name, temperature, 7, np.array(prompt, np.int32), text, text[:, None], logits,
         never, logits,
+    )  # fmt: skip
+
+
+V = 16
+
+
+def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
+    """A target sampled with the shared noise, and a draft model of the same distribution."""
+    chance = np.random.default_rng(3)
+    logits = -np.sort(-chance.normal(size=(n, V)).astype(np.float32), axis=1) * 2
+    tokens = chance.permuted(np.tile(np.arange(V, dtype=np.int32), (n, 1)), axis=1)
+    sampled = [
+        distribution(dense(*row), sampling(temperature)).picked(7, noise_index(3, i))
+        for i, row in enumerate(zip(tokens, logits, strict=True))
+    ]
+    answer = np.array(sampled, np.int32)
+    return Trace(
+        family, f"{family}/1", temperature, 7, np.arange(3, dtype=np.int32), answer, tokens,
+        logits, np.full((n, 1), -1, np.int32), np.zeros((n, 1), np.float32),
     )  # fmt: skip
 
 

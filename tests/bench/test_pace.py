@@ -26,7 +26,7 @@ from bench.simulator.pace import HEADS
 from bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
 from bench.simulator.source import Source, believed, synthetic
 from bench.simulator.world import Arm, simulate
-from tests.bench.test_simulator import trace
+from tests.bench.answers import trace
 
 GPU = World(gpu(0.01, 0.005, twice_at=256), Conditions(10.0))
 COPY = Source(range(50), range(50), believed(range(50), 0.9))

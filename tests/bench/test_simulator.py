@@ -17,24 +17,21 @@ from typer.testing import CliRunner
 
 from bench.__main__ import app
 from bench.link import Conditions
-from bench.prompts import sampling
 from bench.simulator.acespec import branches_by_depth
 from bench.simulator.clock import Clock
 from bench.simulator.comparison import GAMMAS, Group, rows
 from bench.simulator.event_log import events, report
 from bench.simulator.hosts import CPU_BOX, Curve, Hosts, World, gpu
-from bench.simulator.source import WRONG, Source, believed, dense, synthetic, traced
+from bench.simulator.source import WRONG, Source, believed, synthetic, traced
 from bench.simulator.world import Arm, acespec, colocated, paper, picospec, simulate, sync
-from bench.traces import Trace
-from speculation.distributions import distribution
 from speculation.model_facts import Limits
-from speculation.noise import noise_index
 from tests.bench.answers import (
     DRAFT_S,
     GPU,
     PASS_S,
     rounded,
     run,
+    trace,
     whole_gaps_s,
 )
 from verifier.settings import MAX_VERIFY
@@ -183,24 +180,7 @@ def test_a_right_prediction_is_as_fast_at_any_distance() -> None:
 
 # Traces become answers, answers become cells, cells become a table, messages become a log.
 
-V = 16
 SIMULATE_GPU = World(gpu(0.1, 0.01), Conditions())
-
-
-def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
-    """A target sampled with the shared noise, and a draft model of the same distribution."""
-    chance = np.random.default_rng(3)
-    logits = -np.sort(-chance.normal(size=(n, V)).astype(np.float32), axis=1) * 2
-    tokens = chance.permuted(np.tile(np.arange(V, dtype=np.int32), (n, 1)), axis=1)
-    sampled = [
-        distribution(dense(*row), sampling(temperature)).picked(7, noise_index(3, i))
-        for i, row in enumerate(zip(tokens, logits, strict=True))
-    ]
-    answer = np.array(sampled, np.int32)
-    return Trace(
-        family, f"{family}/1", temperature, 7, np.arange(3, dtype=np.int32), answer, tokens,
-        logits, np.full((n, 1), -1, np.int32), np.zeros((n, 1), np.float32),
-    )  # fmt: skip
 
 
 def accepted(source: Source) -> int:

@@ -102,6 +102,10 @@ def embedding() -> Iterator[tuple[str, str]]:
         process.wait(30)
 
 
+def python(name: str) -> Path:
+    return CLIENTS / name / "bin" / "python"
+
+
 def run(*command: str | Path, cwd: Path = CLIENTS, status: int = 0) -> str:
     """Run a client; return what it printed."""
     done = subprocess.run(

@@ -16,7 +16,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.clients.conftest import CLIENTS, run
+from tests.clients.conftest import CLIENTS, python, run
 from tests.clients.scripted_service import MODEL as SCRIPTED
 from tests.edge_agent.processes import ROOT
 
@@ -41,10 +41,6 @@ pytestmark = pytest.mark.clients
 def result(*command: str | Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(run(*command).splitlines()[-1])
     return found
-
-
-def python(name: str) -> Path:
-    return CLIENTS / name / "bin" / "python"
 
 
 def client(url: str) -> openai.OpenAI:

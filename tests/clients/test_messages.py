@@ -8,7 +8,7 @@ import json
 import pytest
 
 from gateway.endpoints.messages import REFUSED, MessagesRequest
-from tests.clients.test_clients import python
+from tests.clients.conftest import python
 from tests.edge_agent.processes import ROOT
 from tests.gateway.scripted import (
     MODEL,

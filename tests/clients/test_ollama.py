@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.clients.test_clients import python
+from tests.clients.conftest import python
 from tests.edge_agent.processes import ROOT
 from tests.gateway.scripted import (
     MODEL,

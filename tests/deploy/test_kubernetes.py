@@ -26,7 +26,7 @@ import yaml
 import edge_agent.settings
 import verifier.settings
 from edge_agent.__main__ import GRACE_S
-from tests.deploy.test_watching import shown
+from tests.deploy.series import shown
 
 ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / "deploy/k8s"

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import promql_parser
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict, Field
 
-from edge_agent.metrics import EdgeMetrics
-from gateway.metrics import Metrics
-from gateway.tenant_limits import TenantMetrics
-from verifier.metrics import VerifierMetrics
+from tests.deploy.series import shown
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
-SCRAPED: Final = frozenset({"job", "instance"})
-"""Labels that Prometheus adds."""
 
-ENDINGS: Final = {
-    "counter": ("_total",),
-    "histogram": ("_bucket", "_sum", "_count"),
-    "info": ("_info",),
-}
-VLLMS: Final = ("vllm:kv_cache_usage_perc", "vllm:num_requests_waiting")
-"""vLLM's own, in the place of ours."""
 
 GRAFANAS: Final = {"$__rate_interval": "1m", "$verifier": "v", "$edge": "e"}
 
@@ -73,24 +60,6 @@ def queries() -> Iterator[str]:
             for name, value in GRAFANAS.items():
                 expression = expression.replace(name, value)
             yield expression
-
-
-def shown() -> Mapping[str, frozenset[str]]:
-    """The labels of each series that an edge or a verifier shows, by its name."""
-    edge, verifier = CollectorRegistry(), CollectorRegistry()
-    Metrics(edge)
-    EdgeMetrics(edge)
-    VerifierMetrics(verifier).follow("", float, int)
-    TenantMetrics(verifier)
-    series = {"up": SCRAPED, **dict.fromkeys(VLLMS, SCRAPED)}
-    for registry in (edge, verifier):
-        for collector in registry._collector_to_names:
-            labels = SCRAPED.union(getattr(collector, "_labelnames", ()))
-            for family in collector.collect():
-                for ending in ENDINGS.get(family.type, ("",)):
-                    more = {"le"} if ending == "_bucket" else set()
-                    series[family.name + ending] = labels | more
-    return series
 
 
 def selectors(expression: str) -> list[tuple[str, set[str]]]:

@@ -14,7 +14,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from bench.run.services import Services
-from tests.end_to_end.test_features import FEATURES, FEW, SCHEMA, asked
+from tests.end_to_end.features import FEATURES, FEW, SCHEMA, asked
 from tests.guards import GUARD_S
 from tests.local_models.chats import Json
 

@@ -32,7 +32,7 @@ from speculation.messages import Open, TokenLogprob
 from tests.gateway.all_endpoints import requests
 from tests.gateway.scripted import ScriptedEngine, make_app, served
 from tests.guards import GUARD_S
-from tests.hostile.test_bodies import CHAT
+from tests.hostile.small_values import CHAT
 from tests.hostile.tight_bodies import bodies, chat, following, kept, proxied
 from tests.verifier.conftest import free_port, serving
 from tests.verifier.fake_target import FACTS, STREAMS, FakeTarget

@@ -12,7 +12,7 @@ from gateway.endpoints.request import MAX_STOPS
 from gateway.json_bounds import MAX_CONTAINERS, MAX_STRINGS, SMALL_BYTES
 from gateway.json_schemas import MAX_BYTES
 from gateway.prompt_reader import BYTES_PER_TOKEN
-from tests.hostile.test_bodies import CHAT, KINDS, TEXT, body_of
+from tests.hostile.small_values import CHAT, KINDS, TEXT, body_of
 
 Json = dict[str, object]
 Body = tuple[str, str, Json | bytes]

@@ -22,7 +22,7 @@ from gateway.ports import Delta, GatewayTokenizer, Statistics
 from local_models.tokenizer_file import tokenizer_file
 from tests.gateway.output.reading import TOOLS, Read, Tools, split
 from tests.gateway.scripted import ByteTokenizer
-from tests.verifier.vllm_target.test_rendered import flags, model_with_markers
+from tests.verifier.vllm_target.markers import flags, model_with_markers
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

@@ -13,12 +13,13 @@ import pytest
 from speculation.logit_settings import LogitSettings
 from speculation.messages import Draft, Fill, Open, Sampling
 from speculation.model_facts import Limits
-from tests.verifier.vllm_target.test_plugin import GENERATES
+from tests.verifier.vllm_target.model_configs import GENERATES
 from verifier.vllm_target.ipc_messages import FIELD, Admission
 from verifier.vllm_target.packing import packed
 from verifier.vllm_target.patcher import original
 from verifier.vllm_target.runner_choice import RunnerChoice
 
+pytest.importorskip("vllm.v1.engine.core")  # its warnings are not ours
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 

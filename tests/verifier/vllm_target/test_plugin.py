@@ -28,6 +28,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.import_utils import resolve_obj_by_qualname
 from vllm.v1.engine.core import EngineCoreProc
 
+from tests.verifier.vllm_target.model_configs import EMBEDS, EXPERTS, GENERATES, RECURRENT
 from verifier.identity import identity_of
 from verifier.vllm_target import conflicts, parent_watchdog, plugin
 from verifier.vllm_target.launch_variables import CONFIG, SOCKET
@@ -35,25 +36,6 @@ from verifier.vllm_target.runner_choice import NAME, RunnerChoice
 from verifier.vllm_target.serving.engine import VllmEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
-GENERATES = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
-    "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 256, "torch_dtype": "float32",
-    "max_position_embeddings": 256,
-}  # fmt: skip
-EMBEDS = {
-    "architectures": ["BertModel"], "model_type": "bert", "hidden_size": 64,
-    "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-    "vocab_size": 256, "torch_dtype": "float32", "max_position_embeddings": 256,
-}  # fmt: skip
-EXPERTS = GENERATES | {
-    "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_local_experts": 2,
-}  # fmt: skip
-RECURRENT = {
-    "architectures": ["MambaForCausalLM"], "model_type": "mamba", "hidden_size": 64,
-    "intermediate_size": 128, "num_hidden_layers": 1, "state_size": 16, "conv_kernel": 4,
-    "expand": 2, "time_step_rank": 4, "vocab_size": 256, "torch_dtype": "float32",
-}  # fmt: skip
 CONNECTOR = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
 Configure = Callable[..., Any]
 

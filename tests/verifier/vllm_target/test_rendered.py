@@ -18,7 +18,6 @@ import httpx
 import pytest
 import pytest_asyncio
 from starlette.routing import Route
-from tokenizers import Tokenizer
 
 from bench.pace.tiny_model import TOKENS
 from bench.run.services import free_port
@@ -33,6 +32,7 @@ from tests.guards import GUARD_S
 from tests.verifier.conftest import KEY, http2_client
 from tests.verifier.fake_target import FakeTarget
 from tests.verifier.vllm_target.conftest import MODEL, VLLMS_KEY, ready, vllm_serve
+from tests.verifier.vllm_target.markers import MARKERS, flags, model_with_markers
 from verifier.app import build
 from verifier.settings import load
 
@@ -49,16 +49,6 @@ def installed() -> None:
 
 
 CHATS = "/v1/chat/completions"
-BAR, SPACE = "\uff5c", "\u2581"
-MARKERS = (
-    f"<{BAR}begin{SPACE}of{SPACE}sentence{BAR}>",
-    f"<{BAR}end{SPACE}of{SPACE}sentence{BAR}>",
-    f"<{BAR}User{BAR}>",
-    f"<{BAR}Assistant{BAR}>",
-    "<think>",
-    "</think>",
-    f"{BAR}DSML{BAR}",
-)
 CHAT: dict[str, Any] = {
     "model": MODEL,
     "messages": [
@@ -71,27 +61,6 @@ CHAT: dict[str, Any] = {
     "logit_bias": {str(TOKENS + number): -100 for number in range(len(MARKERS))},
 }
 """No marker is drawn: the parser that vLLM has for this family shows even special tokens."""
-
-
-def flags(reasoning_parser: str, tool_parser: str | None = None, strict: str = "auto") -> Any:
-    """Return the command line of vLLM with these parsers."""
-    return Namespace(
-        structured_outputs_config=Namespace(reasoning_parser=reasoning_parser),
-        tool_call_parser=tool_parser,
-        enable_auto_tool_choice=tool_parser is not None,
-        tool_strict_level=strict,
-    )
-
-
-def model_with_markers(folder: Path) -> Path:
-    from tests.verifier.vllm_target.v2 import tiny
-
-    tiny.make(folder, padding=len(MARKERS))
-    file = str(folder / "tokenizer.json")
-    tokenizer = Tokenizer.from_file(file)
-    tokenizer.add_special_tokens(list(MARKERS))
-    tokenizer.save(file)
-    return folder
 
 
 @pytest.mark.parametrize(
