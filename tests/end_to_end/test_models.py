@@ -20,8 +20,8 @@ from gateway.drain import Drain
 from gateway.keys import KeyLimits, add_key
 from local_models.store import open_store
 from tests.end_to_end.fleet import Fleet
-from tests.end_to_end.test_direct import client_of
 from tests.end_to_end.traced import serving
+from tests.gateway.scripted import client_of
 from tests.verifier.fake_target import FACTS, FakeTarget, FakeTokenizer
 from verifier.app import build as build_verifier
 from verifier.settings import load as load_verifier
