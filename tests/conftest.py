@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, settings
 from tests.guards import SYSTEM, TESTS, guarded, is_core, is_listed
 from tests.virtual_time import Clock, VirtualLoop, virtual
 
+pytest.register_assert_rewrite(*(f"tests.{each.name}" for each in TESTS.iterdir()))
+
 settings.register_profile(
     "without deadlines", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

@@ -7,8 +7,10 @@ import tomllib
 from pathlib import Path
 
 from tests.edge_agent.processes import ROOT
+from tests.guards import TESTS
 from tests.sources import FILES, ROOMS
 
+IMPORT = r"^ *(?:from|import) (tests[\w.]*)(?: import (\([^)]*\)|.*))?"
 TEXT = (ROOT / "docs" / "architecture.md").read_text()
 
 
@@ -61,3 +63,17 @@ def test_the_diagram_has_the_layers_of_the_import_rules() -> None:
 
 def test_it_is_read_in_one_sitting() -> None:
     assert len(TEXT.splitlines()) <= 115
+
+
+def test_no_test_file_is_imported() -> None:
+    """What two of them use stands in a file beside them, and an import names it."""
+    files = {path: path.relative_to(ROOT).with_suffix("") for path in TESTS.rglob("*.py")}
+    modules = {".".join(path.parts) for path in files.values() if path.name[:5] == "test_"}
+    wrong = []
+    for file in files:
+        for module, names in re.findall(IMPORT, file.read_text(), re.MULTILINE):
+            imported = {module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))}
+            wrong += [f"{file}: {each}" for each in imported & modules]
+
+    assert modules
+    assert wrong == []

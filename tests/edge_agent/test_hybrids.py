@@ -11,8 +11,8 @@ from edge_agent.settings import EdgeSettings
 from local_models.llama_cpp.kv_cache import KvCache
 from local_models.llama_cpp.model import CHECKPOINT_TOKENS, ONE_SEQUENCE, Context, Model
 from local_models.llama_cpp.segments import Segment
-from tests.edge_agent import test_llama_models
-from tests.edge_agent.test_llama_models import (  # noqa: F401
+from tests.edge_agent import drafting_promises
+from tests.edge_agent.drafting_promises import (  # noqa: F401
     test_a_real_model_drafts_its_argmax_after_any_detour,
 )
 from tests.local_models.llama_cpp.hybrids import ARCHITECTURES, write
@@ -32,7 +32,7 @@ def as_an_edge_opens_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def opened(model: Model, tokens: int, kv: KvCache = ONE_SEQUENCE) -> Context:
         return open_context(model, EdgeSettings(), tokens, kv.sequences)
 
-    monkeypatch.setattr(test_llama_models, "Context", opened)
+    monkeypatch.setattr(drafting_promises, "Context", opened)
 
 
 def test_an_edge_goes_back_by_few_tokens_too_many(smollm: Model) -> None:

@@ -18,7 +18,7 @@ from local_models.store import StoredModel, open_store
 from speculation.distributions import QuantisedDistribution
 from speculation.draft_token import DraftToken
 from speculation.drafting import DraftingSession
-from speculation.messages import Commit, Draft, Finish, Open, Sampling
+from speculation.messages import Commit, Draft, Finish, Open, Sampling, TokenLogprob
 from speculation.model_facts import Limits, TokenId
 from speculation.wire import Framed
 from tests.verifier.down import begun, replies_of
@@ -75,6 +75,17 @@ async def tokens_of(host: Host, name: str, request: Open) -> list[TokenId]:
     async with aclosing(replies_of(host.ready(), name, request)) as replies:
         messages = [reply.message async for reply in replies]
     return [token for m in messages if isinstance(m, Commit) for token in m.tokens]
+
+
+async def said_with_logprobs(host: Host, request: Open) -> list[tuple[TokenId, TokenLogprob]]:
+    """Return the tokens that a session without drafts commits, and their log-probabilities."""
+    said: list[tuple[TokenId, TokenLogprob]] = []
+    async with aclosing(replies_of(host.ready(), "committed", request)) as replies:
+        async for reply in replies:
+            if isinstance(commit := reply.message, Commit):
+                assert commit.start == len(request.committed) + len(said)
+                said += zip(commit.tokens, commit.logprobs or (), strict=True)
+    return said
 
 
 # Edges whose drafts follow a rule, for sessions at the embedded target.

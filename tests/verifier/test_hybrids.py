@@ -33,7 +33,7 @@ from tests.verifier.served_llama import (
     tokens_of,
     with_drafts,
 )
-from tests.verifier.test_llama_target import (  # noqa: F401
+from tests.verifier.target_promises import (  # noqa: F401
     test_a_draft_token_that_was_rejected_elsewhere_is_not_judged_anew,
     test_a_session_goes_on_after_committed_tokens_as_if_it_had_generated_them,
     test_drafts_do_not_change_the_text,

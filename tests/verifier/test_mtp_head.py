@@ -33,7 +33,7 @@ from tests.verifier.served_llama import (
     serving,
     with_drafts,
 )
-from tests.verifier.test_llama_target import (  # noqa: F401
+from tests.verifier.target_promises import (  # noqa: F401
     test_a_session_goes_on_after_committed_tokens_as_if_it_had_generated_them,
     test_separate_runs_end_to_end,
     test_sessions_beyond_the_slots_wait_their_turn,
