@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, settings
 from tests.guards import SYSTEM, TESTS, guarded, is_core, is_listed
 from tests.virtual_time import Clock, VirtualLoop, virtual
 
-pytest.register_assert_rewrite(*(f"tests.{each.name}" for each in TESTS.iterdir()))
+FOLDERS = [each.name for each in TESTS.iterdir() if each.is_dir()]
+pytest.register_assert_rewrite(*(f"tests.{name}" for name in FOLDERS))  # what they share, too
 
 settings.register_profile(
     "without deadlines", deadline=None, suppress_health_check=[HealthCheck.too_slow]
