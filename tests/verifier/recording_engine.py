@@ -30,9 +30,7 @@ from verifier.settings import LlamaSettings
 from verifier.target import Reply
 
 S = TypeVar("S", bound=Slot)
-
 V = 64
-
 TOKEN = 20
 """The token that this engine always generates."""
 
