@@ -145,20 +145,25 @@ class ScriptedDrafter(NoDrafter):
 @dataclass(slots=True)
 class ScriptedSlot:
     """Implements a DraftSlot that has read its prompt. Once the target's text leaves the trace,
-    all its draft tokens are wrong."""
+    all its draft tokens are wrong. A step begins as much earlier as the loop, which many edges
+    share, noticed the end of the last one too late: each edge would have a loop of its own."""
 
     drafter: ScriptedDrafter
     source: Source
     _read: list[TokenId] = field(default_factory=list)
+    _late_s: float = 0.0
 
     async def step(
         self, context: Text, sampler: StepSampler, *, ahead: Text = ()
     ) -> list[DraftToken]:
+        began_at = perf_counter() - self._late_s
         output = list(context[len(self.source.prompt) :])
         unread = max(0, len(output) - common_prefix(self._read, output) - 1)
         drafts = self.source.drafts(output, ahead)
         self._read = [*output, *(draft.token for draft in drafts[:-1])]
-        await asyncio.sleep(self.drafter.step_s.of(1 + unread + len(ahead)))
+        step_s = self.drafter.step_s.of(1 + unread + len(ahead))
+        await asyncio.sleep(began_at + step_s - perf_counter())
+        self._late_s = min(step_s, perf_counter() - began_at - step_s)
         return [replace(d, token=d.token % self.drafter.vocabulary) for d in drafts]
 
     def leave(self) -> None:
