@@ -1,5 +1,5 @@
 # make run     set up, fetch the models, start both ends on this machine, stay in front
-# make test    set up, fetch the models, run every test in PARTS=2 processes; PARTS=0 starts no other
+# make test    set up, fetch the models, run every test in PARTS=3 processes; PARTS=0 starts no other
 # make test-quick   the core: a virtual clock, no socket, process or model
 # make test-clients   real OpenAI clients, each in an environment of its own (.clients/)
 # make test-faults    faults in the middle of answers
@@ -60,7 +60,7 @@ run: models
 
 test: .venv/.ready-dev models
 	@$(STEP) "small model ready" $(BIN)/$(PULL) smollm2
-	@$(STEP) "tests" $(BIN)/pytest -n $(or $(PARTS),2) --dist loadfile \
+	@$(STEP) "tests" $(BIN)/pytest -n $(or $(PARTS),3) --dist loadfile \
 		-m "not clients and not faults and not images" $(ARGS)
 
 # Core tests: those that start nothing, see tests/guards.py.

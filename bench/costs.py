@@ -1,4 +1,4 @@
-"""Computes the costs of an arm's answers over one link, and the figures that compare arms."""
+"""Computes an arm's costs over a link, the figures that compare arms, and tables of long work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs all checks of `picospec doctor`, in order."""
+"""Runs the checks of `picospec doctor` on this machine and its verifier, but for backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Changes that a request makes to the logits before temperature and cuts, in vLLM's order:
+"""Adjusts logits as a request asks, before temperature and cuts, and joins such adjustments.
+
+The settings are applied in vLLM's order, and a thinking budget after them:
 
     logit_bias          is added.
     repetition_penalty  divides a positive logit of each token that the prompt or the answer

@@ -1,4 +1,4 @@
-"""Runs vLLM's own server, for the arms with its own speculation (bench.run.rivals).
+"""Runs vLLM's own server without our plugin, for the arms of bench.run.rivals.
 
     python -m bench.run.stock_vllm --model DIR --speculation JSON [--vllm.NAME VALUE]
 

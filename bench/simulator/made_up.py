@@ -1,4 +1,4 @@
-"""Makes up answers from texts, so that `pace` also runs where no models are.
+"""Makes up answers and draft tokens from texts, so that `pace` also runs without models.
 
 What an answer repeats of its prompt, of itself and of earlier answers decides what n-grams
 and suffixes bring, and that is in the texts: files of the scenarios, and questions of the

@@ -1,6 +1,7 @@
-"""Sends the drafts of all sessions of a connection in one long request, an upload stream.
+"""Keeps an upload stream, one long request, at each run of a verifier, or leaves it to posts.
 
-Its answer carries the messages of the sessions that ask for it, so that those of one pass cost
+It sends the drafts of all sessions of a connection.
+Its answer carries the messages of those that ask for it, so that those of one pass cost
 one piece of a stream. A cut of the stream is then a cut of these sessions.
 
 The verifier acknowledges the first message of a stream. Until then every message is posted as
