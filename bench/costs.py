@@ -1,4 +1,4 @@
-"""Computes an arm's costs over a link, the figures that compare arms, and tables of long work."""
+"""Computes an arm's costs over a link, the figures that compare arms, and long work's table."""
 
 from __future__ import annotations
 
