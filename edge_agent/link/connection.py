@@ -199,7 +199,7 @@ class Connection:
         body: bytes = b"",
         headers: Mapping[str, str] = NO_HEADERS,
         *,
-        within_s: float = REQUEST_TIMEOUT_S,
+        within_s: float,
         max_bytes: int = MAX_ANSWER_BYTES,
     ) -> VerifierResponse:
         """Return a whole answer. Raises LinkDown; AnswerTooLong for more than `max_bytes`."""
@@ -238,7 +238,8 @@ class Connection:
 
     async def post(self, session: str, frames: bytes, headers: Mapping[str, str]) -> bool:
         """Send drafts of a session. Return True if the session was still there."""
-        answer = await self.ask("POST", f"{OPEN_PATH}/{session}/drafts", frames, headers)
+        path = f"{OPEN_PATH}/{session}/drafts"
+        answer = await self.ask("POST", path, frames, headers, within_s=REQUEST_TIMEOUT_S)
         match answer.status:
             case HTTPStatus.NO_CONTENT:
                 return True

@@ -215,7 +215,8 @@ class Answer:
 
 
 async def ask(url: str, path: str) -> bytes:
-    return (await Connection(url, key=None, ca_certificate=None).ask("GET", path)).content
+    connection = Connection(url, key=None, ca_certificate=None)
+    return (await connection.ask("GET", path, within_s=GUARD_S)).content
 
 
 async def seen(url: str) -> dict[str, int]:

@@ -33,11 +33,14 @@ async def main():
     for url in ("http://127.0.0.1:9", "https://127.0.0.1:9"):
         link, held = Connection(url, key=None, ca_certificate=None), []
         with suppress(LinkDown):
-            await link.ask("GET", "/ready")
+            await link.ask("GET", "/ready", within_s=5.0)
         with suppress(OSError):
             while True:
                 held.append(os.open(os.devnull, os.O_RDONLY))
-        for ask in (lambda: link.ask("GET", "/ready"), lambda: link.post("x", b"", {})):
+        for ask in (
+            lambda: link.ask("GET", "/ready", within_s=5.0),
+            lambda: link.post("x", b"", {}),
+        ):
             link.renew(link.client)
             try:
                 await ask()

@@ -64,7 +64,6 @@ def set_deadlines(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     }.items():
         for name in names.split():
             monkeypatch.setattr(module, name, seconds)
-    monkeypatch.setitem(Connection.ask.__kwdefaults__ or {}, "within_s", seconds)
 
 
 @pytest.fixture(autouse=True)
