@@ -1,4 +1,4 @@
-"""Computes an arm's costs over a link, the figures that compare arms, and long work's table."""
+"""Computes an arm's costs over a link, figures that compare arms, and a table of long work."""
 
 from __future__ import annotations
 

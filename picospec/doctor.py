@@ -1,4 +1,4 @@
-"""Runs the checks of `picospec doctor` on this machine and its verifier, but for backends."""
+"""Runs the checks of `picospec doctor` on this machine and the verifier, in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learns when a session's next draft tokens are due, and how many it takes to pass the text.
+"""Learns when draft tokens are due, and how many must arrive before one is ahead of the text.
 
 The edge drafts at a steady rate until its chain breaks or it announces a pause. Then it waits
 for a Commit, and the first draft token that answers it arrives a round trip and a draft step

@@ -1,8 +1,8 @@
-"""Keeps an upload stream, one long request, at each run of a verifier, or leaves it to posts.
+"""Sends drafts and brings messages in an upload stream: one long request to a verifier's run.
 
-It sends the drafts of all sessions of a connection.
-Its answer carries the messages of those that ask for it, so that those of one pass cost
-one piece of a stream. A cut of the stream is then a cut of these sessions.
+The drafts of all sessions of a connection go there. Its answer carries the messages of the
+sessions that ask for it, so that those of one pass cost one piece of a stream. A cut of
+the stream is then a cut of these sessions.
 
 The verifier acknowledges the first message of a stream. Until then every message is posted as
 well, so a proxy that keeps a request back until its end delays nothing: that connection goes on

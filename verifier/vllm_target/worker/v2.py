@@ -1,4 +1,4 @@
-"""Hooks Model Runner V2: draft tokens, our judge, silent requests, warm-up, vLLM repairs.
+"""Hooks draft tokens, our judge and silent requests into Model Runner V2, and mends it.
 
 vLLM's sampler applies every setting of a session, as for vLLM's own requests, and draws its
 rows. These hooks put the draft tokens into the rows' input, compare them with the drawn tokens,
