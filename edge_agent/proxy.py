@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from edge_agent import forwarding
-from edge_agent.link.connection import Connection
+from edge_agent.link.connection import Connection, Credentials
 from edge_agent.link.connection import Response as Answering
 from edge_agent.link.errors import VERIFIER, Peer
 from edge_agent.link.verifier import ANSWER_TIMEOUT_S
@@ -487,4 +487,4 @@ def _connection(
         return None
     key = next((key.get_secret_value() for key in keys), None)
     base = str(url).rstrip("/")
-    return Connection(base, key=key, ca_certificate=None, peer=peer, prior_knowledge=False)
+    return Connection(base, Credentials(key), peer=peer, prior_knowledge=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from edge_agent.draft.loading import NONE
@@ -30,8 +31,7 @@ def examine(
     url: str | None,
     draft: str | None,
     model: str | None,
-    edge_port: int,
-    verifier_port: int,
+    ports: Mapping[str, int],
     *,
     named: bool = True,
 ) -> list[Finding]:
@@ -39,7 +39,8 @@ def examine(
 
     url, draft: the verifier and the draft model; None: those of the settings. model: a model or
     pair that must be here; None: the default pair may be missing, because an edge has no
-    target. named: see `not_reached`. Raises ValueError for settings, OSError, ModelError.
+    target. ports: those of the edge and the verifier, by these names. named: see
+    `not_reached`. Raises ValueError for settings, OSError, ModelError.
     """
     logs.configure("console")
     fields: dict[str, object] = {} if draft is None else {"draft_model": draft}
@@ -56,7 +57,6 @@ def examine(
         *check_verifier_memory(
             store, model or DEFAULT_PAIR, load_verifier(config, os.environ, {})
         ),
-        check_port("edge", edge_port, "EDGE_PORT"),
-        check_port("verifier", verifier_port, "VERIFIER_PORT"),
+        *(check_port(name, port, f"{name.upper()}_PORT") for name, port in ports.items()),
     ]
     return here + asyncio.run(check_edge(settings, named=named))

@@ -273,7 +273,7 @@ def doctor(
     try:
         findings = check_backends()
         findings += examine(
-            config, url, draft, model, edge_port, verifier_port,
+            config, url, draft, model, {"edge": edge_port, "verifier": verifier_port},
             named=verifier_url is not None or not local,
         )  # fmt: skip
     except (ModelError, ValueError, OSError) as error:

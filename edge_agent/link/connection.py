@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from pyqwest import (
@@ -78,13 +78,25 @@ def _no_proxy(host: str) -> Proxy:
     return Proxy("http://127.0.0.1", no_proxy=host)
 
 
+class Credentials(NamedTuple):
+    """What a connection shows to its peer, and whom it trusts."""
+
+    key: str | None = None
+    ca_certificate: bytes | None = None
+    """The authorities (PEM) that https:// checks a certificate against; None: the system's."""
+
+    certificate: tuple[bytes, bytes] | None = None
+    """The chain and key (PEM) to show to a peer that asks for them."""
+
+
+NO_CREDENTIALS: Final = Credentials()
+
+
 class Connection:
     """A connection to one peer. It is made at its first use, and dropped by `renew`. It retries
     nothing; errors are ApiErrors: LinkDown if no answer comes, else the peer's error.
 
-    http:// uses HTTP/2 with prior knowledge; https:// negotiates HTTP/2 by ALPN, and checks the
-    certificate against ca_certificate (PEM), or else the system's authorities. certificate: the
-    chain and key (PEM) to show to a verifier that asks for them.
+    http:// uses HTTP/2 with prior knowledge; https:// negotiates HTTP/2 by ALPN.
 
     prior_knowledge: if False, http:// uses HTTP/1.1 with one connection per running request.
     address: an IP address, which is used in place of those of the host's name. The certificate
@@ -94,10 +106,8 @@ class Connection:
     def __init__(
         self,
         url: str,
+        credentials: Credentials = NO_CREDENTIALS,
         *,
-        key: str | None,
-        ca_certificate: bytes | None,
-        certificate: tuple[bytes, bytes] | None = None,
         peer: Peer = VERIFIER,
         prior_knowledge: bool = True,
         address: str = "",
@@ -109,19 +119,19 @@ class Connection:
 
         self.peer = peer
         self._headers = {"content-type": CONTENT_TYPE, "accept-encoding": "identity"}
-        if key:
-            self._headers["authorization"] = f"Bearer {key}"
-        secured = url.startswith("https://")
-        if secured and ca_certificate is None:
-            ca_certificate = system_authorities() or None
-        chain, private_key = certificate or (None, None)
+        if credentials.key:
+            self._headers["authorization"] = f"Bearer {credentials.key}"
+        secured, authorities = url.startswith("https://"), credentials.ca_certificate
+        if secured and authorities is None:
+            authorities = system_authorities() or None
+        chain, private_key = credentials.certificate or (None, None)
         host = urlsplit(url).hostname or ""
         is_direct = bool(address) or is_loopback(host) or (prior_knowledge and not secured)
         self._make = partial(
             HTTPTransport,
             http_version=HTTPVersion.HTTP2 if prior_knowledge and not secured else None,
-            tls_ca_cert=ca_certificate,
-            tls_include_system_certs=secured and ca_certificate is None,
+            tls_ca_cert=authorities,
+            tls_include_system_certs=secured and authorities is None,
             tls_cert=chain,
             tls_key=private_key,
             proxy=_no_proxy(host) if is_direct else None,
@@ -258,23 +268,18 @@ class Connector:
     connection is. key: the one to show. Raises OSError if a file cannot be read."""
 
     def __init__(self, settings: EdgeSettings, key: str | None) -> None:
-        self._authority = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
-        self._certificate: tuple[bytes, bytes] | None = None
+        authority = settings.verifier_ca.read_bytes() if settings.verifier_ca else None
+        certificate: tuple[bytes, bytes] | None = None
         if settings.client_certificate and settings.client_key:
             chain, private = settings.client_certificate, settings.client_key
-            self._certificate = chain.read_bytes(), private.read_bytes()
-        self._key = key
+            certificate = chain.read_bytes(), private.read_bytes()
+        self._credentials = Credentials(key, authority, certificate)
 
     def __call__(
         self, url: str, address: str = "", *, prior_knowledge: bool = True
     ) -> Connection:
         return Connection(
-            url,
-            key=self._key,
-            ca_certificate=self._authority,
-            certificate=self._certificate,
-            prior_knowledge=prior_knowledge,
-            address=address,
+            url, self._credentials, prior_knowledge=prior_knowledge, address=address
         )
 
 

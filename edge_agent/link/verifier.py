@@ -258,9 +258,7 @@ class Verifier(KnownVerifier):
             if self.identity or error.how != "broken" or not self.url.startswith("http://"):
                 raise
             base, address = self.connection.base, self.connection.address
-            plain = Connection(
-                base, key=None, ca_certificate=None, prior_knowledge=False, address=address
-            )
+            plain = Connection(base, prior_knowledge=False, address=address)
             with suppress(LinkDown):
                 answer = await plain.ask("GET", FACTS_PATH, within_s=CHECK_TIMEOUT_S)
                 if answer.status == HTTPStatus.NOT_FOUND:

@@ -22,7 +22,7 @@ import trustme
 
 from bench.run.services import free_port
 from edge_agent.draft.drafter import NoDrafter
-from edge_agent.link.connection import Connection
+from edge_agent.link.connection import Connection, Credentials
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
@@ -173,7 +173,7 @@ def running(*names: str) -> Iterator[list[Process]]:
 async def using(
     urls: list[str], metrics: EdgeMetrics, deadline_s: float = 10.0, ca: bytes | None = None
 ) -> AsyncIterator[Verifiers]:
-    connections = [Connection(url, key=None, ca_certificate=ca) for url in urls]
+    connections = [Connection(url, Credentials(ca_certificate=ca)) for url in urls]
     each = [Verifier(made, metrics) for made in connections]
     verifiers = Verifiers(each, metrics, deadline_s)
     try:
@@ -215,7 +215,7 @@ class Answer:
 
 
 async def ask(url: str, path: str) -> bytes:
-    connection = Connection(url, key=None, ca_certificate=None)
+    connection = Connection(url)
     return (await connection.ask("GET", path, within_s=GUARD_S)).content
 
 

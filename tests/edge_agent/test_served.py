@@ -30,7 +30,7 @@ class Scripted(Verifier):
     """serves: the name of its model; None while it is away."""
 
     def __init__(self, number: int, fleet: Fleet) -> None:
-        connection = Connection(f"http://v{number}:1", key=None, ca_certificate=None)
+        connection = Connection(f"http://v{number}:1")
         super().__init__(connection, fleet.metrics)
         self.learned_facts = lambda: fleet.whole.changed()
         self.serves: str | None = None
@@ -220,7 +220,7 @@ async def test_a_verifier_that_takes_ever_new_names_leaves_room_for_others() -> 
 
 async def test_a_verifier_of_the_settings_is_used_under_its_name_alone() -> None:
     metrics = EdgeMetrics(CollectorRegistry())
-    connection = Connection("http://v0:1", key=None, ca_certificate=None)
+    connection = Connection("http://v0:1")
     verifier = Verifier(connection, metrics, model="small")
     answer = VerifierResponse(200, msgspec.json.encode(FACTS))
     named = VerifierResponse(

@@ -57,7 +57,7 @@ from tests.virtual_time import compute
 
 
 def verifier_at(url: str, metrics: EdgeMetrics) -> Verifier:
-    return Verifier(Connection(url, key=None, ca_certificate=None), metrics)
+    return Verifier(Connection(url), metrics)
 
 
 def test_nobody_can_guess_an_address_from_its_label(
@@ -159,9 +159,7 @@ def test_requests_apart_leave_the_connection_to_a_verifier_that_is_lost(
     metrics: EdgeMetrics, event: Event
 ) -> None:
     address = "http://127.0.0.1:9"
-    connection, proxy_connection = (
-        Connection(address, key=None, ca_certificate=None) for _ in range(2)
-    )
+    connection, proxy_connection = (Connection(address) for _ in range(2))
     verifier, client = Verifier(connection, metrics, proxy_connection), proxy_connection.client
 
     verifier.note(Event.IS_READY)
@@ -342,8 +340,8 @@ async def test_no_verifier_is_unavailable_at_once(metrics: EdgeMetrics) -> None:
 
 
 async def test_a_sessions_name_is_in_no_error_that_is_shown() -> None:
-    refused = Connection("http://127.0.0.1:9", key=None, ca_certificate=None)
-    nowhere = Connection("http://no-such-host.invalid", key=None, ca_certificate=None)
+    refused = Connection("http://127.0.0.1:9")
+    nowhere = Connection("http://no-such-host.invalid")
     for connection in (refused, nowhere):
         with pytest.raises(LinkDown) as raised:
             await connection.post("name-of-it", b"", {})
@@ -439,7 +437,7 @@ async def test_every_request_without_an_answer_is_followed_by_one_elsewhere() ->
 
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        connection = Connection(f"http://127.0.0.1:{port}", key=None, ca_certificate=None)
+        connection = Connection(f"http://127.0.0.1:{port}")
         counts = []
         for _ in range(4):
             with pytest.raises(LinkDown):
@@ -466,7 +464,7 @@ class Drained(Connection):
 async def test_every_answer_that_it_drains_is_followed_by_a_request_elsewhere(
     metrics: EdgeMetrics,
 ) -> None:
-    connection = Drained("http://127.0.0.1:9", key=None, ca_certificate=None)
+    connection = Drained("http://127.0.0.1:9")
     verifier = Verifier(connection, metrics)
 
     for expected in range(3):

@@ -75,7 +75,7 @@ async def serving(app: FastAPI) -> AsyncIterator[str]:
 async def edge(urls: list[str], recorder: Recorder) -> AsyncIterator[httpx.AsyncClient]:
     """Give a client of an edge that uses these verifiers, without a draft model."""
     metrics = EdgeMetrics(CollectorRegistry())
-    connections = [Connection(url, key=None, ca_certificate=None) for url in urls]
+    connections = [Connection(url) for url in urls]
     each = [Verifier(made, metrics) for made in connections]
     verifiers = Verifiers(each, metrics, 10.0)
 

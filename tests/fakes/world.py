@@ -31,7 +31,7 @@ from starlette.types import ASGIApp, Message
 from edge_agent import app as edge_app
 from edge_agent import settings as edge_settings
 from edge_agent.link import uploads
-from edge_agent.link.connection import Connection
+from edge_agent.link.connection import Connection, Credentials
 from edge_agent.link.known_verifiers import Event
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import AnswerSessions, Verifiers
@@ -257,7 +257,7 @@ class Answers:
 
     async def connect(self, *urls: str, key: str | None = None) -> None:
         """Use these verifiers, all of which are ready."""
-        connect = partial(Connection, key=key, ca_certificate=None)
+        connect = partial(Connection, credentials=Credentials(key))
         known = [Verifier(connect(url), self.metrics) for url in urls]
         self.verifiers = Verifiers(known, self.metrics, self.deadline_s)
         for verifier in known:

@@ -31,7 +31,7 @@ from edge_agent.link.errors import LinkDown
 
 async def main():
     for url in ("http://127.0.0.1:9", "https://127.0.0.1:9"):
-        link, held = Connection(url, key=None, ca_certificate=None), []
+        link, held = Connection(url), []
         with suppress(LinkDown):
             await link.ask("GET", "/ready", within_s=5.0)
         with suppress(OSError):

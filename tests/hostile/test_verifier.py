@@ -74,7 +74,7 @@ def little_memory() -> Iterator[None]:
 
 
 def verifier_at(url: str, metrics: EdgeMetrics) -> Verifier:
-    return Verifier(Connection(url, key=None, ca_certificate=None), metrics)
+    return Verifier(Connection(url), metrics)
 
 
 async def follow(up: Verifier) -> None:

@@ -158,7 +158,8 @@ def test_the_doctor_goes_to_the_verifiers_of_the_environment(
 
     runner.invoke(app, ["doctor"], env={variable: "http://gpu.example"})
 
-    assert asked == [(None, verifier, None, None, 8000, 9000, verifier is None)]
+    ports = {"edge": 8000, "verifier": 9000}
+    assert asked == [(None, verifier, None, None, ports, verifier is None)]
 
 
 def test_what_a_doctor_finds_is_there_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +188,7 @@ def test_a_doctor_who_is_told_of_no_model_needs_none_here(
         with socket.socket() as closed:
             closed.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-            findings = examination.examine(None, url, "none", model, 8000, 9000)
+            findings = examination.examine(None, url, "none", model, {})
         return {each.subject: each.ok for each in findings if "models of" in each.subject}
 
     assert found(None) == {

@@ -367,9 +367,9 @@ def test_the_doctor_finds_the_way_to_the_verifier_and_times_it(
 ) -> None:
     monkeypatch.setenv("PICOSPEC_VERIFIER_KEY", KEY)
     url = f"http://127.0.0.1:{running.verifier_port}"
-    ports = running.edge_port, running.verifier_port
+    ports = {"edge": running.edge_port, "verifier": running.verifier_port}
 
-    findings = {each.subject: each for each in examine(None, url, "smollm2", "smollm2", *ports)}
+    findings = {each.subject: each for each in examine(None, url, "smollm2", "smollm2", ports)}
 
     well = ("verifier", "key", "protocol", "certificate", "draft model", "vocabulary")
     assert all(findings[subject].ok for subject in well)
@@ -383,9 +383,9 @@ def test_the_doctor_says_that_a_key_is_wrong(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PICOSPEC_VERIFIER_KEY", "wrong")
-    url, ports = f"http://127.0.0.1:{running.verifier_port}", (free_port(), free_port())
+    url = f"http://127.0.0.1:{running.verifier_port}"
 
-    findings = {each.subject: each for each in examine(None, url, "smollm2", "smollm2", *ports)}
+    findings = {each.subject: each for each in examine(None, url, "smollm2", "smollm2", {})}
 
     assert findings["verifier"].ok
     assert not findings["key"].ok
