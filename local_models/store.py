@@ -51,6 +51,8 @@ class StoredModel:
 
     name: str
     path: Path
+    template: str | None = None
+    """This chat template replaces the one in the file."""
 
 
 class Store:

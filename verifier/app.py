@@ -139,7 +139,7 @@ def make_target(settings: VerifierSettings, metrics: VerifierMetrics) -> Target:
 
     Raises local_models.errors.ModelError for an unknown model, and for one that the devices
     cannot compute or hold as the settings want; OSError for an unreadable template."""
-    store, shared = open_store(os.environ), settings.share_prefixes
+    store = open_store(os.environ)
     hashes = FileHashes(store.root.with_name("hashes.json"))
     file = settings.chat_template
     template = None if file is None else file.read_text("utf-8")
@@ -148,15 +148,11 @@ def make_target(settings: VerifierSettings, metrics: VerifierMetrics) -> Target:
         if not (path := store.find(settings.model, "target").path).exists():
             raise CannotOpen(f"there is no model {path}")
         plan.tokens(path, settings.limits.max_verify)
-    find = partial(_weights, settings, store)
-    return LlamaTarget(
-        find, settings.llama, settings.limits, metrics,
-        template=template, share_prefixes=shared, hashes=hashes,
-        keeps_answers=settings.speculation.keep_answers,
-    )  # fmt: skip
+    find = partial(_weights, settings, store, template)
+    return LlamaTarget(find, settings.llama, settings.limits, metrics, settings.owners, hashes)
 
 
-def _weights(settings: VerifierSettings, store: Store) -> StoredModel:
+def _weights(settings: VerifierSettings, store: Store, template: str | None) -> StoredModel:
     """Return the target's file, and fetch it first if it is missing. Raises ModelError."""
     exact = not Plan.of(settings.llama).devices  # of a device the self-test tells more
     with progress_bar(Console(stderr=True), settings.model) as show:
@@ -167,4 +163,4 @@ def _weights(settings: VerifierSettings, store: Store) -> StoredModel:
             path=str(model.path),
             remedy=f"picospec models pull --as target {settings.model}",
         )
-    return replace(model, name=settings.served_name or model.name)
+    return replace(model, name=settings.served_name or model.name, template=template)

@@ -32,10 +32,11 @@ from speculation.model_facts import ModelFacts
 from speculation.request_names import ANSWER_CACHE, SALT
 from verifier.host import Host
 from verifier.open_checks import check_open
+from verifier.owners import owner_of
 from verifier.sessions.admission import Sessions
 from verifier.sessions.downstream import Downstream
 from verifier.sessions.upstream import Upstream, drafts, messages
-from verifier.target import UnknownSession, owner_of
+from verifier.target import UnknownSession
 
 MIN_OPEN_BYTES: Final = 1 << 20
 """An Open may have this many bytes, or with a long context as many as its text may need."""

@@ -16,6 +16,7 @@ from pydantic_settings import SettingsConfigDict
 from gateway.hosting.settings import Port, ServerSettings, Table
 from local_models.llama_cpp.devices import SplitMode
 from speculation.model_facts import Limits
+from verifier.owners import Owners
 
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
@@ -200,6 +201,11 @@ class VerifierSettings(ServerSettings):
             self.speculation.max_ahead,
             self.sessions.idle_timeout_s,
         )
+
+    @property
+    def owners(self) -> Owners:
+        """Return what tells whose prefixes and answers a request may use."""
+        return Owners(self.share_prefixes, self.speculation.keep_answers)
 
 
 load = VerifierSettings.load

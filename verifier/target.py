@@ -9,10 +9,9 @@ with its frame, so that bytes from the edge or from vLLM's core are forwarded un
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import MappingProxyType
 from typing import Final, TypeVar
 
 from gateway.channel import Channel, as_generator
@@ -23,7 +22,7 @@ from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from local_models.constraints import NAME
 from local_models.errors import CannotCheck, InvalidGrammar
 from local_models.tokenizer_file import TokenizerFile
-from speculation.answer_cache import SHARED, Owner
+from speculation.answer_cache import Owner
 from speculation.errors import InvalidSetting
 from speculation.judges import JUDGES
 from speculation.logit_settings import LOGIT_SETTINGS
@@ -36,10 +35,11 @@ from speculation.messages import (
     Reject,
     TokenLogprob,
 )
-from speculation.model_facts import Judge, Limits, ModelFacts
+from speculation.model_facts import Limits, ModelFacts
 from speculation.request_names import PROMPT_LOGPROBS, SALT, STOPPING
 from speculation.wire import Framed
 from verifier.identity import identity_of
+from verifier.owners import SEPARATE, Owners
 
 FEATURES: Final = (*LOGIT_SETTINGS, *STOPPING, NAME, SALT)
 """Targets serve these OpenAI parameters beyond Sampling."""
@@ -106,21 +106,13 @@ def unservable() -> Iterator[None]:
         raise TargetFull(str(error)) from error
 
 
-def owner_of(tenant: str, salt: bytes | None = None) -> Owner:
-    """Return the owner of a tenant's answers: the tenant, or one of the tenant's own users,
-    whom an edge tells apart by a salt, in JSON."""
-    return Owner(tenant, "" if salt is None else identity_of(bytes(salt)))
-
-
 class Target(ABC):
-    """Runs the large model. An implementation calls `describe` before `start` returns."""
+    """Runs the large model. An implementation calls `describe` before `start` returns. owners:
+    tells whose prefixes and answers a request may use."""
 
-    def __init__(
-        self, limits: Limits, *, share_prefixes: bool = False, keeps_answers: bool = True
-    ) -> None:
+    def __init__(self, limits: Limits, owners: Owners = SEPARATE) -> None:
         self._limits = limits
-        self._keeps_answers = keeps_answers
-        self._share_prefixes = share_prefixes
+        self.owners = owners
         self._facts: ModelFacts | None = None
         self._tokenizer: GatewayTokenizer | None = None
         self._grammars: GrammarCompiler | None = None
@@ -210,23 +202,6 @@ class Target(ABC):
         Raises UnknownSession, or RemoteProtocolError for a message that no correct edge sends.
         """
 
-    def owner_of_prefixes(self, tenant: str | None, request: Open) -> str | None:
-        """Return the owner of the prefixes that the KV cache keeps of a tenant's prompt: the
-        tenant, or one of the tenant's own users, which an edge tells apart by a salt."""
-        if self._share_prefixes:
-            return None
-        salt = request.sampling.extras.get(SALT)
-        return tenant if salt is None else identity_of(tenant, bytes(salt))
-
-    def owner_of_answers(self, tenant: str | None, request: Open) -> Owner | None:
-        """Return the owner whose earlier answers a request may draft from, and to whose its own
-        is added: the one of its prefixes. None if no answers are kept, as without a tenant."""
-        if not self._keeps_answers or tenant is None:
-            return None
-        if self._share_prefixes:
-            return SHARED
-        return owner_of(tenant, request.sampling.extras.get(SALT))
-
     async def learned_statistics(self) -> Sequence[dict[str, object]]:
         """Return what each machine of the target has learned; see
         VerifyMachine.learned_statistics."""
@@ -243,12 +218,9 @@ class Target(ABC):
         context_tokens: int,
         shapes: Sequence[object],
         features: Sequence[str] = FEATURES,
-        judges: Sequence[Judge] = tuple(JUDGES),
-        served: Mapping[str, list[str]] = MappingProxyType({}),
-        parts: Mapping[str, list[str]] = MappingProxyType({}),
     ) -> None:
         """Set the facts, the tokenizer and the grammars. shapes: what shapes a text of the
-        weights, the engine and its settings. served, parts: see ModelFacts."""
+        weights, the engine and its settings."""
         tokenizer = file.open()
         self._tokenizer, self.packed_tokenizer = tokenizer, file.pack()
         self._grammars = GrammarCompiler(tokenizer, self._turns.take)
@@ -260,13 +232,11 @@ class Target(ABC):
             context_tokens=context_tokens,
             stop_tokens=sorted(vocabulary.stop_tokens),
             limits=self._limits,
-            judges=list(judges),
+            judges=list(JUDGES),
             features=list(features),
             padding=vocabulary.padding,
             defaults=file.defaults,
             identity=identity_of(shapes, file.digest, context_tokens, self._limits),
-            served=dict(served),
-            parts=dict(parts),
         )
 
 

@@ -142,7 +142,7 @@ async def test_by_no_way_does_a_key_get_what_the_target_has_read_for_another(
     async def noting(
         session: str, request: Open, deliver: Deliver, tenant: str | None = None
     ) -> None:
-        served.setdefault(who, set()).add(target.owner_of_prefixes(tenant, request))
+        served.setdefault(who, set()).add(target.owners.of_prefixes(tenant, request))
         await serve(session, request, deliver, tenant)
 
     monkeypatch.setattr(target, "serve", noting)

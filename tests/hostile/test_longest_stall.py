@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge_agent import app as edge
@@ -58,7 +59,8 @@ class Worded(FakeTarget):
 
     def __init__(self, file: TokenizerFile) -> None:
         super().__init__(slots=256)
-        self.describe(FACTS.model, file, CONTEXT_TOKENS, ["words"], served=SERVED, parts=PARTS)
+        self.describe(FACTS.model, file, CONTEXT_TOKENS, ["words"])
+        self._facts = msgspec.structs.replace(self.facts, served=SERVED, parts=PARTS)
         self.grammars.prepare()
 
     async def serve(

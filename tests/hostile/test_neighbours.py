@@ -35,6 +35,7 @@ from tests.verifier.fake_target import FACTS, SLOW, FakeTarget, opening
 from tests.verifier.recording_engine import TOKEN, RecordingEngine, scheduling, text_of
 from tests.verifier.served_llama import LONG, job_of, plain, serving
 from verifier.llama_target.kv_slots import KvSlots
+from verifier.owners import Owners
 from verifier.plain_engine import PlainEngine
 
 Ask = Callable[[str, str], Awaitable[object]]
@@ -149,7 +150,7 @@ async def test_the_embedded_target_reads_for_each_tenant(shared: bool) -> None:
     taken, texts = list[tuple[int, int]](), list[list[int]]()
     async with serving() as host:
         target = cast(Any, host.ready())
-        target._share_prefixes, take = shared, target._kv_slots.take
+        target.owners, take = Owners(shared), target._kv_slots.take
         target._kv_slots.take = taking
         for name in ("ann", "ann", "ben"):
             job = replace(job_of(host, LONG, 0.0), owner=SimpleNamespace(identity=name))
@@ -206,11 +207,11 @@ async def test_an_edge_tells_its_tenants_apart(known: bool, shared: bool, differ
         owner = Tenant(name, KeyLimits(), TenantMetrics(CollectorRegistry()))
         assert await deltas(edge.generate(replace(JOB, owner=owner)))
         (request,) = verifiers.opened
-        owners.append(verifier.owner_of_prefixes("edge", request))
+        owners.append(verifier.owners.of_prefixes("edge", request))
 
     assert owners[0] == owners[2]
     assert (owners[0] != owners[1]) == differ
-    assert owners[0] != verifier.owner_of_prefixes("other edge", request)
+    assert owners[0] != verifier.owners.of_prefixes("other edge", request)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ from tests.verifier.fake_sessions import tenant
 from tests.verifier.fake_target import FACTS, FAILS, STALLS, STREAMS, FakeTarget, opening, said
 from verifier.host import Host
 from verifier.metrics import VerifierMetrics
+from verifier.owners import Owners
 from verifier.routes import Routes
 from verifier.sessions.admission import Sessions
 from verifier.sessions.session import Session
@@ -196,16 +197,16 @@ async def test_a_key_makes_the_verifier_forget_its_answers_or_those_of_one_of_it
 
     salt = {"cache_salt": msgspec.Raw(b'"alice"')}
     asked = opening(sampling=Sampling(extras=salt), ngram_drafts=True)
-    assert target.forgotten == [Owner("edge"), target.owner_of_answers("edge", asked)]
+    assert target.forgotten == [Owner("edge"), target.owners.of_answers("edge", asked)]
 
 
 async def test_where_prefixes_are_shared_so_are_answers_but_none_of_nobody() -> None:
     target = FakeTarget()
-    assert target.owner_of_answers(None, opening()) is None
+    assert target.owners.of_answers(None, opening()) is None
 
-    target._share_prefixes = True
+    target.owners = Owners(share_prefixes=True)
 
-    assert target.owner_of_answers("edge", opening()) == SHARED
+    assert target.owners.of_answers("edge", opening()) == SHARED
 
 
 async def test_the_answers_that_are_kept_are_forgotten_over_http(

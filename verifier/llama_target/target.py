@@ -32,6 +32,7 @@ from verifier.llama_target.pass_runner import PassRunner
 from verifier.llama_target.scheduler import Scheduler
 from verifier.llama_target.slot import PromptLogprobs, Slot
 from verifier.metrics import VerifierMetrics
+from verifier.owners import SEPARATE, Owners
 from verifier.settings import LlamaSettings
 from verifier.target import (
     FEATURES,
@@ -61,18 +62,14 @@ class LlamaTarget(Target):
         settings: LlamaSettings,
         limits: Limits,
         metrics: VerifierMetrics,
-        *,
-        template: str | None = None,
-        share_prefixes: bool = False,
-        keeps_answers: bool = True,
+        owners: Owners = SEPARATE,
         hashes: FileHashes | None = None,
     ) -> None:
         check_llama()
-        super().__init__(limits, share_prefixes=share_prefixes, keeps_answers=keeps_answers)
+        super().__init__(limits, owners)
         self._find = find
         self._settings = settings
         self._metrics = metrics
-        self._template = template
         self._hashes = hashes or FileHashes()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llama")
         self._kv_slots = KvSlots(settings.slots)
@@ -132,12 +129,12 @@ class LlamaTarget(Target):
         self, session: str, request: Open, deliver: Deliver, tenant: str | None = None
     ) -> None:
         """Run one session to its Finish once a slot is free; cancelling it frees the slot."""
-        size, owner = self.facts.vocabulary_size, self.owner_of_prefixes(tenant, request)
+        size, owner = self.facts.vocabulary_size, self.owners.of_prefixes(tenant, request)
         with unservable():
             mask = self._mask(request, tenant)
             adjust = in_turn(mask, adjustment(request, vocabulary_size=size))
         make = partial(Slot, session, deliver=deliver, adjust=adjust, owner=owner)
-        slot = self._admit(session, request, make, self.owner_of_answers(tenant, request))
+        slot = self._admit(session, request, make, self.owners.of_answers(tenant, request))
         try:
             await slot.over
         finally:
@@ -146,7 +143,7 @@ class LlamaTarget(Target):
     async def score(
         self, session: str, request: Open, most: int, tenant: str | None = None
     ) -> Sequence[TokenLogprob]:
-        owner = self.owner_of_prefixes(tenant, request)
+        owner = self.owners.of_prefixes(tenant, request)
         slot = self._admit(
             session, request, partial(PromptLogprobs, session, owner=owner, most=most)
         )
@@ -257,7 +254,7 @@ class LlamaTarget(Target):
             structlog.get_logger("verifier").info("rounding", **engine.rounding.log_fields())
         if engine.shape is not None:
             self._limits = replace(self._limits, max_verify=engine.shape.rows - 1)
-        file = tokenizer_file(model.path, self._template)
+        file = tokenizer_file(model.path, model.template)
         features = (*FEATURES, BUDGET, PROMPT_LOGPROBS)
         self.describe(model.name, file, engine.length.tokens, engine.shapes, features)
         self.grammars.prepare()

@@ -29,6 +29,7 @@ from tests.verifier.vllm_target.scripted import (
     plain,
     with_extras,
 )
+from verifier.owners import Owners
 from verifier.target import Unservable
 from verifier.vllm_target.serving.target import VllmTarget
 
@@ -257,7 +258,7 @@ async def test_text_and_log_probabilities_go_on_after_committed_tokens(
 async def test_a_prompt_is_read_once_for_each_tenant(
     target: VllmTarget, monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
-    monkeypatch.setattr(target, "_share_prefixes", shared)
+    monkeypatch.setattr(target, "owners", Owners(shared))
     prompt = tuple(1000 + 200 * shared + i for i in range(200))
     asked = opening(target, "", Sampling(temperature=0.0), max_tokens=2)
     request = replace(asked, prompt=prompt)

@@ -39,6 +39,7 @@ from gateway.tenant_limits import TenantMetrics
 from gateway.tenants import Tenants
 from local_models.file_hashes import FileHashes
 from local_models.store import open_store
+from local_models.tokenizer_file import TokenizerFile
 from verifier.app import VerifierService
 from verifier.metrics import VerifierMetrics
 from verifier.routes import SESSION_PATHS, takes_drafts
@@ -50,7 +51,7 @@ from verifier.vllm_target.serving.plain import charge
 from verifier.vllm_target.serving.rendering import Rendering
 from verifier.vllm_target.serving.request_fields import fields_of, parts_of
 from verifier.vllm_target.serving.served_tokenizer import as_served
-from verifier.vllm_target.serving.target import VllmTarget
+from verifier.vllm_target.serving.target import Served, VllmTarget
 
 
 class VllmService(VerifierService):
@@ -127,21 +128,22 @@ def _target(
         msgspec.structs.replace(settings.limits, max_verify=choice.max_verify),
         metrics,
         adapters=state.openai_serving_models.lora_requests,
-        as_served=partial(as_served, llm=llm, args=args),
-        fields=partial(
-            fields_of,
-            renders=getattr(args, "enable_scale_out", False),
-            scores_ids=llm.vllm_config.use_v2_model_runner,
-        ),
-        parts=partial(parts_of, llm=llm),
-        share_prefixes=settings.share_prefixes,
-        keeps_answers=settings.speculation.keep_answers,
+        as_served=partial(_served, llm, args),
+        owners=settings.owners,
         hashes=FileHashes(open_store(os.environ).root.with_name("hashes.json")),
         self_test=settings.vllm.get("self_test", True) if is_first else None,
     )
     shared, most = settings.share_prefixes, settings.max_choices
     charge(llm, target, model, max_choices=most, share_prefixes=shared)
     return target
+
+
+def _served(llm: AsyncLLM, args: Namespace, file: TokenizerFile) -> Served:
+    file = as_served(file, llm, args)
+    renders = getattr(args, "enable_scale_out", False)
+    scores_ids = llm.vllm_config.use_v2_model_runner
+    fields = fields_of(file, renders=renders, scores_ids=scores_ids)
+    return Served(file, fields, parts_of(file, llm))
 
 
 async def _serve(app: ASGIApp, prefix: str, scope: Scope, receive: Receive, send: Send) -> None:

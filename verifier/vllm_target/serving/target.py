@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import structlog
@@ -21,6 +21,7 @@ from speculation.model_facts import Judge, Limits
 from speculation.wire import Framed
 from verifier.identity import weights_of
 from verifier.metrics import VerifierMetrics
+from verifier.owners import SEPARATE, Owners
 from verifier.target import (
     Deliver,
     Reply,
@@ -45,13 +46,19 @@ if TYPE_CHECKING:
 SEE: Final = "docs/vllm.md#models-with-recurrent-layers"
 
 
+class Served(NamedTuple):
+    """A model's tokenizer as vLLM's server uses it, and ModelFacts.served and .parts for it."""
+
+    file: TokenizerFile
+    fields: Mapping[str, list[str]] = MappingProxyType({})
+    parts: Mapping[str, list[str]] = MappingProxyType({})
+
+
 class VllmTarget(Target):
     """Runs sessions on an engine that vLLM's own server has started, and will stop.
 
-    name: the model's name in requests. adapters: the adapters that vLLM has loaded. as_served:
-    returns the model's tokenizer as vLLM's server uses it. fields, parts: return
-    ModelFacts.served and .parts for this tokenizer. self_test: None if another of vLLM's API
-    servers runs it.
+    name: the model's name in requests. adapters: the adapters that vLLM has loaded. self_test:
+    None if another of vLLM's API servers runs it.
     """
 
     def __init__(
@@ -62,18 +69,14 @@ class VllmTarget(Target):
         metrics: VerifierMetrics,
         *,
         adapters: Mapping[str, LoRARequest] = MappingProxyType({}),
-        as_served: Callable[[TokenizerFile], TokenizerFile] | None = None,
-        fields: Callable[[TokenizerFile], Mapping[str, list[str]]] = lambda _: {},
-        parts: Callable[[TokenizerFile], Mapping[str, list[str]]] = lambda _: {},
-        share_prefixes: bool = False,
-        keeps_answers: bool = True,
+        as_served: Callable[[TokenizerFile], Served] = Served,
+        owners: Owners = SEPARATE,
         hashes: FileHashes | None = None,
         self_test: bool | None = True,
     ) -> None:
-        super().__init__(limits, share_prefixes=share_prefixes, keeps_answers=keeps_answers)
+        super().__init__(limits, owners)
         self._name = name
         self._as_served = as_served
-        self._fields, self._parts = fields, parts
         self._hashes = hashes or FileHashes()
         self._adapters = Adapters(adapters, self._hashes)
         self._self_test = self_test
@@ -92,15 +95,15 @@ class VllmTarget(Target):
         Raises TargetFailed, or CannotOpen for the model's tokenizer.
         """
         engine = self._engine
-        file, tokens = await asyncio.to_thread(self._tokenizer_file)
+        served, tokens = await asyncio.to_thread(self._served)
         await engine.install(tokens)
-        file = msgspec.structs.replace(file, padding=engine.model.get_vocab_size() - tokens)
+        padding = engine.model.get_vocab_size() - tokens
+        file = msgspec.structs.replace(served.file, padding=padding)
         shapes = (await asyncio.to_thread(self._weights), *engine.shapes)
         judges = [name for name in JUDGES if self._can_judge(name)]
-        length = engine.model.max_model_len
-        served, parts = self._fields(file), self._parts(file)
-        self.describe(
-            self._name, file, length, shapes, judges=judges, served=served, parts=parts
+        self.describe(self._name, file, engine.model.max_model_len, shapes)
+        self._facts = msgspec.structs.replace(
+            self.facts, judges=judges, served=dict(served.fields), parts=dict(served.parts)
         )
         if len(judges) < len(JUDGES):
             log = structlog.get_logger("verifier")
@@ -140,13 +143,12 @@ class VllmTarget(Target):
             )
         return model.model, commit
 
-    def _tokenizer_file(self) -> tuple[TokenizerFile, int]:
+    def _served(self) -> tuple[Served, int]:
         """Return the target's tokenizer, and the number of its tokens. Raises CannotOpen."""
         model = self._engine.model
         file = tokenizer_file(directory_of(model.tokenizer, model.tokenizer_revision))
-        if self._as_served is not None:
-            file = self._as_served(file)
-        return file, len(file.open().vocabulary.pieces)
+        served = self._as_served(file)
+        return served, len(served.file.open().vocabulary.pieces)
 
     async def heartbeat(self) -> None:
         """Wait for an answer of the engine's cores and workers, and note changed adapters."""
@@ -184,7 +186,7 @@ class VllmTarget(Target):
             request,
             self.facts,
             drawn_by_vllm=engine.drawn_by_vllm,
-            owner=self.owner_of_answers(tenant, request),
+            owner=self.owners.of_answers(tenant, request),
         )
         has_finished = False
 
@@ -197,7 +199,7 @@ class VllmTarget(Target):
         self._sessions.add(session)
         try:
             text = (*request.prompt, *request.committed)
-            owner = self.owner_of_prefixes(tenant, request)
+            owner = self.owners.of_prefixes(tenant, request)
             await engine.generate(session, text, wanted, take, owner, adapter)
             if not has_finished:
                 raise TargetFailed("vLLM ended the session")
