@@ -45,6 +45,7 @@ class Pass:
     rule: Rule
     ngrams: int = 0  # this many of the last draft tokens are the verifier's own
     head: int = 0  # tokens of the target's head instead of a draft; unknown here
+    proposed: Continuation | None = None  # what the verifier's own would be the first of
 
 
 class VerifyingSession:
@@ -65,15 +66,12 @@ class VerifyingSession:
         self.committed: list[TokenId] = list(request.committed)
         self.totals = Totals()
         self.finished: FinishReason | None = None
-        judge = JUDGES[request.judge]
-        self._takes_heads = judge.takes_any_draft and request.fill != "never"
-        self._judge = judge.verifier(request, u)
+        self._judge = JUDGES[request.judge].verifier(request, u)
         self._vocabulary_size = vocabulary_size
         self._running: Pass | None = None
         self._ngrams = (
             NgramDrafts(request, limits, answer_cache) if request.ngram_drafts else None
         )
-        self._ngram_proposal: Continuation | None = None  # the proposal for the running pass
 
     @property
     def is_running(self) -> bool:
@@ -112,7 +110,7 @@ class VerifyingSession:
     def head_room(self) -> int:
         """The most tokens of the target's head that a pass may judge. With fill `never` the
         target generates nothing without a draft of the edge."""
-        if not self._takes_heads:
+        if self.request.fill == "never" or not JUDGES[self.request.judge].takes_any_draft:
             return 0
         return max(0, self.request.max_tokens - len(self.committed) - 1)
 
@@ -184,10 +182,11 @@ class VerifyingSession:
         if not int(self.needs_draft) <= drafts == len(items):
             raise LocalProtocolError(f"no pass can have {drafts} draft tokens")
         self.chain.broken = False
-        self._ngram_proposal = None if head else proposed
+        tokens = tuple([token for token, _ in items])
         rule = self._judge.rule(start, [weight for _, weight in items])
         ngrams = max(0, drafts - self.pending)
-        self._running = Pass(start, tuple([token for token, _ in items]), rule, ngrams, head)
+        proposed = None if head else proposed
+        self._running = Pass(start, tokens, rule, ngrams, head, proposed)
         return self._running
 
     def fill_in_rule(self, start: int) -> Rule:
@@ -221,14 +220,11 @@ class VerifyingSession:
             t.filled + (judged == 0),
             t.verifier_accepted,
         )
-        accepted = min(judgement.accepted, len(running.draft) - running.ngrams)
+        of_edge = len(running.draft) - running.ngrams
+        accepted = min(judgement.accepted, of_edge)
         own_accepted, kept = judgement.accepted - accepted, tuple(logprobs or ()) or None
-        if (
-            self._ngrams
-            and self._ngram_proposal
-            and accepted == len(running.draft) - running.ngrams
-        ):
-            self._ngrams.judged(self._ngram_proposal, running.ngrams, own_accepted)
+        if self._ngrams and running.proposed and accepted == of_edge:
+            self._ngrams.judged(running.proposed, running.ngrams, own_accepted)
         begin = self.chain.epoch, len(self.committed)
         commit = Commit(*begin, judgement.tokens, accepted, own_accepted, queue_s, pass_s, kept)
         if judgement.rejection is None or self._ended(judgement.tokens)[1]:
