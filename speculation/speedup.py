@@ -60,41 +60,22 @@ MIN_PAUSE: Final = 64
 """A pause lasts for at least this many Commits of all answers that pause."""
 
 
-class SpeedupEstimate:
-    """A SpeedupEstimate learns what one kind of draft tokens earns at one verifier, from all
-    answers."""
+class Probes:
+    """From time to time all answers draft together, and then all pause together, and the times
+    of their Commits are compared."""
 
     def __init__(self) -> None:
-        self.cost = 1.0
-        """A Commit without accepted draft tokens takes this many times longer while answers
-        draft than while they pause."""
-
-        self.plain_s = 0.0
-        """The seconds of such a Commit while answers draft; 0 if unknown."""
-
-        self._earned = PRIOR
-        """The tokens of Commits of answers that draft, over how much longer these take."""
-
         self.forced: bool | None = None
         """During a probe, all answers draft (True), and then all pause (False)."""
 
-        self.pause = 0.0
-        """Answers that pause have this many Commits, before one of them tries again."""
+        self.ended = 0
+        """So many probes have found how much longer Commits take."""
 
+        self._begun = 0
         self._answers = self._drafting = 0
         self._window: list[float] = []  # seconds of Commits in this part of the probe
         self._drafting_s = 0.0  # in its first part
-        self._begun = self._ended = 0  # probes, and those of them that found a cost
         self._since = 0  # Commits since the last probe, or in this one
-
-    def learned_statistics(self) -> dict[str, object]:
-        """Return what was learned, for a person to read."""
-        return {"cost": self.cost, "speedup": self.speedup, "probes": self._ended}
-
-    @property
-    def speedup(self) -> float:
-        """Tokens a second of answers that draft, over those of answers that pause."""
-        return self._earned / max(1.0, self.cost)
 
     def joined(self, *, drafts: bool) -> None:
         """Note that an answer begins."""
@@ -110,6 +91,73 @@ class SpeedupEstimate:
         """Note that an answer begins to draft, or to pause."""
         self._drafting += 1 if drafts else -1
 
+    def passed(self, lost: float, on_the_way: float) -> bool:
+        """Note a Commit of any answer; return True if it ends a probe in vain. lost: the tokens
+        that a probe would cost. on_the_way: see AnswerSpeedup.committed."""
+        self._since += 1
+        if self.forced is not None:
+            is_over = self._since > (MAX_TRIED + on_the_way) * self._answers
+            if is_over:
+                self._end()
+            return is_over
+        share = LATER_PROBE_COST if self._begun else FIRST_PROBE_COST
+        apart = min(MAX_APART, WINDOW * 4**self._begun)
+        if self._since >= max(apart, lost / share):
+            self.forced, self._since = True, 0
+            self._begun += 1
+        return False
+
+    def observe(self, seconds: float, *, drafts: bool) -> float | None:
+        """Take in the time of a Commit that can be compared with others. If it ends the probe,
+        return how many times longer Commits take while answers draft."""
+        if drafts is not self.forced or self._drafting != (self._answers if drafts else 0):
+            return None
+        self._window.append(seconds)
+        if len(self._window) < WINDOW:
+            return None
+        typical_s = _typical(self._window)
+        self._window.clear()
+        if drafts:
+            self.forced, self._drafting_s = False, typical_s
+            return None
+        self._end()
+        self.ended += 1
+        return self._drafting_s / typical_s
+
+    def _end(self) -> None:
+        self._window.clear()
+        self.forced, self._since = None, 0
+
+
+class SpeedupEstimate:
+    """A SpeedupEstimate learns what one kind of draft tokens earns at one verifier, from all
+    answers."""
+
+    def __init__(self) -> None:
+        self.cost = 1.0
+        """A Commit without accepted draft tokens takes this many times longer while answers
+        draft than while they pause."""
+
+        self.plain_s = 0.0
+        """The seconds of such a Commit while answers draft; 0 if unknown."""
+
+        self._earned = PRIOR
+        """The tokens of Commits of answers that draft, over how much longer these take."""
+
+        self.pause = 0.0
+        """Answers that pause have this many Commits, before one of them tries again."""
+
+        self.probes = Probes()
+
+    def learned_statistics(self) -> dict[str, object]:
+        """Return what was learned, for a person to read."""
+        return {"cost": self.cost, "speedup": self.speedup, "probes": self.probes.ended}
+
+    @property
+    def speedup(self) -> float:
+        """Tokens a second of answers that draft, over those of answers that pause."""
+        return self._earned / max(1.0, self.cost)
+
     def earned(self, tokens: float, longer: float) -> None:
         """Learn from a Commit of an answer that drafts."""
         self._earned = running_mean(self._earned, tokens / longer, EARNED_WEIGHT)
@@ -119,39 +167,19 @@ class SpeedupEstimate:
         self.plain_s = running_mean(self.plain_s or None, seconds, PLAIN_WEIGHT)
 
     def passed(self, lost: float, on_the_way: float) -> None:
-        """Note a Commit of any answer. lost: the tokens that a probe would cost. on_the_way:
-        see AnswerSpeedup.committed."""
-        self._since += 1
-        if self.forced is not None:
-            if self._since > (MAX_TRIED + on_the_way) * self._answers:
-                self._end()
-            return
-        share = LATER_PROBE_COST if self._begun else FIRST_PROBE_COST
-        apart = min(MAX_APART, WINDOW * 4**self._begun)
-        if self._since >= max(apart, lost / share):
-            self.forced, self._since = True, 0
-            self._begun += 1
+        """Note a Commit of any answer: see Probes.passed."""
+        if self.probes.passed(lost, on_the_way):
+            self._probed()
 
     def observe(self, seconds: float, *, drafts: bool) -> None:
         """Take in the time of a Commit that can be compared with others."""
-        if drafts is not self.forced or self._drafting != (self._answers if drafts else 0):
-            return
-        self._window.append(seconds)
-        if len(self._window) < WINDOW:
-            return
-        typical_s = _typical(self._window)
-        self._window.clear()
-        if drafts:
-            self.forced, self._drafting_s = False, typical_s
-        else:
-            self._ended += 1
-            weight = max(COST_WEIGHT, 1 / self._ended)
-            self.cost = running_mean(self.cost, self._drafting_s / typical_s, weight)
-            self._end()
+        if (longer := self.probes.observe(seconds, drafts=drafts)) is not None:
+            weight = max(COST_WEIGHT, 1 / self.probes.ended)
+            self.cost = running_mean(self.cost, longer, weight)
+            self._probed()
 
-    def _end(self) -> None:
-        self._window.clear()
-        self.forced, self._since = None, 0
+    def _probed(self) -> None:
+        """Let answers pause after a probe, unless draft tokens pay."""
         self.pause = 0.0 if self.speedup >= MIN_SPEEDUP else float(MIN_PAUSE)
 
 
@@ -181,8 +209,8 @@ class AnswerSpeedup:
     def __init__(self, estimate: SpeedupEstimate) -> None:
         self.estimate = estimate
         may_draft = estimate.speedup >= MIN_SPEEDUP or estimate.pause <= 0.0
-        self.drafts = may_draft if estimate.forced is None else estimate.forced
-        estimate.joined(drafts=self.drafts)
+        self.drafts = may_draft if estimate.probes.forced is None else estimate.probes.forced
+        estimate.probes.joined(drafts=self.drafts)
         self._tokens, self._longer, self._seen = PRIOR, 1.0, PRIOR_COMMITS
         self._since = 0  # Commits since the answer began to draft, or to pause
 
@@ -193,13 +221,13 @@ class AnswerSpeedup:
 
     def leave(self) -> None:
         """Note that the answer ends."""
-        self.estimate.left(drafts=self.drafts)
+        self.estimate.probes.left(drafts=self.drafts)
 
     def move_to(self, estimate: SpeedupEstimate) -> None:
         """Go on at the verifier of another SpeedupEstimate, or of the same one."""
-        self.estimate.left(drafts=self.drafts)
+        self.estimate.probes.left(drafts=self.drafts)
         self.estimate = estimate
-        estimate.joined(drafts=self.drafts)
+        estimate.probes.joined(drafts=self.drafts)
 
     def committed(self, commit: Commit, on_the_way: float, *, clear: bool) -> None:
         """Take in a Commit of a pass. on_the_way: so many Commits cannot show yet what the edge
@@ -214,14 +242,14 @@ class AnswerSpeedup:
         )
         estimate.passed(lost, on_the_way)
         drafts = self._should_draft(on_the_way)
-        if estimate.forced is None and not (drafts or self.drafts):
+        if estimate.probes.forced is None and not (drafts or self.drafts):
             estimate.pause -= 1.0
         if drafts is not self.drafts:
-            if estimate.forced is None:
+            if estimate.probes.forced is None:
                 loss = 0.0 if drafts else max(0.0, 1.0 / self.speedup - 1.0)
                 estimate.pause = max(MIN_PAUSE, loss * self._since / MAX_TRY_COST)
             self.drafts, self._since = drafts, 0
-            estimate.switched(drafts=drafts)
+            estimate.probes.switched(drafts=drafts)
 
     def _observe(self, commit: Commit, *, clear: bool) -> None:
         estimate, seconds = self.estimate, commit.queue_s + commit.pass_s
@@ -243,8 +271,8 @@ class AnswerSpeedup:
         self.estimate.earned(tokens, longer)
 
     def _should_draft(self, on_the_way: float) -> bool:
-        if self.estimate.forced is not None:
-            return self.estimate.forced
+        if self.estimate.probes.forced is not None:
+            return self.estimate.probes.forced
         if self.speedup >= MIN_SPEEDUP:
             return True
         if self.drafts:

@@ -103,7 +103,7 @@ def test_nothing_is_learned_while_some_answers_draft_and_others_rest() -> None:
     estimate = SpeedupEstimate()
     one, other = AnswerSpeedup(estimate), AnswerSpeedup(estimate)
     estimate.pause, other.drafts = 1e9, False
-    estimate.switched(drafts=False)
+    estimate.probes.switched(drafts=False)
     for at in range(200):
         one.committed(Commit(0, at, (7, 7), 1, pass_s=0.03), 0.0, clear=True)
         other.committed(Commit(0, at, (7,), pass_s=0.02), 0.0, clear=True)
@@ -119,7 +119,7 @@ def test_answers_may_come_and_go_and_no_trial_lasts(
     for _ in range(3):
         assert host.answers(count, 60, on_the_way=seed % 5) > 0.5
 
-    assert (host.estimate._answers, host.estimate._drafting) == (0, 0)
+    assert (host.estimate.probes._answers, host.estimate.probes._drafting) == (0, 0)
 
 
 def test_an_answer_takes_part_where_its_session_is_until_it_leaves() -> None:
@@ -128,7 +128,9 @@ def test_an_answer_takes_part_where_its_session_is_until_it_leaves() -> None:
     speedups = AnswerSpeedups(lambda: now[0], drafts=False, looks_up=True)
 
     def answers() -> list[tuple[int, int]]:
-        return [(each.draft._answers, each.lookup._answers) for each in (here, there)]
+        return [
+            (each.draft.probes._answers, each.lookup.probes._answers) for each in (here, there)
+        ]
 
     speedups.start_drafting()
     assert answers() == [(1, 1), (0, 0)]
