@@ -391,7 +391,7 @@ class Proxy:
         return forwarding.listed(path, body, self.models)
 
     def is_without_drafts(self, model: str) -> bool:
-        return not self._verifiers_of(model).current.is_compatible
+        return not self._verifiers_of(model).current.model.is_compatible
 
     async def answer(self, forward: Forward, services: Services, request: Request) -> Response:
         context, model, fields = context_of(request), forward.model, forward.fields

@@ -84,7 +84,7 @@ class ServedModel:
     @property
     def adapters(self) -> set[str]:
         """The names of its adapters, which its verifiers choose."""
-        return {name for verifier in self.verifiers.all for name in verifier.names}
+        return {name for verifier in self.verifiers.all for name in verifier.model.names}
 
     @property
     def may_answer(self) -> bool:
@@ -157,14 +157,14 @@ class ServedModels:
     def sort(self) -> None:
         """Give each model the verifiers that serve it; make models for new names."""
         verifiers = self._whole.all
-        names = dict.fromkeys(verifier.model for verifier in verifiers)
+        names = dict.fromkeys(verifier.model.name for verifier in verifiers)
         self._forget({*names, *(entry.name for entry in self._settings.models)})
         for name in names:
             if name and name not in self._models:
                 self._add(name)
         first = self.first.name
         for name, model in self._models.items():
-            model.verifiers.use([v for v in verifiers if (v.model or first) == name])
+            model.verifiers.use([v for v in verifiers if (v.model.name or first) == name])
 
     def _forget(self, names: Collection[str]) -> None:
         """Forget the models that have none of these names, but for the last one: verifiers
@@ -195,7 +195,7 @@ class ServedModels:
         """The models, in the order of their first verifiers. One that no verifier serves any
         more is none, unless the settings name it."""
         of_settings = [entry.name for entry in self._settings.models]
-        of_verifiers = [verifier.model for verifier in self._whole.all]
+        of_verifiers = [verifier.model.name for verifier in self._whole.all]
         names = dict.fromkeys((*of_settings, *of_verifiers))
         models = [self._models[name] for name in names if name in self._models]
         return models or list(self._models.values())[:1]
@@ -279,7 +279,7 @@ class ServedModels:
             await verifier.facts()
 
         if self._learning is None or self._learning.done():
-            unknown = [v for v in self._whole.all if not v.names]
+            unknown = [v for v in self._whole.all if not v.model.names]
             verifiers = [verifier for verifier in unknown if again or verifier.latest is None]
             if not verifiers or len(self._whole.all) == len(self._models) == 1:
                 return

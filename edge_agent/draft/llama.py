@@ -60,7 +60,6 @@ class LlamaDrafter:
         self._cache = cache
         self._share_prefixes = share_prefixes
         self._reading = ReadingPolicy(cache.limits.context_tokens)
-        self._takes = 0
         self._taken: dict[KvSlot, LlamaSlot] = {}  # the latest of each slot
         *self._slots, spare = map(KvSlot, range(cache.limits.sequences))
         self._reading_on = ReadingOn(spare, self._reading, CHUNK_TOKENS)
@@ -86,8 +85,8 @@ class LlamaDrafter:
             return None
         own = list(prompt)
         slot = min(free, key=lambda slot: slot.cost(own, owner, self._reading))
-        self._takes += 1
-        slot.taken, slot.taken_at = True, self._takes
+        latest = max(each.taken_at for each in self._slots)
+        slot.taken, slot.taken_at = True, latest + 1
         self._taken[slot] = LlamaSlot(slot, len(own), self._requests, owner, whole)
         return self._taken[slot]
 

@@ -104,7 +104,7 @@ class KvSlot:
     index: int
     taken: bool = False
     taken_at: int = 0
-    """The number of slots taken so far, at the time when this one was last taken."""
+    """It was taken for the last time after those with a smaller number."""
 
     tokens: list[TokenId] = field(default_factory=list)
     owner: object = None

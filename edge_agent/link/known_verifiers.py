@@ -39,6 +39,23 @@ class Event(Enum):
     LOST = auto()  # it did not answer in time, or one of its streams was cut
 
 
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """What the latest facts of a verifier say of its model. Before the first, nothing but its
+    name is known, if the settings have one."""
+
+    name: str = ""
+    identity: str = ""
+    identities: frozenset[str] = frozenset()
+    """The identities of the model and its adapters."""
+
+    names: frozenset[str] = frozenset()
+    """Their names."""
+
+    is_compatible: bool = True
+    """True if the verifier speaks this edge's version of the protocol, as far as is known."""
+
+
 @dataclass(slots=True, eq=False)
 class KnownVerifier:
     """What is known of a verifier. label: names it where its address must not be shown."""
@@ -47,21 +64,7 @@ class KnownVerifier:
     latest: Event | None = None
     """The latest event; None before the verifier was asked."""
 
-    model: str = ""
-    """The name of its model in the latest facts; before the first, what the settings say."""
-
-    identity: str = ""
-    """The identity in the latest facts; empty before the first."""
-
-    identities: frozenset[str] = frozenset()
-    """The identities of the model and its adapters."""
-
-    names: frozenset[str] = frozenset()
-    """Their names; empty before the first facts."""
-
-    is_compatible: bool = True
-    """True if the verifier speaks this edge's version of the protocol, as far as is known."""
-
+    model: KnownModel = KnownModel()
     rtt_s: float = 0.0
     """The smoothed round trip; 0 until the first sample."""
 
@@ -86,10 +89,13 @@ class KnownVerifier:
         self.rtt_s = running_mean(self.rtt_s or None, round_trip_s, RTT_WEIGHT)
 
     def learn(self, facts: ModelFacts) -> None:
-        self.model, self.identity = facts.model, facts.identity
-        self.is_compatible = facts.is_compatible
-        self.identities = frozenset((facts.identity, *facts.adapters.values()))
-        self.names = frozenset((facts.model, *facts.adapters))
+        self.model = KnownModel(
+            facts.model,
+            facts.identity,
+            frozenset((facts.identity, *facts.adapters.values())),
+            frozenset((facts.model, *facts.adapters)),
+            facts.is_compatible,
+        )
 
     def began(self, session: str) -> None:
         """Note that the verifier has begun a session. Another process has an empty cache."""
@@ -105,7 +111,8 @@ class KnownVerifier:
 
     def may_serve(self, identity: str) -> bool:
         """Return True if it could go on with texts of this identity, as far as is known."""
-        return self.is_compatible and (not self.identity or identity in self.identities)
+        model = self.model
+        return model.is_compatible and (not model.identity or identity in model.identities)
 
 
 V = TypeVar("V", bound=KnownVerifier)
@@ -128,15 +135,15 @@ class KnownVerifiers(Generic[V]):
     def preferred(self) -> str:
         """The identity for new answers: the one of most ready verifiers, and of several the one
         in use. In a rolling upgrade it changes once."""
-        ready = Counter(v.identity for v in self.all if v.is_ready and v.identity)
-        ready.setdefault(self.current.identity, 0)
-        return max(ready, key=lambda i: (ready[i], i == self.current.identity))
+        ready = Counter(v.model.identity for v in self.all if v.is_ready and v.model.identity)
+        ready.setdefault(self.current.model.identity, 0)
+        return max(ready, key=lambda i: (ready[i], i == self.current.model.identity))
 
     def use(self, verifiers: Sequence[V]) -> None:
         """Use these verifiers from now on; if there are none, nothing is in use."""
         self.all = verifiers
         if verifiers and self.current not in verifiers:
-            self.current = self.ranked(self.current.identity)[0]
+            self.current = self.ranked(self.current.model.identity)[0]
 
     def ranked(self, identity: str, prompt: PromptBlocks | None = None) -> list[V]:
         """Return the verifiers, best first: ready ones, of this identity, near and idle, which

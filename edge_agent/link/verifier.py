@@ -18,7 +18,7 @@ from pyqwest import Client
 
 from edge_agent.link.connection import MAX_ANSWER_BYTES, REQUEST_TIMEOUT_S, Connection, Response
 from edge_agent.link.errors import LinkDown, VerifierResponse, from_answer
-from edge_agent.link.known_verifiers import Event, KnownVerifier
+from edge_agent.link.known_verifiers import Event, KnownModel, KnownVerifier
 from edge_agent.link.uploads import Uploads
 from edge_agent.metrics import EdgeMetrics
 from gateway.background_work import start
@@ -120,7 +120,7 @@ class Verifier(KnownVerifier):
         model: str = "",
     ) -> None:
         digest = identity_of_key(connection.url.encode(), os.environ)
-        super().__init__(digest[:LABEL_DIGITS], model=model)
+        super().__init__(digest[:LABEL_DIGITS], model=KnownModel(model))
         self.url = connection.url
         self.connection = connection
         self.proxy_connection = proxy_connection or connection
@@ -255,7 +255,11 @@ class Verifier(KnownVerifier):
         try:
             return await self._get(FACTS_PATH, REQUEST_TIMEOUT_S)
         except LinkDown as error:
-            if self.identity or error.how != "broken" or not self.url.startswith("http://"):
+            if (
+                self.model.identity
+                or error.how != "broken"
+                or not self.url.startswith("http://")
+            ):
                 raise
             base, address = self.connection.base, self.connection.address
             plain = Connection(base, prior_knowledge=False, address=address)

@@ -124,7 +124,7 @@ class Verifiers(KnownVerifiers[Verifier]):
         this span. tokens: the prompt. owner: what parts its KV from that of others, if anything
         does. Raises EngineFault if the verifier in use opens none for this edge, or Unavailable
         if no verifier can take the answer."""
-        if not self.current.is_compatible:
+        if not self.current.model.is_compatible:
             raise EngineFault(
                 "the verifier speaks another version of the protocol", code="protocol_version"
             )
@@ -135,7 +135,7 @@ class Verifiers(KnownVerifiers[Verifier]):
             why = PREFIX if placed.prefixes.held(prompt) else NEAR
             self._metrics.placed.labels(placed.label, why).inc()
         now_s = time.monotonic()
-        self.placed.appendleft(Placed(placed.model, placed.label, why, now_s))
+        self.placed.appendleft(Placed(placed.model.name, placed.label, why, now_s))
         return sessions
 
     @property
@@ -175,15 +175,15 @@ class Verifiers(KnownVerifiers[Verifier]):
             {
                 "url": verifier.url,
                 "verifier": verifier.label,
-                "model": verifier.model,
+                "model": verifier.model.name,
                 "in_use": verifier in current,
                 "ready": verifier.is_ready,
                 "rtt_ms": _ms(verifier.rtt_s),
                 "load": verifier.load,
                 "sessions": verifier.open_sessions,
-                "identity": verifier.identity,
+                "identity": verifier.model.identity,
                 "protocol": verifier.protocol,
-                "drafted": verifier.is_compatible,
+                "drafted": verifier.model.is_compatible,
                 "speedups": verifier.speedups.learned_statistics(),
                 "prefix_tokens": verifier.prefixes.tokens,
                 **msgspec.structs.asdict(status),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edge_agent.link import failover_policy
 from edge_agent.link.errors import LinkDown
 from edge_agent.link.failover_policy import FailoverPolicy, Wait
-from edge_agent.link.known_verifiers import Event, KnownVerifier, KnownVerifiers
+from edge_agent.link.known_verifiers import Event, KnownModel, KnownVerifier, KnownVerifiers
 from gateway import errors
 from gateway.errors import ApiError, Draining, Overloaded, Unavailable
 
@@ -57,9 +57,8 @@ class AnyPolicy:
             case 0 | 1 | 2 | 3:
                 verifier.note(chance.choice([Event.IS_READY, Event.IS_READY, *Event]))
             case 4:
-                verifier.identity = chance.choice(["i", "i", "other"])
-                verifier.identities = frozenset([verifier.identity])
-                verifier.is_compatible = chance.random() < 0.8
+                identity, compatible = chance.choice(["i", "i", "other"]), chance.random() < 0.8
+                verifier.model = KnownModel("m", identity, {identity}, is_compatible=compatible)
             case 5:
                 self.now += chance.choice([0.01, 0.3, 5.0])
             case _:
@@ -209,7 +208,7 @@ def test_the_nearest_that_is_not_busy_is_used() -> None:
     assert known.choose("") is near
     near.note(Event.LOST)
     assert known.choose("") is far  # it is in use, and not much farther away
-    far.identity = "another"
+    far.model = KnownModel("m", "another")
     assert known.choose("i") is busy
     assert known.choose("i", {busy}) is near
 
@@ -217,13 +216,13 @@ def test_the_nearest_that_is_not_busy_is_used() -> None:
 def test_new_answers_go_to_the_identity_of_most_ready_verifiers() -> None:
     known = KnownVerifiers([ready(number) for number in range(3)])
     for verifier in known.all:
-        verifier.identity = "old"
+        verifier.model = KnownModel("m", "old")
 
     preferred = [known.preferred]
     for verifier in known.all:  # an upgrade, one after the other
         verifier.note(Event.LOST)
         preferred.append(known.preferred)
-        verifier.identity = "new"
+        verifier.model = KnownModel("m", "new")
         verifier.note(Event.IS_READY)
         preferred.append(known.preferred)
     assert preferred == ["old", "old", "old", "new", "new", "new", "new"]
@@ -231,7 +230,7 @@ def test_new_answers_go_to_the_identity_of_most_ready_verifiers() -> None:
 
 def test_one_that_speaks_another_version_opens_no_session_and_is_the_last_to_be_used() -> None:
     old, current = ready(0), ready(1, rtt_s=9.0)
-    old.is_compatible = False
+    old.model = KnownModel(is_compatible=False)
     known = KnownVerifiers([old, current])
 
     assert known.choose("") is current

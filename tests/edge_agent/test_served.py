@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -196,8 +197,11 @@ async def test_a_models_own_name_goes_before_aliases_and_these_before_adapters()
     entries = [{"name": "a", "aliases": ["b", "alias"]}]
     fleet = Fleet("a", "b", "c", models=entries, verifier_urls=["http://v0"])
     await fleet.models.reachable()
-    fleet.each[0].names |= {"b", "c", "alias", "adapter"}
-    fleet.each[1].names |= {"alias"}
+    for verifier, names in zip(
+        fleet.each, [("b", "c", "alias", "adapter"), ("alias",)], strict=False
+    ):
+        known = verifier.model
+        verifier.model = replace(known, names=known.names.union(names))
 
     asked = ("a", "b", "c", "alias", "adapter", "c-lora")
     models = [model.name for name in asked if (model := fleet.models.named(name))]
@@ -253,6 +257,6 @@ def test_each_verifier_counts_to_its_model_whatever_happens(
             at = [place for _, places in fleet.listed for place in places]
             assert sorted(at) == [0, 1, 2]
             for name, places in fleet.listed:
-                assert all(fleet.each[place].model in (name, "") for place in places)
+                assert all(fleet.each[place].model.name in (name, "") for place in places)
 
     asyncio.run(run())
