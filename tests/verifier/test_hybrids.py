@@ -17,7 +17,6 @@ import pytest_asyncio
 
 from gateway.ports import opening
 from local_models.errors import CannotOpen
-from local_models.file_hashes import FileHashes
 from speculation.messages import Draft
 from speculation.model_facts import Limits, TokenId
 from speculation.wire import Framed
@@ -138,4 +137,4 @@ async def test_what_cannot_be_taken_back_is_refused_by_its_name(
     path = write(architecture, tmp_path / "model.gguf")
 
     with pytest.raises(CannotOpen, match=f"the recurrent layers of {architecture} back"):
-        PassRunner(path, LlamaSettings(threads=1), FileHashes(), max_rows=9)
+        PassRunner(path, LlamaSettings(threads=1), max_rows=9)

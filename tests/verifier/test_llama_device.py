@@ -17,7 +17,6 @@ import pytest_asyncio
 
 from gateway.ports import Job, opening
 from local_models.errors import CannotOpen
-from local_models.file_hashes import FileHashes
 from local_models.llama_cpp.devices import all_devices, computing
 from local_models.llama_cpp.library import has_llama
 from local_models.store import open_store
@@ -164,4 +163,4 @@ async def test_what_does_not_fit_into_the_device_is_refused_with_the_numbers() -
         pytest.skip("256 slots of SmolLM2 fit into this device")
 
     with pytest.raises(CannotOpen, match=r"MiB free: .* MiB for weights, .* gpu_layers ="):
-        PassRunner(path, settings, FileHashes(), 17)
+        PassRunner(path, settings, 17)

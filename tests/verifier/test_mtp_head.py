@@ -17,7 +17,6 @@ import pytest
 import pytest_asyncio
 
 from local_models.errors import CannotOpen
-from local_models.file_hashes import FileHashes
 from local_models.llama_cpp.model import Model
 from speculation.distributions import Logits
 from speculation.messages import Finish, Open, Sampling
@@ -125,7 +124,7 @@ class Observed:
     """A runner whose head's logits are kept as it drafts."""
 
     def __init__(self, path: Path) -> None:
-        self.runner = PassRunner(path, SETTINGS, FileHashes(), max_rows=9)
+        self.runner = PassRunner(path, SETTINGS, max_rows=9)
         self.seen: list[Logits] = []
 
     def reads(self, text: Sequence[TokenId], start: int = 0, most: int = 9) -> None:
@@ -232,7 +231,7 @@ async def test_a_file_without_a_head_is_refused_by_the_names_of_setting_and_file
     path = write("qwen35", tmp_path / "headless.gguf")
 
     with pytest.raises(CannotOpen, match=r'llama\.head = "mtp": .*headless\.gguf has no MTP'):
-        PassRunner(path, SETTINGS, FileHashes(), max_rows=9)
+        PassRunner(path, SETTINGS, max_rows=9)
 
 
 async def test_the_predicted_memory_has_the_heads_kv_and_logits(path: Path) -> None:

@@ -7,14 +7,11 @@ pass cleans up after itself: the next decode first removes what lies beyond its 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from math import inf
 from pathlib import Path
 
 from local_models.errors import CannotOpen, GrammarFailed
-from local_models.file_hashes import FileHashes
-from local_models.llama_cpp.library import engine
 from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.prefix import common_prefix
 from local_models.llama_cpp.segments import Segment
@@ -22,7 +19,6 @@ from speculation.distributions import Logits, logprob_of
 from speculation.messages import TokenLogprob
 from speculation.model_facts import TokenId
 from speculation.verify_machine import Verdict
-from verifier.identity import weights_of
 from verifier.llama_target.exactness import (
     TEXT,
     Decode,
@@ -41,20 +37,29 @@ from verifier.llama_target.placing import Plan
 from verifier.settings import LlamaSettings
 
 
+class _Rows:
+    """The logits of one session's rows in a pass. It counts those that are read."""
+
+    def __init__(self, read: Callable[[int], Logits], first: int) -> None:
+        self._read, self._first = read, first
+        self.count = 0
+
+    def __call__(self, i: int) -> Logits:
+        self.count += 1
+        return self._read(self._first + i)
+
+
 class PassRunner:
-    """Runs a model with the KV cache of its slots. hashes: the known hashes of model files;
-    max_rows: a session has at most this many rows in a pass.
+    """Runs a model with the KV cache of its slots. max_rows: a session has at most this many
+    rows in a pass.
 
     Raises local_models.errors.ModelError.
     """
 
-    def __init__(
-        self, path: Path, settings: LlamaSettings, hashes: FileHashes, max_rows: int
-    ) -> None:
+    def __init__(self, path: Path, settings: LlamaSettings, max_rows: int) -> None:
         plan = Plan.of(settings)
         tokens = plan.tokens(path, max_rows - 1)
         self.model = Model(path, placement=plan.placement, with_head=bool(settings.head))
-        self._tokens = len(self.model.vocabulary.pieces)  # later logits are padding
         self.length = plan.length(self.model, tokens, max_rows - 1)
         self._context = Context(
             self.model,
@@ -100,11 +105,17 @@ class PassRunner:
 
         if self.shape is not None:
             self.prefill_rows = self.shape.rows
-        self.shapes = (engine(), weights_of(path, hashes), *plan.shapes, *self._own_shapes())
-        """These values shape a text; the target's identity contains them."""
-
-        self._judged_rows = 0  # of the session that is judged
         self._cheapest_row_s = inf
+
+    @property
+    def _tokens(self) -> int:
+        """The number of the model's tokens: later logits are padding."""
+        return len(self.model.vocabulary.pieces)
+
+    @property
+    def shapes(self) -> Sequence[object]:
+        """These values shape a text, beside the weights and the settings."""
+        return () if self.shape is None else (self.shape.rows, self.shape.is_padded)
 
     def _check_rollback(self, max_rows: int) -> None:
         """Raise CannotOpen unless llama.cpp takes recurrent layers back by max_rows - 1 tokens,
@@ -154,9 +165,6 @@ class PassRunner:
                     ' go back so far: take exact = "near"'
                 )
 
-    def _own_shapes(self) -> Sequence[object]:
-        return () if self.shape is None else (self.shape.rows, self.shape.is_padded)
-
     def close(self) -> None:
         """Free the memory."""
         if self.head is not None:
@@ -192,7 +200,7 @@ class PassRunner:
         token after each of its tokens. after: the token after the piece."""
         self._decode([Segment(sequence, start, tokens)])
         following = enumerate((*tokens[1:], after))
-        return [logprob_of(self._row(0, i), token, most) for i, token in following]
+        return [logprob_of(self._row(i), token, most) for i, token in following]
 
     def run(self, parts: Sequence[PassPart]) -> tuple[list[Verdict | GrammarFailed], float]:
         """Run one pass and judge its rows. Return also the extra seconds that judging took,
@@ -245,22 +253,21 @@ class PassRunner:
         verdicts: list[Verdict | GrammarFailed] = []
         first = 0
         for part in parts:
-            began, self._judged_rows = time.perf_counter(), 0
+            began, read = time.perf_counter(), _Rows(self._row, first)
             try:
-                verdicts.append(verdict := judge(part, partial(self._row, first)))
+                verdicts.append(verdict := judge(part, read))
                 if self.head is not None and (tokens := verdict.judgement.tokens):
                     hidden = self._context.hidden(part.sequence)[: len(tokens)]
                     self.head.note(part.sequence, part.held + 1, tokens, hidden)
             except GrammarFailed as error:
                 verdicts.append(error)
-            judging_s, rows = time.perf_counter() - began, max(1, self._judged_rows)
+            judging_s, rows = time.perf_counter() - began, max(1, read.count)
             self._cheapest_row_s = min(self._cheapest_row_s, judging_s / rows)
             extra_judging_s += judging_s - rows * self._cheapest_row_s
             first += len(part.tokens)
         return verdicts, extra_judging_s
 
-    def _row(self, first: int, i: int) -> Logits:
-        self._judged_rows += 1
+    def _row(self, i: int) -> Logits:
         padded_pass = self.shape is not None and self.shape.is_padded
         read = self._padded_logits.__getitem__ if padded_pass else self._context.logits
-        return read(first + i)[: self._tokens]
+        return read(i)[: self._tokens]

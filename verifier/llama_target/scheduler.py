@@ -56,6 +56,16 @@ class Scheduler:
         """Ask the machine again, because something changed."""
         self._changed.set()
 
+    def start(self, over: Callable[[asyncio.Task[None]], object]) -> None:
+        """Take turns in a task. over: called when it has ended, by `stop` or by a bug."""
+        self._running = asyncio.create_task(self.run())
+        self._running.add_done_callback(over)
+
+    async def stop(self) -> None:
+        """Cancel the task, and wait until the running pass has ended."""
+        self._running.cancel()
+        await asyncio.wait([self._running])
+
     async def run(self) -> None:
         """Take turns until cancelled."""
         while True:

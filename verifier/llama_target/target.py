@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from local_models.errors import CannotCheck
 from local_models.file_hashes import FileHashes
-from local_models.llama_cpp.library import check_llama
+from local_models.llama_cpp import library
 from local_models.store import StoredModel
 from local_models.tokenizer_file import tokenizer_file
 from speculation.answer_cache import Owner
@@ -27,8 +27,10 @@ from speculation.thinking_budget import BUDGET
 from speculation.verify_machine import VerifyMachine
 from speculation.verify_session import VerifyingSession
 from speculation.wire import Framed
+from verifier.identity import weights_of
 from verifier.llama_target.kv_slots import KvSlots, S
 from verifier.llama_target.pass_runner import PassRunner
+from verifier.llama_target.placing import Plan
 from verifier.llama_target.scheduler import Scheduler
 from verifier.llama_target.slot import PromptLogprobs, Slot
 from verifier.metrics import VerifierMetrics
@@ -65,7 +67,7 @@ class LlamaTarget(Target):
         owners: Owners = SEPARATE,
         hashes: FileHashes | None = None,
     ) -> None:
-        check_llama()
+        library.check_llama()
         super().__init__(limits, owners)
         self._find = find
         self._settings = settings
@@ -77,7 +79,6 @@ class LlamaTarget(Target):
         self._machine = VerifyMachine(iter(SystemRandom().random, None))
         self._engine: PassRunner | None = None
         self._scheduler: Scheduler | None = None
-        self._running: asyncio.Task[None] | None = None
 
     @property
     def alive(self) -> bool:
@@ -94,8 +95,7 @@ class LlamaTarget(Target):
         self._scheduler = Scheduler(
             engine, self._machine, self._thread, self._metrics, settings, self._slots
         )
-        self._running = loop.create_task(self._scheduler.run())
-        self._running.add_done_callback(self._over)
+        self._scheduler.start(self._over)
 
     async def heartbeat(self) -> None:
         """Run a no-op in the thread, which returns once the running pass has ended."""
@@ -103,9 +103,8 @@ class LlamaTarget(Target):
 
     async def stop(self) -> None:
         """End all sessions, wait for the running pass, and free the memory."""
-        if self._running:
-            self._running.cancel()
-            await asyncio.wait([self._running])
+        if self._scheduler is not None:
+            await self._scheduler.stop()
         await super().stop()
         if self._engine:
             loop, engine = asyncio.get_running_loop(), self._engine
@@ -248,7 +247,7 @@ class LlamaTarget(Target):
     def _load(self) -> PassRunner:
         model = self._find()
         settings, rows = self._settings, self._limits.max_verify + 1
-        engine = self._engine = PassRunner(model.path, settings, self._hashes, rows)
+        engine = self._engine = PassRunner(model.path, settings, rows)
         structlog.get_logger("verifier").info("context", **engine.length.log_fields())
         if engine.rounding is not None:
             structlog.get_logger("verifier").info("rounding", **engine.rounding.log_fields())
@@ -256,7 +255,9 @@ class LlamaTarget(Target):
             self._limits = replace(self._limits, max_verify=engine.shape.rows - 1)
         file = tokenizer_file(model.path, model.template)
         features = (*FEATURES, BUDGET, PROMPT_LOGPROBS)
-        self.describe(model.name, file, engine.length.tokens, engine.shapes, features)
+        weights, plan = weights_of(model.path, self._hashes), Plan.of(settings)
+        shapes = (library.engine(), weights, *plan.shapes, *engine.shapes)
+        self.describe(model.name, file, engine.length.tokens, shapes, features)
         self.grammars.prepare()
         most = min(self._limits.max_verify, engine.length.tokens - 1)
         self._machine.latency = measured(engine.time_pass, most)
