@@ -1,4 +1,5 @@
-"""The grammars of the edge's sessions, which are the target's: drafts keep to them too."""
+"""The edge compiles an answer's grammar, masks draft logits by it, and proposes the tokens that
+it forces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Rewrites a request for the service that answers it in place of this edge.
+"""A request is put into the form for the service that answers it in place of this edge, or
+refused.
 
 An invalid body goes to its endpoint, which reports best what is wrong. Nothing that would be
 ignored is passed on: a field that the verifier's own API does not have is refused by name if it

@@ -1,4 +1,5 @@
-"""Runs background work: for the life of a service, or of the body of a context manager."""
+"""No error of background work is lost: it is logged, makes the work begin again, or ends the
+body beside it."""
 
 from __future__ import annotations
 

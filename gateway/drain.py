@@ -1,4 +1,5 @@
-"""Drains a service that is about to stop: it takes no new work, and running work may finish.
+"""A signal drains a service: it takes no new work, running work may finish, and what remains is
+cut.
 
 Work is an answer to a client, or a session of an edge. Once no work is left, or its time is
 over, the answers that still run end with an error that says so; a session's owner ends it.

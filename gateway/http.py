@@ -1,4 +1,5 @@
-"""Makes JSON responses, and watches the connection to a client."""
+"""These functions make JSON responses, send messages to a client, and notice when it has
+gone."""
 
 from __future__ import annotations
 

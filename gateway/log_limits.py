@@ -1,4 +1,5 @@
-"""Bounds how much a log line holds of a client's text, and how often clients cause log lines.
+"""A client's text is escaped and cut for a log line, and the log lines that clients cause are
+limited.
 
 A client chooses its path and its rate of requests. Neither may fill a disk, or control the
 terminal in which a log is read.

@@ -1,4 +1,5 @@
-"""Tracks what a tenant, the holder of one key, uses and may use, without a clock of its own.
+"""The requests, tokens and answers of a tenant are counted, limited, and shown in metrics,
+without a clock.
 
 All times are in seconds, on one monotonic clock.
 """

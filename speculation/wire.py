@@ -1,4 +1,5 @@
-"""Messages as bytes: length-prefixed frames of varints, which the table LAYOUTS describes.
+"""Messages are encoded as length-prefixed frames, and cut from a stream and decoded again, by
+the table LAYOUTS.
 
     frame   = length type body       length: varint, bytes of type and body together
     varint  = LEB128, unsigned, at most 9 bytes

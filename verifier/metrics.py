@@ -1,4 +1,5 @@
-"""Counts sessions and passes for Prometheus; the gateway counts tokens."""
+"""The verifier's metrics cover sessions, passes, waits for drafts, prefilled tokens, KV cache
+and queue, beside the gateway's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Collects the loads of engines, and compares engines that must not be slower than others.
+"""The speeds of engines under load are collected, compared with those of their baselines, and
+reported as text.
 
 Engines run one after another. If one is too slow, its baseline is measured again after it,
 and the slower of the two counts, because the host may have become slower in between.

@@ -1,4 +1,5 @@
-"""A measurement runs one verifier, and edges, some of them behind emulated links.
+"""A measurement runs one verifier, or a rival in its place, and edges, some of them behind
+emulated links.
 
 Every process is real: the services run as shipped, on loopback, each on its own cores.
 """

@@ -1,4 +1,5 @@
-"""One answer's text in the tokens of a draft model with another vocabulary."""
+"""The draft model's own tokens spell an answer's text and what it drew beyond, with the
+confidence in each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Maps tokens between the target's vocabulary and the draft model's."""
+"""Tokens, and the draft model's distribution over them, are mapped between the draft model's
+vocabulary and the target's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Writes messages, the events of their streams, errors, and models in Anthropic's shape."""
+"""A request for a message gets its Answer here, which writes messages, events, errors and
+models in Anthropic's shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Writes the answers of POST /api/chat and POST /api/generate: JSON, or a stream of JSON lines.
+"""Requests of Ollama's chat and generate are converted, and their answers and errors are
+written as JSON or its lines.
 
 A call is shown once it is whole, because its arguments are an object here.
 """

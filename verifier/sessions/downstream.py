@@ -1,4 +1,5 @@
-"""Streams a session's messages as one long response body.
+"""A session's messages are streamed as its response body, or handed to the upload stream if its
+edge asks.
 
 Headers are sent with the first body message, so one is sent at once. In a silence a Heartbeat
 is sent at intervals, so that the edge soon notices a lost link or process. The stream ends

@@ -1,4 +1,5 @@
-"""These rules say how long a session may wait, and for what. They have no clock.
+"""These rules say when a session expires, by a wait or by its age, and with which Fault. They
+have no clock.
 
 All times are in seconds, on one monotonic clock.
 """

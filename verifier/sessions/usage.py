@@ -1,4 +1,5 @@
-"""Counts and times the tokens of one session, as gateway.request_context does for requests."""
+"""The tokens, times and ending of one session are counted in the metrics, and reported by its
+span."""
 
 from __future__ import annotations
 

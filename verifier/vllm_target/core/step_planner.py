@@ -1,4 +1,5 @@
-"""Plans what the steps of vLLM's core have of sessions. It imports nothing of vLLM.
+"""The planner decides when a step of vLLM's core starts and which draft tokens it has, and
+takes its verdicts. It imports nothing of vLLM.
 
 The scheduler names the requests that run, and executes:
 

@@ -1,4 +1,5 @@
-"""Prompts that vLLM makes by code, without a chat template, for edges that draft on them.
+"""Edges ask here for prompts that vLLM makes by code, where they read the model's answers as
+vLLM does.
 
 An edge shows the answer's text as its own parser reads it. So vLLM's renderer is asked only
 where the parser that vLLM was given for the model reads the same: `_PARSERS` lists these.
