@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
-from gateway.answer_fields import NEUTRAL, OPERATORS, is_neutral
+from gateway.answer_fields import NEUTRAL, is_neutral
 from gateway.endpoints.services import Forward, Json
 from gateway.errors import UNSUPPORTED, ApiError, InvalidRequest
 from gateway.hosting.settings import MAX_CHOICES
 from gateway.json_bounds import check_structure
+from gateway.operator_fields import OPERATORS
 from gateway.ports import Facts
 from gateway.prompt_reader import CHARGED_BYTES_PER_TOKEN
 from gateway.schema import RequestModel

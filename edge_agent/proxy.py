@@ -33,12 +33,13 @@ from edge_agent.rendering import rendered
 from edge_agent.settings import EdgeSettings, ProxySettings
 from gateway.documents import Route
 from gateway.drain import Drain
+from gateway.endpoints.answer import sent_event
 from gateway.endpoints.answerer import CHATS, model_of
 from gateway.endpoints.bodies import checked, parse, read
 from gateway.endpoints.chat import ChatRequest
-from gateway.endpoints.endpoint import sent_event, stream_piece, stream_start
 from gateway.endpoints.parameters import parameters_of, shown_names
 from gateway.endpoints.request import TokenIds
+from gateway.endpoints.sending import stream_piece, stream_start
 from gateway.endpoints.services import Forward, Json, Services
 from gateway.errors import OPENAI, ApiError, ClientGone, InvalidRequest, NotFound, Unavailable
 from gateway.http import connected, send_to_client

@@ -28,7 +28,8 @@ from edge_agent.draft.loading import (
     pull_if_missing,
     wanted_draft,
 )
-from edge_agent.draft.target_tokenizer import OpenTokenizers, TargetTokenizer
+from edge_agent.draft.open_tokenizers import OpenTokenizers
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.engine import EdgeEngine
 from edge_agent.fallback import DraftFallback, ServerFallback, is_away, open_engine
 from edge_agent.link.connection import Connection

@@ -1,4 +1,5 @@
-"""Lists the fields by which OpenAI, vLLM and llama-server let a client change an answer.
+"""This table has the fields that change an answer where an endpoint does not serve them, and
+their values without effect. They are OpenAI's, vLLM's and llama-server's.
 
 A request that sets such a field is served as it asks or gets a 400 that names the field. Any
 other field cannot change an answer, so it is accepted and reported as ignored.
@@ -11,10 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
-
-import msgspec
-
-from gateway.errors import InvalidRequest
 
 _UNSERVED: Final = """
     allowed_token_ids audio chat_parser chat_template generation_prompt
@@ -66,25 +63,6 @@ NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
 }
 """Maps each field to the values that change nothing: its servers' defaults. Any value of an
 unserved one would change something."""
-
-
-OPERATORS: Final = frozenset(
-    {"kv_transfer_params", "ec_transfer_params", "priority", "request_id", "session_id"}
-)
-"""These fields of vLLM's API are an operator's: where KV comes from, whose request is first,
-and by which name it is known. No request that is passed on has them."""
-
-
-def without_operators(body: bytes) -> bytes:
-    """Return the JSON object of a body without the fields in OPERATORS; the same bytes if it
-    has none. Raises InvalidRequest for any other body, where another parser may find them."""
-    try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (ValueError, RecursionError):
-        raise InvalidRequest("the body is no JSON object", code="invalid_json") from None
-    if OPERATORS.isdisjoint(fields):
-        return body
-    return msgspec.json.encode({n: v for n, v in fields.items() if n not in OPERATORS})
 
 
 def is_neutral(value: object, neutral: tuple[object, ...]) -> bool:

@@ -1,19 +1,12 @@
-"""`picospec connect` prints settings to paste into a client, writes them, or undoes that.
-
-`picospec launch` runs the client.
-"""
+"""`picospec connect` lists clients, prints the settings to paste into one, writes them, or
+undoes that."""
 
 from __future__ import annotations
 
 import asyncio
 import difflib
 import os
-import re
-import shutil
-import signal
-import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -24,13 +17,12 @@ from rich.markup import escape
 from rich.table import Table
 from typer import Argument, Option
 
-from gateway.system import INTERRUPTS
 from local_models.user_catalogue import user_file
 from picospec.chat_client import ChatError, chosen, client_of, distinct, models_of
 from picospec.client_files import Changed, Copies
 from picospec.client_settings import NotMergeable, merged
 from picospec.command_parts import EdgePort, Keys, Url, edge_url, fail, first_key
-from picospec.known_clients import Client, Edge, FilePart, PartReference, escaped, read_clients
+from picospec.known_clients import Client, Edge, FilePart, read_clients
 
 app = typer.Typer()
 
@@ -41,9 +33,6 @@ NO_KEY = "none"
 
 HIDDEN = "..."
 """What is printed of a client's file shows this in place of the key."""
-
-_SECRET = re.compile(r"PICOSPEC_\w*(KEYS?|SECRET)")
-"""A client that is started gets no variable with such a name, but for its own key."""
 
 
 def find_edge(url: str, key: str | None, name: str | None = None) -> Edge:
@@ -163,14 +152,15 @@ def _print(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _names() -> list[str]:
+def names() -> list[str]:
+    """Return the names of the clients."""
     return list(read_clients())
 
 
 @app.command()
 def connect(
     client: Annotated[
-        str | None, Argument(help="Which; without it, all are listed.", autocompletion=_names)
+        str | None, Argument(help="Which; without it, all are listed.", autocompletion=names)
     ] = None,
     writes: Annotated[bool, Option("--write", help="Put it into the client's files.")] = False,
     undoes: Annotated[bool, Option("--undo", help="Take back what --write did.")] = False,
@@ -184,7 +174,7 @@ def connect(
     try:
         if client is None:
             return show_list(read_clients(), console)
-        client_spec = _client(client)
+        client_spec = named_client(client)
         if undoes:
             return undo(client_spec, copies, console)
         edge = find_edge(edge_url(url, edge_port), first_key(api_keys), model)
@@ -196,77 +186,9 @@ def connect(
         fail(error)
 
 
-@app.command(context_settings={"allow_extra_args": True})
-def launch(
-    context: typer.Context,
-    client: Annotated[
-        str,
-        Argument(help="See picospec connect. Its arguments: after --.", autocompletion=_names),
-    ],
-    model: ModelName = None,
-    url: Url = None,
-    edge_port: EdgePort = 8000,
-    api_keys: Keys = "",
-) -> None:
-    """Run a client for this edge, and change none of its files."""
-    client_spec = _client(client)
-    try:
-        edge = find_edge(edge_url(url, edge_port), first_key(api_keys), model)
-        status = run_client(client_spec, edge, context.args, os.environ)
-    except (ChatError, NotLaunched, OSError) as error:
-        fail(error)
-    raise typer.Exit(status)
-
-
-def _client(name: str) -> Client:
+def named_client(name: str) -> Client:
+    """Return the client of this name. Raises typer.BadParameter."""
     clients = read_clients()
     if name not in clients:
         raise typer.BadParameter(f"{name} is none of {', '.join(clients)}")
     return clients[name]
-
-
-class NotLaunched(Exception):
-    """The client cannot be started; the text gives the reason."""
-
-
-def run_client(
-    client: Client, edge: Edge, arguments: Sequence[str], environ: Mapping[str, str]
-) -> int:
-    """Run a client until it ends; return its status. Raises NotLaunched."""
-    if (how := client.launch) is None:
-        raise NotLaunched(f"{client.title} is connected by its settings: picospec connect")
-    program = how.program or client.program
-    if (program_path := shutil.which(program)) is None:
-        raise NotLaunched(f"there is no {program} on the PATH")
-    with tempfile.TemporaryDirectory(prefix="picospec-") as folder:
-
-        def value(of: str | PartReference) -> str:
-            if isinstance(of, str):
-                return edge.fill_line(of)
-            part = client.parts[of.text if of.text is not None else of.file or 0]
-            if of.text is not None:
-                return edge.fill(part).strip()
-            file = Path(folder) / Path(part.files[0]).name
-            file.write_text(edge.fill(part), "utf-8")
-            return str(file)
-
-        own = [
-            edge.fill_line(each, escaped) if isinstance(each, str) else value(each)
-            for each in how.arguments
-        ]
-        changed = {name: value(of) for name, of in how.environment.items()}
-        kept = {n: text for n, text in environ.items() if not _SECRET.fullmatch(n)}
-        return _run([program_path, *own, *arguments], {**kept, **changed})
-
-
-def _run(command: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run a command in the foreground; it handles the terminal's signals itself."""
-    before = {n: signal.signal(n, lambda *_: None) for n in INTERRUPTS}
-    try:
-        process = subprocess.Popen(command, env=environ)
-        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        status = process.wait()
-        return status if status >= 0 else 128 - status  # like a shell after a signal
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -34,6 +34,7 @@ from picospec.command_parts import HOST, EdgePort, Json, fail, first_key
 from picospec.configuration import SERVICES, config_app, default_file, with_default_file
 from picospec.connect import app as connecting_app
 from picospec.findings import report
+from picospec.launch import app as launching_app
 from picospec.measure import app as measuring_app
 from picospec.model_commands import models_app, pull, show
 from picospec.service import NoService, call, install, kept_variables, remove, state
@@ -59,6 +60,7 @@ keys_app = typer.Typer(help="Keys of clients and edges.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 app.add_typer(config_app, name="config")
 app.add_typer(connecting_app)
+app.add_typer(launching_app)
 app.add_typer(chatting_app)
 app.add_typer(measuring_app)
 

@@ -132,7 +132,7 @@ BOUNDS: Final[Mapping[str, Mapping[str, str]]] = {
         "edge_agent.link.connection": "MAX_ANSWER_BYTES",
         "edge_agent.served": "MAX_MODELS",
         "local_models.tokenizer_cache": "MAX_KEPT",
-        "edge_agent.draft.target_tokenizer": "MAX_OPEN_BYTES",
+        "edge_agent.draft.open_tokenizers": "MAX_OPEN_BYTES",
     },
 }
 

@@ -25,7 +25,7 @@ TRUSTED = {
     "gateway/output/message.py": "a JSON string that an expression has matched",
     "gateway/output/formats/pythonic.py": "a model's text; it names what is wrong",
     "gateway/ports.py": "extras of a request that was read",
-    "gateway/answer_fields.py": "a client's body; each failure is an InvalidRequest",
+    "gateway/operator_fields.py": "a client's body; each failure is an InvalidRequest",
     "gateway/keys.py": "the operator's file",
     "edge_agent/metering.py": "one object of a text with more; it names what is wrong",
     "local_models/file_hashes.py": "a file of this program",
@@ -40,7 +40,7 @@ TRUSTED = {
 """Files that decode by other means, and what. The command and the bench decode files, and
 answers of services, of whoever runs them."""
 
-TASKS = {"gateway/background_work.py", "verifier/llama_target/target.py"}
+TASKS = {"gateway/background_work.py", "verifier/llama_target/scheduler.py"}
 """Files that begin a task otherwise than by `gateway.background_work.start`: it, and one that
 looks at how the task ends."""
 

@@ -1,4 +1,5 @@
-"""The target's tokenizer at the edge, and how the draft model's vocabulary relates to it.
+"""The edge fetches and caches the target's tokenizer, and relates the draft model's vocabulary
+to it.
 
 The verifier sends the tokenizer once; the edge caches it by its digest, and needs no file of
 the target's family.
@@ -7,21 +8,19 @@ the target's family.
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Final
-from weakref import WeakSet
 
 import structlog
 
+from edge_agent.draft.open_tokenizers import OpenTokenizers
 from edge_agent.draft.token_mapping import Translation
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from gateway.errors import ApiError, EngineFault, Unavailable
 from gateway.turns import in_own_thread
 from local_models.errors import CannotOpen
-from local_models.llama_cpp.footprint import TOKEN_BYTES
 from local_models.tokenizer import Encoder, Tokenizer
 from local_models.tokenizer_cache import TokenizerCache
 from local_models.vocabulary import Relation, relate
@@ -31,40 +30,6 @@ RETRY_S: Final = 2.0
 
 RETRY_MOST_S: Final = 60.0
 """A tokenizer that cannot be used is tried again after twice as long each time, up to this."""
-
-
-MAX_OPEN_BYTES: Final = 1 << 30
-"""The tokenizers in memory together, with what grammars make of them, take about this much."""
-
-
-class OpenTokenizers:
-    """The tokenizers in memory, by digest: those used last, in most_bytes together, and the
-    last one whatever it takes. They are shared by all models."""
-
-    def __init__(self, most_bytes: int = MAX_OPEN_BYTES) -> None:
-        self._most_bytes = most_bytes
-        self._open: OrderedDict[str, tuple[Tokenizer, int]] = OrderedDict()
-        self.users: WeakSet[TargetTokenizer] = WeakSet()
-        """They let go of a tokenizer that is dropped."""
-
-    def get(self, digest: str) -> Tokenizer | None:
-        """Return a tokenizer, which counts as used now; None if it is not in memory."""
-        if digest not in self._open:
-            return None
-        self._open.move_to_end(digest)
-        return self._open[digest][0]
-
-    def add(self, digest: str, tokenizer: Tokenizer) -> None:
-        """Keep a tokenizer, and drop those not used for longest."""
-        self._open[digest] = tokenizer, len(tokenizer.vocabulary.pieces) * TOKEN_BYTES
-        while len(self._open) > 1 and self._bytes > self._most_bytes:
-            dropped, _ = self._open.popitem(last=False)
-            for user in [user for user in self.users if user.digest == dropped]:
-                user.forget()
-
-    @property
-    def _bytes(self) -> int:
-        return sum(size for _, size in self._open.values())
 
 
 class TargetTokenizer:

@@ -14,8 +14,9 @@ from functools import partial
 from typing import Final
 
 from gateway.background_work import start
-from gateway.endpoints.endpoint import Answer, EventStream
+from gateway.endpoints.answer import Answer
 from gateway.endpoints.recording import Recording
+from gateway.endpoints.sending import EventStream
 from gateway.errors import ClientGone, Unavailable
 from gateway.output.stream import together
 

@@ -15,7 +15,7 @@ from gateway.endpoints.thinking import ThinkingFields
 from gateway.endpoints.tools import ToolChoice, Tools, ToolUse, check_choice, tool_use
 from gateway.errors import UNSUPPORTED, InvalidRequest, Unsupported
 from gateway.grammars import in_lark
-from gateway.output.formats.base import AllowedOutput, Constraint
+from gateway.output.answer_grammar import AllowedOutput, Constraint
 from gateway.output.output_format import OutputFormat
 from gateway.output.stream import Reader
 from gateway.ports import Facts, GatewayTokenizer

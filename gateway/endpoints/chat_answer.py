@@ -10,19 +10,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.endpoints.answer import Entries, Json, finite, sent_event
 from gateway.endpoints.background import LastingAnswer, RunningAnswer
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.chunks import ChunkAnswer
-from gateway.endpoints.endpoint import (
-    EndpointRequest,
-    Entries,
-    EventStream,
-    Json,
-    finite,
-    sent_event,
-)
+from gateway.endpoints.endpoint import EndpointRequest
 from gateway.endpoints.generation import generate
 from gateway.endpoints.recording import Recording, Replay
+from gateway.endpoints.sending import EventStream
 from gateway.endpoints.services import Services
 from gateway.errors import ClientGone
 from gateway.output.detokenise import Finish, LogprobEntry, TextDelta

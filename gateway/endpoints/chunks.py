@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Final
 
-from gateway.endpoints.endpoint import Answer, Entries, Heading, Json, sent_event
+from gateway.endpoints.answer import Answer, Entries, Heading, Json, sent_event
 from gateway.endpoints.request import GenerationRequest
 from gateway.endpoints.usage_fields import _speculation, extensions_of, usage_of
 from gateway.output.detokenise import Finish, TextDelta

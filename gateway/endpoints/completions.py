@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Final, TypeVar
 from msgspec.structs import replace
 from pydantic import AliasChoices, BeforeValidator, Field, ValidationInfo, field_validator
 
-from gateway.endpoints.endpoint import Json, finite
+from gateway.endpoints.answer import Json, finite
 from gateway.endpoints.request import GenerationRequest, TokenIds, minus_one_is_none
 from gateway.errors import InvalidRequest, Unsupported
 from gateway.hosting.settings import MAX_CHOICES

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.endpoints.answer import Entries, Json, finite
 from gateway.endpoints.chunks import ChunkAnswer
 from gateway.endpoints.completions import CompletionRequest
-from gateway.endpoints.endpoint import EndpointRequest, Entries, Json, finite
+from gateway.endpoints.endpoint import EndpointRequest
 from gateway.output.detokenise import Finish, LogprobEntry, TextDelta
 
 

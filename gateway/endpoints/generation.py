@@ -16,17 +16,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway import structured_outputs
+from gateway.endpoints.answer import Heading
 from gateway.endpoints.answerer import Complete, Ready, ask, choose
 from gateway.endpoints.bodies import checked
-from gateway.endpoints.endpoint import (
-    Body,
-    Convert,
-    EndpointRequest,
-    EventStream,
-    Heading,
-    json_answer,
-)
+from gateway.endpoints.endpoint import Body, Convert, EndpointRequest
 from gateway.endpoints.request import GenerationRequest, TokenIds
+from gateway.endpoints.sending import EventStream, json_answer
 from gateway.endpoints.services import Json, Services
 from gateway.errors import ClientGone, EngineFault, InvalidRequest, PromptTooLong, renamed
 from gateway.http import json_response

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from gateway.endpoints.endpoint import Answer, EndpointRequest, Heading, Json, sent_event
+from gateway.endpoints.answer import Answer, Heading, Json, sent_event
+from gateway.endpoints.endpoint import EndpointRequest
 from gateway.endpoints.llama_server import NativeRequest
 from gateway.endpoints.usage_fields import extensions_of
 from gateway.output.detokenise import TextDelta

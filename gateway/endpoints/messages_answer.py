@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import ClassVar, Final
 
-from gateway.endpoints.endpoint import Answer, EndpointRequest, Heading, Json, sent_event
+from gateway.endpoints.answer import Answer, Heading, Json, sent_event
+from gateway.endpoints.endpoint import EndpointRequest
 from gateway.endpoints.messages import MessagesRequest
 from gateway.endpoints.messages_content import ContentEvents, content_of
 from gateway.errors import (

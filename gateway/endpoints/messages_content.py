@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic_core import from_json
 
-from gateway.endpoints.endpoint import Json, parts_of
+from gateway.endpoints.answer import Json, parts_of
 from gateway.output.detokenise import TextDelta
 from gateway.output.message import CallStart, whole_calls
 

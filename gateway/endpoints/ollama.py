@@ -13,9 +13,9 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Field, field_validator
 
 from gateway.answer_fields import NEUTRAL
+from gateway.endpoints.answer import Json
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.completions import CompletionRequest
-from gateway.endpoints.endpoint import Json
 from gateway.endpoints.request import GenerationRequest
 from gateway.errors import InvalidRequest
 from gateway.schema import FIRST_ERROR, Converted, Flag, Integer, unsupported, validated

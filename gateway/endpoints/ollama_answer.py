@@ -16,9 +16,10 @@ import msgspec
 from pydantic_core import from_json
 from starlette.responses import Response
 
+from gateway.endpoints.answer import Answer, Entries, Heading, Json
 from gateway.endpoints.chat_answer import logprobs_of
 from gateway.endpoints.completions import CompletionRequest
-from gateway.endpoints.endpoint import Answer, EndpointRequest, Entries, Heading, Json
+from gateway.endpoints.endpoint import EndpointRequest
 from gateway.endpoints.ollama import OllamaRequest
 from gateway.errors import ApiError, Shape
 from gateway.http import json_response

@@ -10,8 +10,8 @@ from pydantic import AliasChoices, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.endpoints.answer import Json
 from gateway.endpoints.bodies import parse
-from gateway.endpoints.endpoint import Json
 from gateway.endpoints.ollama import LATEST
 from gateway.endpoints.services import Services
 from gateway.errors import NotServed

@@ -17,7 +17,8 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gateway.endpoints.endpoint import Answer, sent_event, stream_piece, stream_start
+from gateway.endpoints.answer import Answer, sent_event
+from gateway.endpoints.sending import stream_piece, stream_start
 from gateway.errors import ClientGone, Unauthorized
 from gateway.http import connected, pieces, send_to_client
 from gateway.request_context import RequestContext

@@ -21,8 +21,8 @@ from pydantic import (
 )
 
 from gateway.endpoints.parameters import Servable
+from gateway.output.answer_grammar import Constraint
 from gateway.output.detokenise import Detokeniser, Piece, StopConditions
-from gateway.output.formats.base import Constraint
 from gateway.output.output_format import OutputFormat
 from gateway.output.stream import ChoiceStream, Reader
 from gateway.ports import Facts, GatewayTokenizer

@@ -7,10 +7,10 @@ from typing import Final
 
 import msgspec
 
+from gateway.endpoints.answer import Entries, Heading, sent_event
 from gateway.endpoints.background import LastingAnswer
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.chat_answer import logprobs_of
-from gateway.endpoints.endpoint import Entries, Heading, sent_event
 from gateway.endpoints.recording import MARK
 from gateway.endpoints.responses import ENCRYPTED, ResponsesRequest
 from gateway.endpoints.responses_output import PREFIX, Event, Json, Output

@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from gateway.endpoints.background import RunningAnswer
 from gateway.endpoints.bodies import checked
-from gateway.endpoints.endpoint import EndpointRequest, EventStream
+from gateway.endpoints.endpoint import EndpointRequest
 from gateway.endpoints.generation import count_prompt, generate
 from gateway.endpoints.recording import Dropped, Recording, Replay
 from gateway.endpoints.response_store import ResponseStore, StoredResponse
@@ -27,6 +27,7 @@ from gateway.endpoints.responses_answer import ResponseAnswer, repeated_of
 from gateway.endpoints.responses_items import ITEMS, Item
 from gateway.endpoints.responses_output import PREFIX, REPEATS, place_of
 from gateway.endpoints.responses_tools import offered
+from gateway.endpoints.sending import EventStream
 from gateway.endpoints.services import Services
 from gateway.errors import InvalidRequest, NotFound
 from gateway.http import json_response

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from gateway.endpoints.answer import parts_of
 from gateway.endpoints.chat_answer import logprobs_of
-from gateway.endpoints.endpoint import parts_of
 from gateway.endpoints.responses_items import sealed
 from gateway.output.detokenise import TextDelta
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from gateway.endpoints.endpoint import Json
+from gateway.endpoints.answer import Json
 from gateway.ports import Statistics
 from gateway.request_context import Usage
 

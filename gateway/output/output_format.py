@@ -13,15 +13,9 @@ from weakref import WeakKeyDictionary
 
 from gateway.grammars import Tags
 from gateway.json_schemas import Schemas
+from gateway.output.answer_grammar import AllowedOutput, Constraint, grammar
 from gateway.output.detokenise import Detokeniser, Piece
-from gateway.output.formats.base import (
-    AllowedOutput,
-    Constraint,
-    ToolFormat,
-    grammar,
-    pass_content,
-    pass_input,
-)
+from gateway.output.formats.base import ToolFormat, pass_content, pass_input
 from gateway.output.formats.dsml import Dsml
 from gateway.output.formats.harmony import Harmony
 from gateway.output.formats.hermes import Hermes

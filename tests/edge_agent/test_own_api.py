@@ -19,10 +19,10 @@ from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.forwarding import own_api
 from edge_agent.link import verifier as verifying
 from edge_agent.proxy import DIRECT
-from gateway.answer_fields import OPERATORS
 from gateway.endpoints.completions import CompletionRequest
 from gateway.endpoints.response_store import ResponseStore, StoredResponse
 from gateway.endpoints.services import Json
+from gateway.operator_fields import OPERATORS
 from gateway.ports import Facts
 from picospec.link import Link
 from tests.edge_agent.own_api import (

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
 
-from gateway.endpoints import endpoint, messages_answer, ollama_answer
-from gateway.endpoints.endpoint import Answer
+from gateway.endpoints import messages_answer, ollama_answer, sending
+from gateway.endpoints.answer import Answer
 from gateway.endpoints.line_limits import LineLimits, limited
 from gateway.endpoints.messages_content import SIGNATURE, ContentEvents, content_of
 from gateway.errors import Unavailable
@@ -304,7 +304,7 @@ async def test_other_endpoints_have_words_of_their_own_for_it(
 async def test_the_characters_of_a_long_call_are_joined_twice_if_it_is_not_streamed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    joined, characters, city = endpoint.joined, 0, "Oslo " * 500
+    joined, characters, city = sending.joined, 0, "Oslo " * 500
 
     def counted(parts: Sequence[Parsed]) -> Parsed:
         nonlocal characters
@@ -312,7 +312,7 @@ async def test_the_characters_of_a_long_call_are_joined_twice_if_it_is_not_strea
         characters += sum(len(each.text) for each in calls if isinstance(each, CallArguments))
         return joined(parts)
 
-    monkeypatch.setattr(endpoint, "joined", counted)
+    monkeypatch.setattr(sending, "joined", counted)
 
     hi = [{"role": "user", "content": "Hi"}]
     body = {"messages": hi, "tools": [WEATHER]}

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from gateway.endpoints.endpoint import JOINED
 from gateway.endpoints.recording import LARGE_BYTES, MARK, Recording
+from gateway.endpoints.sending import JOINED
 from gateway.output.output_format import FormatName
 from tests.gateway.all_endpoints import HI, requests
 from tests.gateway.output.calls import NAMES, written

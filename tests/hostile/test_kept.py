@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from edge_agent.draft.drafter import NoDrafter
-from edge_agent.draft.target_tokenizer import OpenTokenizers, TargetTokenizer
+from edge_agent.draft.open_tokenizers import OpenTokenizers
+from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.draft_grammars import EdgeGrammars
 from edge_agent.proposals import EdgeAnswerCaches
 from edge_agent.served import ServedModel

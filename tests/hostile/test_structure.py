@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.answer_fields import without_operators
 from gateway.errors import InvalidRequest
 from gateway.json_bounds import (
     MAX_CONTAINERS,
@@ -20,6 +19,7 @@ from gateway.json_bounds import (
     check_structure,
     count_structure,
 )
+from gateway.operator_fields import without_operators
 from gateway.schema import RequestModel
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from picospec.client_files import Changed, Copies
 from picospec.client_settings import NotMergeable, merged
-from picospec.connect import run_client, show, show_list, undo, write
+from picospec.connect import show, show_list, undo, write
 from picospec.known_clients import Client, Edge, FilePart, read_clients
+from picospec.launch import run_client
 from tests.picospec.screen import Screen
 
 CLIENTS = read_clients()

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.grammars import Tags
 from gateway.json_schemas import LARK
-from gateway.output.formats.base import AllowedOutput, Constraint, grammar
+from gateway.output.answer_grammar import AllowedOutput, Constraint, grammar
 from gateway.output.output_format import FORMATS, FormatName
 from tests.gateway.output.reading import STRING, Grammar, Tools, ids, read, validates
 

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.grammars import Tags
+from gateway.output.answer_grammar import AllowedOutput
 from gateway.output.detokenise import Detokeniser, Piece, StopConditions, TextDelta
-from gateway.output.formats.base import AllowedOutput, pass_content
+from gateway.output.formats.base import pass_content
 from gateway.output.formats.hermes import Hermes
 from gateway.output.formats.mistral import Mistral
 from gateway.output.message import ParsedMessage

@@ -14,9 +14,9 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
 from gateway.access import is_open
-from gateway.answer_fields import without_operators
 from gateway.endpoints.bodies import body_limit_bytes
 from gateway.json_bounds import SMALL_BYTES, check_structure
+from gateway.operator_fields import without_operators
 from gateway.request_body import read_body
 from gateway.turns import ThreadTurns
 

@@ -21,12 +21,12 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.renderers.inputs.preprocess import extract_prompt_components
 from vllm.renderers.online_renderer import OnlineRenderer
 
-from gateway.answer_fields import without_operators
 from gateway.endpoints.bodies import body_limit_bytes
 from gateway.endpoints.rendering import PATH, STOPS, RenderedPrompt
 from gateway.errors import InvalidRequest
 from gateway.http import json_response
 from gateway.json_bounds import SMALL_BYTES, check_structure
+from gateway.operator_fields import without_operators
 from gateway.request_body import read_body
 from gateway.request_context import context_of
 from gateway.turns import ThreadTurns

@@ -15,7 +15,7 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.renderers.chat_utils import MM_PARSER_MAP
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from gateway.answer_fields import OPERATORS
+from gateway.operator_fields import OPERATORS
 from local_models.tokenizer_file import TokenizerFile
 from verifier.vllm_target.serving.rendering import is_by_code, listed_path
 
