@@ -1,5 +1,5 @@
-"""Model Runner V2 is changed here for edges' draft tokens: vLLM's proposals, memory, CUDA graphs,
-warm-up and grammar masks.
+"""Model Runner V2 is changed here for edges' draft tokens: vLLM's proposals, memory, CUDA
+graphs, warm-up and grammar masks.
 
 A worker imports this module before it builds its runner. So from the first step on proposals of
 vLLM's speculator fit into rows that are as wide as an edge's draft, and a head draws the tokens
