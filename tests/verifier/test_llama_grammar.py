@@ -1,5 +1,5 @@
-"""Grammars and endings at the embedded target on a real model: no draft changes a text, each
-keeps to its grammar, and ends where it should."""
+"""Grammars at the embedded target on a real model: no draft changes a text, and each text keeps
+to its grammar, and ends where that ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from threading import get_ident
 
-import msgspec
 import pytest
 
 from gateway.errors import InvalidRequest, Unavailable
@@ -23,14 +22,14 @@ from speculation.messages import Open
 from tests.verifier.served_llama import (
     PROMPTS,
     TEMPERATURES,
-    TOKENS,
     Drafter,
+    go_on,
     job_of,
     late,
     patchy,
     perfect,
     plain,
-    tokens_of,
+    said,
     useless,
     with_drafts,
 )
@@ -159,15 +158,14 @@ async def test_a_text_that_was_begun_elsewhere_goes_on_within_its_grammar(
     host: Host, temperature: float
 ) -> None:
     target, job = host.ready(), constrained(host, temperature, json=PERSON)
-    text = await plain(host, job)
     request = opening(job, target.facts)
+    await target.check(request)
+    text, _ = await said(host, request)
 
-    for known in (1, len(text) // 2, len(text) - 1):
-        rest = await tokens_of(host, "rest", replace(request, committed=tuple(text[:known])))
-        assert rest == text[known:]
+    await go_on(host, request, text, 1, len(text) // 2, len(text) - 1)
 
     with pytest.raises(Unservable, match="committed"):
-        await target.check(replace(request, committed=tuple(text[1:4])))
+        await target.check(replace(request, committed=tuple(token for token, _ in text[1:4])))
 
 
 async def test_a_thread_tries_what_is_committed(
@@ -187,44 +185,6 @@ async def test_a_thread_tries_what_is_committed(
 
     assert threads
     assert get_ident() not in threads
-
-
-def at_least(request: Open, tokens: object) -> Open:
-    extras = {"min_tokens": msgspec.Raw(msgspec.json.encode(tokens))}
-    return replace(request, sampling=msgspec.structs.replace(request.sampling, extras=extras))
-
-
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-async def test_no_answer_ends_before_min_tokens(host: Host, temperature: float) -> None:
-    """The stop tokens are all tokens of the answer that the target gives without min_tokens."""
-    job = job_of(host, PROMPTS[0], temperature)
-    text = await plain(host, job)
-    request = replace(opening(job, host.ready().facts), stop_tokens=tuple(set(text)))
-
-    committed = [await tokens_of(host, "free", request)]
-    committed.append(await tokens_of(host, "bound", at_least(request, 10)))
-
-    assert committed[0] == text[:1]
-    assert not set(committed[1][:10]) & set(text)
-    assert len(committed[1]) >= 10
-
-
-async def test_an_answer_ends_at_the_clients_stop_token_and_ignores_the_models(
-    host: Host,
-) -> None:
-    """The model's own stop token is made likely, so that it must be ignored."""
-    end = min(host.ready().facts.stop_tokens)
-    likely: dict[str, object] = {"logit_bias": {end: 100.0}}
-    free = await plain(host, job_of(host, PROMPTS[0], 0.0))
-    last = next(token for i, token in enumerate(free) if i > 2 and token not in free[:i])
-
-    ended = await plain(host, job_of(host, PROMPTS[0], 0.0, **likely))
-    ignored = await plain(host, job_of(host, PROMPTS[0], 0.0, **likely, ignore_eos=True))
-    stopped = await plain(host, job_of(host, PROMPTS[0], 0.0, stop_token_ids=[last]))
-
-    assert ended == [end]
-    assert ignored == [end] * TOKENS
-    assert stopped == free[: free.index(last) + 1]
 
 
 async def test_a_wrong_setting_is_a_400_that_names_it(host: Host) -> None:

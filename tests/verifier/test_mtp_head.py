@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -31,14 +31,8 @@ from tests.verifier.served_llama import (
     job_of,
     plain,
     serving,
+    serving_head,
     with_drafts,
-)
-from tests.verifier.target_promises import (  # noqa: F401
-    test_a_session_goes_on_after_committed_tokens_as_if_it_had_generated_them,
-    test_separate_runs_end_to_end,
-    test_sessions_beyond_the_slots_wait_their_turn,
-    test_sessions_side_by_side_do_not_change_each_other,
-    test_the_next_turn_reads_only_what_is_new_and_generates_the_same,
 )
 from verifier.host import Host
 from verifier.llama_target.mtp_head import Pick
@@ -65,16 +59,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def host(path: Path) -> AsyncIterator[Host]:
-    """A target whose head drafts before each pass, whether it pays or not."""
-    async with serving(path, LIMITS, head="mtp") as opened:
-        machine = opened.ready()._machine  # type: ignore[attr-defined]
-
-        def heads_to_draft(names: Collection[str], *_: float) -> tuple[Collection[str], int]:
-            sessions = {name: machine.session(name) for name in names}
-            going = [n for n, each in sessions.items() if each.may_begin and each.head_room]
-            return going, HEAD_TOKENS if going else 0
-
-        machine.heads_to_draft = heads_to_draft
+    async with serving_head(path, LIMITS) as opened:
         yield opened
 
 
