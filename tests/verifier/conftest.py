@@ -123,10 +123,6 @@ async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-async def sessions_open(client: httpx.AsyncClient) -> int:
-    return int((await metrics(client))["picospec:sessions_open"])
-
-
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait until an async condition holds."""
     async with asyncio.timeout(GUARD_S):
@@ -138,6 +134,6 @@ async def until_open(client: httpx.AsyncClient, sessions: int) -> None:
     """Wait until the server has so many sessions."""
 
     async def reached() -> bool:
-        return await sessions_open(client) == sessions
+        return (await metrics(client))["picospec:sessions_open"] == sessions
 
     await until(reached)

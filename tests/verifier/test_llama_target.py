@@ -38,6 +38,7 @@ from tests.verifier.conftest import WITH_HEAD
 from tests.verifier.down import begun, replies_of
 from tests.verifier.served_llama import (
     LONG,
+    PERSON,
     PROMPTS,
     TEMPERATURES,
     TOKENS,
@@ -80,7 +81,11 @@ TOLERANCE = 1e-5
 
 @without_a_head
 @at_each_temperature
-@pytest.mark.parametrize("extras", [{}, SHAPED, BUDGET], ids=["plain", "shaped", "budget"])
+@pytest.mark.parametrize(
+    "extras",
+    [{}, SHAPED, BUDGET, {"structured_outputs": {"json": PERSON}}],
+    ids=["plain", "shaped", "budget", "grammar"],
+)
 @pytest.mark.parametrize("drafter", [perfect, useless, patchy, late])
 async def test_drafts_do_not_change_the_text(
     host: Host, drafter: Drafter, extras: dict[str, object], temperature: float

@@ -20,11 +20,12 @@ from local_models.errors import CannotOpen
 from local_models.file_hashes import FileHashes
 from local_models.llama_cpp.model import Model
 from speculation.distributions import Logits
-from speculation.messages import Finish, Open, Sampling
+from speculation.messages import Finish, Sampling
 from speculation.model_facts import Limits, TokenId
 from speculation.verify_machine import Verdict
 from speculation.verify_session import VerifyingSession
 from tests.local_models.llama_cpp.hybrids import MTP, write
+from tests.verifier.fake_target import opening
 from tests.verifier.served_llama import (
     PROMPTS,
     TEMPERATURES,
@@ -153,15 +154,8 @@ async def test_the_heads_state_after_passes_is_that_of_the_text_that_they_commit
     observed: tuple[Observed, Observed],
 ) -> None:
     fresh, used = observed
-    request = Open(
-        "m",
-        "v",
-        TEXT[:20],
-        max_tokens=50,
-        sampling=Sampling(temperature=0.0),
-        seed=0,
-        stop_tokens=(),
-    )
+    greedy = Sampling(temperature=0.0)
+    request = opening(prompt=TEXT[:20], max_tokens=50, sampling=greedy, stop_tokens=())
     session = VerifyingSession(request, LIMITS, vocabulary_size=259, u=repeat(0.5))
     used.reads(text := [*TEXT[:20]])
 

@@ -8,7 +8,6 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -64,20 +63,11 @@ def test_any_part_shapes_the_identity(other: tuple[object, ...]) -> None:
     assert identity_of(*other) != identity_of("w", 1, Limits())
 
 
-@dataclass(frozen=True)
-class Known:
-    """What an engine says of a model in a repository."""
-
-    download_dir: str | None = None
-    revision: str | None = None
-    model: str = "o/r"
-
-
-def shapes(**known: str) -> object:
+def shapes(download_dir: str | None = None, revision: str | None = None) -> object:
     """What tells the weights of a repository on vLLM, and what the log says of it."""
+    model = SimpleNamespace(model="o/r", revision=revision, download_dir=download_dir)
+    engine = SimpleNamespace(model=model, download_dir=download_dir)
     metrics = VerifierMetrics(CollectorRegistry())
-    model = Known(**known)
-    engine = SimpleNamespace(model=model, download_dir=model.download_dir)
     made = VllmTarget("m", engine, Limits(), metrics)  # type: ignore[arg-type]
     with capture_logs() as logs:
         return made._weights(), [line["log_level"] for line in logs]
@@ -148,7 +138,7 @@ async def test_a_target_that_is_lost_ends_the_service(
 
             befall(target)
 
-            await drain.over.wait()
+            await asyncio.wait_for(drain.over.wait(), 2 * 60.0)
             for ask in (served.ready, served.check):
                 with pytest.raises(Unavailable, match="failed"):
                     ask()
