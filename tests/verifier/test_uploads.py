@@ -287,7 +287,8 @@ async def test_a_verifier_that_drains_takes_drafts_and_at_last_ends_what_it_carr
         drain.hurry()
         await asyncio.sleep(0.01)
         assert not stream.task.done()
-        await app.router.routes[0].endpoint.__self__.sessions.end_all()  # type: ignore[attr-defined]
+        routes = app.router.routes[0].endpoint.__self__  # type: ignore[attr-defined]
+        await routes.sessions.end_all()
         await stream.ended()
 
     for name in names:
@@ -310,8 +311,8 @@ async def test_what_is_generated_while_a_session_moves_is_not_lost() -> None:
 
     async with running() as (sessions, _, _m), carrying(sent) as stream:
         session = await sessions.open(opening(), tenant())
-        session.multiplexed = stream
-        await Downstream(session, SimpleNamespace())({}, connected, send)  # type: ignore[arg-type]
+        session.multiplexed, context = stream, SimpleNamespace()
+        await Downstream(session, context)({}, connected, send)  # type: ignore[arg-type]
         await stream.emptied()
 
     records = list(upload_records.RecordDecoder().feed(b"".join(sent)))
