@@ -53,8 +53,6 @@ SYSTEM: Final = (
     "hostile/test_proxy.py",
     "local_models/test_choosing.py",
     "local_models/test_hub.py",
-    "verifier/test_bad_input.py",
-    "verifier/test_routes.py",
 )
 """The files and folders of system tests."""
 

@@ -24,8 +24,8 @@ from tests.gateway.scripted import ANN, BEN, MODEL, ScriptedEngine, make_app, se
 from tests.guards import GUARD_S
 from tests.verifier import fake_app as verifier
 from tests.verifier.conftest import fake_command, serving
+from tests.verifier.fake_app import UploadStream
 from tests.verifier.fake_target import FACTS, FakeTarget
-from tests.verifier.upload_stream import UploadStream
 from verifier.sessions.admission import MIN_UPLOADS
 
 CONNECTIONS = 24

@@ -1,4 +1,4 @@
-"""The fake target behind the real server, and a client that uses HTTP/2."""
+"""The fake target behind the real server, its clients by HTTP/2, and the embedded target."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ import pytest_asyncio
 from pyqwest.httpx import AsyncPyqwestTransport
 
 from bench.run.services import free_port
+from speculation.model_facts import Limits
 from tests.guards import GUARD_S
+from tests.local_models.llama_cpp.hybrids import write
 from tests.verifier import served_llama
 from verifier.host import Host
 
@@ -72,10 +74,25 @@ def fake_command(port: int, **settings: object) -> list[str]:
     return [sys.executable, str(ROOT / "tests/verifier/fake_target.py"), str(port), overrides]
 
 
+WITH_HEAD = " with a head"
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def host() -> AsyncIterator[Host]:
-    """Run the embedded target on SmolLM2 in this process."""
-    async with served_llama.serving() as host:
+async def host(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Host]:
+    """Run the embedded target in this process, on SmolLM2 or on random weights of an
+    architecture that a test names."""
+    name = getattr(request, "param", "smollm2")
+    if name == "smollm2":
+        opened = served_llama.serving()
+    else:
+        has_head, limits = name.endswith(WITH_HEAD), Limits(max_verify=8)
+        file = tmp_path_factory.mktemp("random") / "model.gguf"
+        path = write(name.removesuffix(WITH_HEAD), file, has_head=has_head)
+        serve = served_llama.serving_head if has_head else served_llama.serving
+        opened = serve(path, limits)
+    async with opened as host:
         yield host
 
 
@@ -87,18 +104,6 @@ def fake_verifier(
     port = free_port()
     with serving(fake_command(port, **settings), port, keys) as process:
         yield process, f"http://127.0.0.1:{port}"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with fake_verifier(sessions={"max_sessions": 64}) as (_, url):
-        yield url
-
-
-@pytest.fixture
-async def client(server: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with http2_client(server) as client:
-        yield client
 
 
 def http2_client(url: str, key: str = KEY) -> httpx.AsyncClient:
@@ -118,10 +123,6 @@ async def metrics(client: httpx.AsyncClient) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-async def sessions_open(client: httpx.AsyncClient) -> int:
-    return int((await metrics(client))["picospec:sessions_open"])
-
-
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait until an async condition holds."""
     async with asyncio.timeout(GUARD_S):
@@ -133,6 +134,6 @@ async def until_open(client: httpx.AsyncClient, sessions: int) -> None:
     """Wait until the server has so many sessions."""
 
     async def reached() -> bool:
-        return await sessions_open(client) == sessions
+        return (await metrics(client))["picospec:sessions_open"] == sessions
 
     await until(reached)

@@ -45,9 +45,8 @@ async def running(
 
 async def rest(session: Session) -> list[Message]:
     messages: list[Message] = []
-    async with asyncio.timeout(10):
-        while news := await session.read():
-            messages.extend(entry.message for entry in news)
+    while news := await session.read():
+        messages.extend(entry.message for entry in news)
     return messages
 
 

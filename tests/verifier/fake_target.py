@@ -110,7 +110,11 @@ Hook = Callable[[Open, int], Awaitable[object]]
 """Gets what opened a session, and the number of its passes."""
 
 
-async def _nothing(request: Open, passes: int) -> None:
+PushHook = Callable[[str, Pushed], Awaitable[object]]
+"""Gets the name of a session, and a message for it."""
+
+
+async def _nothing(*_: object) -> None:
     """Let all go on."""
 
 
@@ -132,6 +136,9 @@ class FakeTarget(Target):
         self.on_check: Hook = _nothing
         self.on_pass: Hook = _nothing
         """Awaited before a session is taken, and before each of its passes."""
+
+        self.on_push: PushHook = _nothing
+        """Awaited before a message is taken."""
 
     async def start(self) -> None:
         if not self._starts:
@@ -178,6 +185,7 @@ class FakeTarget(Target):
         return [TokenLogprob(-float(token)) for token in request.prompt[1:]]
 
     async def push(self, session: str, message: Framed[Pushed]) -> None:
+        await self.on_push(session, message.message)
         running = self.running.get(session)
         if running is None or running.machine.finished:
             raise UnknownSession(session)

@@ -21,7 +21,7 @@ from speculation.verify_machine import Verdict, VerifyMachine
 from speculation.verify_session import VerifyingSession
 from speculation.wire import Framed
 from tests.verifier.fake_target import opening
-from tests.virtual_time import Gate, compute
+from tests.virtual_time import compute
 from verifier.llama_target.pass_part import PassPart
 from verifier.llama_target.scheduler import Scheduler
 from verifier.llama_target.slot import PromptLogprobs, Slot
@@ -47,9 +47,6 @@ class RecordingEngine:
 
         self.fails_at: int | None = None
         self._pass_s = pass_s
-        self.gate = Gate()
-        """While it is closed, no pass ends."""
-
         self.extra_judging_s = 0.0
         """Seconds of a pass that single sessions took by what they ask."""
 
@@ -72,7 +69,6 @@ class RecordingEngine:
         if len(self.calls) == self.fails_at:
             raise RuntimeError("it broke")
         compute(self._pass_s)
-        self.gate.wait()
         return [self._judge(part) for part in parts], self.extra_judging_s
 
     def _judge(self, part: PassPart) -> Verdict:

@@ -1,11 +1,11 @@
-"""The embedded target on SmolLM2 in this process, and what it generates without an edge."""
+"""The embedded target in this process, what it generates, and edges that draft by a rule."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,23 +15,38 @@ from prometheus_client import CollectorRegistry
 from gateway.drain import Drain
 from gateway.ports import Job, opening
 from local_models.store import StoredModel, open_store
-from speculation.distributions import QuantisedDistribution
-from speculation.draft_token import DraftToken
-from speculation.drafting import DraftingSession
-from speculation.messages import Commit, Draft, Finish, Open, Sampling, TokenLogprob
+from speculation.messages import (
+    CachedPromptTokens,
+    Commit,
+    Draft,
+    Finish,
+    Open,
+    Sampling,
+    TokenLogprob,
+)
 from speculation.model_facts import Limits, TokenId
 from speculation.wire import Framed
 from tests.verifier.down import begun, replies_of
 from verifier.host import Host
+from verifier.llama_target.scheduler import HEAD_TOKENS
 from verifier.llama_target.target import LlamaTarget
 from verifier.metrics import VerifierMetrics
 from verifier.plain_engine import PlainEngine
 from verifier.settings import LlamaSettings
-from verifier.target import Target, UnknownSession
 
 LONG = "Here is what I know of the sea. " * 12
 PROMPTS = ("Count from one to twenty.", "Write a haiku.", LONG, "What is 12 times 12?")
 TEMPERATURES = (0.0, 1.0)
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+    "x-guidance": {"whitespace_flexible": False},
+}
 
 
 @asynccontextmanager
@@ -56,6 +71,21 @@ async def serving(
         yield host
 
 
+@asynccontextmanager
+async def serving_head(path: Path, limits: Limits) -> AsyncIterator[Host]:
+    """Give the host of a target whose head drafts before each pass, whether it pays or not."""
+    async with serving(path, limits, head="mtp") as host:
+        machine = host.ready()._machine  # type: ignore[attr-defined]
+
+        def heads_to_draft(names: Collection[str], *_: float) -> tuple[Collection[str], int]:
+            sessions = {name: machine.session(name) for name in names}
+            going = [n for n, each in sessions.items() if each.may_begin and each.head_room]
+            return going, HEAD_TOKENS if going else 0
+
+        machine.heads_to_draft = heads_to_draft
+        yield host
+
+
 def job_of(
     host: Host, prompt: str, temperature: float, seed: int = 11, **extras: object
 ) -> Job:
@@ -71,21 +101,29 @@ async def plain(host: Host, job: Job) -> list[TokenId]:
         return [token async for delta in deltas for token in delta.tokens]
 
 
-async def tokens_of(host: Host, name: str, request: Open) -> list[TokenId]:
-    async with aclosing(replies_of(host.ready(), name, request)) as replies:
-        messages = [reply.message async for reply in replies]
-    return [token for m in messages if isinstance(m, Commit) for token in m.tokens]
+Said = list[tuple[TokenId, TokenLogprob]]
 
 
-async def said_with_logprobs(host: Host, request: Open) -> list[tuple[TokenId, TokenLogprob]]:
-    """Return the tokens that a session without drafts commits, and their log-probabilities."""
-    said: list[tuple[TokenId, TokenLogprob]] = []
-    async with aclosing(replies_of(host.ready(), "committed", request)) as replies:
+async def said(host: Host, request: Open) -> tuple[Said, int]:
+    """Return the tokens that a session without drafts commits, with their log-probabilities,
+    and how many tokens of its prompt were cached."""
+    found, cached_tokens = Said(), 0
+    async with aclosing(host.ready().replies("said", request)) as replies:
         async for reply in replies:
             if isinstance(commit := reply.message, Commit):
-                assert commit.start == len(request.committed) + len(said)
-                said += zip(commit.tokens, commit.logprobs or (), strict=True)
-    return said
+                assert commit.start == len(request.committed) + len(found)
+                found += zip(commit.tokens, commit.logprobs or (), strict=True)
+            elif isinstance(reply.message, CachedPromptTokens):
+                cached_tokens = reply.message.tokens
+    return found, cached_tokens
+
+
+async def go_on(host: Host, request: Open, text: Said, *places: int) -> None:
+    """Assert that an answer goes on from these places of its text as if it had begun there."""
+    for known in places:
+        committed = tuple(token for token, _ in text[:known])
+        rest, _ = await said(host, replace(request, committed=committed))
+        assert rest == text[known:]
 
 
 # Edges whose drafts follow a rule, for sessions at the embedded target.
@@ -149,22 +187,3 @@ async def with_drafts(
             ):
                 await target.push(name, Framed(draft))
     return committed, message
-
-
-async def draft_half_right(
-    target: Target, edge: DraftingSession, text: Sequence[TokenId]
-) -> None:
-    """Extend the chain from a distribution that is half right, and send it."""
-    while edge.may_extend and len(edge.chain) < 4:
-        at = edge.end
-        distribution = QuantisedDistribution(
-            np.array([text[at % len(text)], 9]), np.array([1 << 15, 1 << 15])
-        )
-        edge.extend(
-            DraftToken(
-                distribution.at(0.75 if at % 3 == 2 else 0.25), confidence=0.5, q=distribution
-            )
-        )
-    if draft := edge.flush():
-        with suppress(UnknownSession):  # it may have finished by now
-            await target.push("separate", Framed(draft))

@@ -1,4 +1,4 @@
-"""Where settings come from, and what is refused."""
+"""Which settings are refused, and what options of llama-server and of vLLM become."""
 
 from __future__ import annotations
 
@@ -14,46 +14,14 @@ import pytest
 
 from gateway.drain import Drain
 from gateway.hosting.settings import WrongSettings
+from picospec.up import with_options
 from tests.verifier.fake_target import FakeTarget
 from verifier.__main__ import main, nested
 from verifier.app import VerifierService
-from verifier.settings import VerifierSettings, load
+from verifier.options import SETTINGS, llama_options
+from verifier.settings import LlamaSettings, VerifierSettings, load
 from verifier.vllm_target import launching
 from verifier.vllm_target.launch_variables import CONFIG, SOCKET
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "verifier.toml"
-    path.write_text("port = 9001\n[llama]\nslots = 3\ncontext_tokens = 512\n")
-    return path
-
-
-def test_the_command_line_beats_the_environment_beats_the_file(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PICOSPEC_VERIFIER__LLAMA__SLOTS", "5")
-    monkeypatch.setenv("PICOSPEC_VERIFIER__PORT", "9002")
-
-    settings = load(file, {}, {"port": 9003})
-
-    assert (settings.port, settings.llama.slots) == (9003, 5)
-    assert settings.llama.context_tokens == 512
-
-
-def test_keys_come_from_the_environment(file: Path) -> None:
-    settings = load(file, {"PICOSPEC_API_KEYS": "horse, battery,"}, {})
-
-    keys = [key.get_secret_value() for key in settings.api_keys]
-    assert keys == ["horse", "battery"]
-    assert "horse" not in repr(settings)
-
-
-def test_keys_in_a_file_are_refused(file: Path) -> None:
-    file.write_text('api_keys = ["one"]')
-
-    with pytest.raises(ValueError, match="PICOSPEC_API_KEYS"):
-        load(file, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -69,8 +37,9 @@ def test_keys_in_a_file_are_refused(file: Path) -> None:
     ],
 )
 def test_unknown_names_and_values_that_cannot_be_are_refused(
-    file: Path, text: str, named: str
+    tmp_path: Path, text: str, named: str
 ) -> None:
+    file = tmp_path / "verifier.toml"
     file.write_text(text)
 
     with pytest.raises(WrongSettings, match=named):
@@ -106,6 +75,50 @@ def test_a_pass_may_take_as_long_as_its_device_needs(
     made = VerifierService(settings, lambda _: FakeTarget(), Drain(), device=device)
 
     assert made.host.pass_timeout_s == timeout_s
+
+
+# llama-server's options become settings, in both commands.
+
+LINE = [
+    *("-ngl", "33", "-sm", "row", "-ts", "3,1", "-mg", "1", "-ctk", "q8_0", "-ctv", "q5_1"),
+    *("-ot", r"\.ffn_.*_exps\.=CPU,out=CUDA1", "-fa", "on", "-c", "16384", "-np", "2"),
+    *("-t", "6", "--head", "mtp", "--exact", "strict"),
+]
+MADE = LlamaSettings(
+    gpu_layers=33, split_mode="row", tensor_split=(3, 1), main_gpu=1,
+    override_tensor=(r"\.ffn_.*_exps\.=CPU", "out=CUDA1"),
+    cache_type_k="q8_0", cache_type_v="q5_1", flash_attention="on",
+    context_tokens=16384, slots=2, threads=6, head="mtp", exact="strict",
+)  # fmt: skip
+
+
+def test_every_option_sets_its_setting_and_the_rest_is_left() -> None:
+    settings, others = llama_options([*LINE[:2], "--port", "9", *LINE[2:]])
+
+    assert VerifierSettings.load(None, {}, {"llama": settings}).llama == MADE
+    assert others == ["--port", "9"]
+    assert settings.keys() == SETTINGS.keys() <= LlamaSettings.model_fields.keys()
+
+
+def test_both_spellings_are_taken_and_what_means_the_default_sets_nothing() -> None:
+    for name, options in SETTINGS.items():
+        for option in options:
+            assert list(llama_options([f"{option}=7"])[0]) == [name]
+    assert llama_options(["-ngl", "all", "-c", "0"]) == ({}, [])
+    assert llama_options(["-ngl", "-1"]) == ({"gpu_layers": "-1"}, [])
+    with pytest.raises(ValueError, match="-ngl: expected a value"):
+        llama_options(["-ngl"])
+
+
+def test_up_gives_them_to_the_verifier_and_refuses_what_it_does_not_know() -> None:
+    file = {"verifier": {"llama": {"slots": 4, "threads": 2}}, "edge": {"threads": 1}}
+
+    tables = with_options(file, LINE)
+
+    assert tables["edge"] == file["edge"]
+    assert LlamaSettings.model_validate(tables["verifier"]["llama"]) == MADE
+    with pytest.raises(WrongSettings, match="no option --verifer-port"):
+        with_options({}, ["--verifer-port", "9"])
 
 
 # `picospec verifier --target vllm` is vLLM's own command, with our settings beside it.
@@ -163,30 +176,21 @@ def test_the_table_becomes_flags_and_the_rest_reaches_our_plugin(
     assert environment["PICOSPEC_VERIFIER__VLLM__SELF_TEST"] == "false"
 
 
-def test_vllms_own_port_is_there_only_if_it_is_named(
+def test_vllms_own_port_and_domains_of_media_are_there_only_if_they_are_named(
     launched: Callable[..., Launched],
 ) -> None:
     private, environment = launched(model="m")
-    named, _ = launched("--vllm.port", "8001", model="m")
+    line = "--vllm.port 8001 --vllm.allowed-media-domains images.example"
+    named, _ = launched(*line.split(), model="m")
 
     folder = Path(value(private, "--uds")).parent
     assert folder == Path(environment[SOCKET])
     assert folder.stat().st_mode & 0o077 == 0
     assert "--uds" not in named
     assert (value(named, "--host"), value(named, "--port")) == ("127.0.0.1", "8001")
-
-
-def test_vllm_fetches_no_media_from_domains_that_are_not_named(
-    launched: Callable[..., Launched],
-) -> None:
-    none, _ = launched(model="m")
-    some, _ = launched("--vllm.allowed-media-domains", "images.example", model="m")
-
     flag = "--allowed-media-domains"
-    assert [value(each, flag) for each in (none, some)] == [
-        launching.NO_DOMAIN,
-        "images.example",
-    ]
+    assert value(private, flag) == launching.NO_DOMAIN
+    assert value(named, flag) == "images.example"
 
 
 @pytest.mark.parametrize(
@@ -225,27 +229,18 @@ def test_our_plugin_is_appended_to_those_that_are_allowed(
     assert launched(model="m")[1]["VLLM_PLUGINS"] == allowed
 
 
-def test_where_vllm_is_missing_a_line_says_how_to_get_it(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("lacking", ["vllm", *launching.PLUGINS])
+def test_an_installation_that_lacks_something_is_refused(
+    lacking: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launching, "find_spec", lambda _: None)
-
-    with pytest.raises(SystemExit, match="pip install"):
-        launching.launch(VerifierSettings(target="vllm"), None, {})
-
-
-@pytest.mark.parametrize("group", launching.PLUGINS)
-def test_an_installation_without_our_plugins_is_refused(
-    group: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launching, "find_spec", bool)
     stock = launching.entry_points
+    monkeypatch.setattr(launching, "find_spec", lambda name: None if name == lacking else True)
     monkeypatch.setattr(
         launching,
         "entry_points",
         lambda *, group: stock(group="nothing" if group == lacking else group),
     )
-    lacking = group
 
-    with pytest.raises(SystemExit, match=f"no {group} here: install it again"):
+    reason = "pip install" if lacking == "vllm" else f"no {lacking} here: install it again"
+    with pytest.raises(SystemExit, match=reason):
         launching.launch(VerifierSettings(target="vllm"), None, {})

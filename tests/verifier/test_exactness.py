@@ -16,7 +16,6 @@ from verifier.llama_target.exactness import (
     POSITIONS,
     Decode,
     Shape,
-    Window,
     exact_shape,
     padded,
     rounding,
@@ -96,13 +95,6 @@ def test_a_difference_that_shows_at_few_places_is_found() -> None:
 def test_the_sample_crosses_the_cells_and_stays_in_the_context() -> None:
     assert len(TOKENS) - POSITIONS < CELLS < len(TOKENS)
     assert len(sample(range(400), 100)) == 100
-
-
-def test_no_padded_pass_lies_on_both_sides_of_a_border_of_cells() -> None:
-    assert windows(240, 244, 8) == [Window(240, 240, 244)]
-    assert windows(252, 255, 8) == [Window(248, 252, 255)]
-    assert windows(252, 260, 8) == [Window(248, 252, 256), Window(256, 256, 260)]
-    assert windows(256, 258, 8) == [Window(256, 256, 258)]
 
 
 @given(st.integers(0, 2000), st.integers(1, ROWS))

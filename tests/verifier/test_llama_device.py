@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +19,7 @@ from local_models.errors import CannotOpen
 from local_models.llama_cpp.devices import all_devices, computing
 from local_models.llama_cpp.library import has_llama
 from local_models.store import open_store
-from speculation.messages import CachedPromptTokens, Commit, Draft, Open, TokenLogprob
+from speculation.messages import Draft
 from speculation.model_facts import Limits, TokenId
 from tests.verifier import served_llama
 from tests.verifier.served_llama import (
@@ -32,6 +31,7 @@ from tests.verifier.served_llama import (
     patchy,
     perfect,
     plain,
+    said,
     serving,
     useless,
     with_drafts,
@@ -112,18 +112,6 @@ async def test_a_strict_session_goes_on_from_its_kv_and_from_its_text_alike(
         rest, cached_tokens = await said(strict, replace(request, committed=committed))
         assert cached_tokens
         assert rest == whole[known:]
-
-
-async def said(host: Host, request: Open) -> tuple[list[tuple[TokenId, TokenLogprob]], int]:
-    """Return tokens with their log-probabilities, and the number of cached prompt tokens."""
-    tokens, cached_tokens = list[tuple[TokenId, TokenLogprob]](), 0
-    async with aclosing(host.ready().replies("said", request)) as replies:
-        async for reply in replies:
-            if isinstance(commit := reply.message, Commit):
-                tokens += zip(commit.tokens, commit.logprobs or (), strict=True)
-            elif isinstance(reply.message, CachedPromptTokens):
-                cached_tokens = reply.message.tokens
-    return tokens, cached_tokens
 
 
 def patchy_to_the_end(

@@ -1,16 +1,14 @@
-"""Grammars and endings at the embedded target on a real model: no draft changes a text, each
-keeps to its grammar, and ends where it should."""
+"""Grammars at the embedded target on a real model: no draft changes a text, and each text keeps
+to its grammar, and ends where that ends."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from threading import get_ident
 
-import msgspec
 import pytest
 
 from gateway.errors import InvalidRequest, Unavailable
@@ -21,34 +19,19 @@ from speculation.distributions import Logits
 from speculation.logits import Adjust
 from speculation.messages import Open
 from tests.verifier.served_llama import (
+    PERSON,
     PROMPTS,
     TEMPERATURES,
-    TOKENS,
-    Drafter,
+    go_on,
     job_of,
-    late,
-    patchy,
-    perfect,
     plain,
-    tokens_of,
-    useless,
-    with_drafts,
+    said,
 )
 from verifier.host import Host
 from verifier.target import TargetFull, Unservable
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="module")]
 
-PERSON = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 12},
-        "age": {"type": "integer", "minimum": 0, "maximum": 120},
-    },
-    "required": ["name", "age"],
-    "additionalProperties": False,
-    "x-guidance": {"whitespace_flexible": False},
-}
 ASKED = "Invent a person. Answer in JSON."
 NEVER_COMPILED = {"json": {"type": "integer", "multipleOf": 1000003}}
 
@@ -61,22 +44,6 @@ def text_of(host: Host, tokens: Sequence[int]) -> str:
     return b"".join(map(host.ready().tokenizer.piece, tokens)).decode()
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("drafter", [perfect, useless, patchy, late])
-async def test_drafts_do_not_change_a_text_that_has_a_grammar(
-    host: Host, drafter: Drafter, temperature: float
-) -> None:
-    job = constrained(host, temperature, json=PERSON)
-    text = await plain(host, job)
-
-    answer, finish = await with_drafts(host, job, text, drafter, "json")
-
-    assert answer == text
-    assert set(json.loads(text_of(host, text))) == {"name", "age"}
-    if drafter is perfect:
-        assert finish.totals.accepted == finish.totals.judged >= len(text) // 2
-
-
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("kind", "value", "pattern"),
@@ -85,6 +52,7 @@ async def test_drafts_do_not_change_a_text_that_has_a_grammar(
         ("choice", ["positive", "negative", "no"], "positive|negative|no"),
         ("grammar", 'start: "yes" | "no" " way"?', "yes|no( way)?"),
         ("grammar", 'root ::= "a"+ "b"', "a+b"),
+        ("json", PERSON, r'\{"name":"[^"]{0,12}","age":\d{1,3}\}'),
     ],
 )
 async def test_a_text_that_ends_keeps_to_its_grammar(
@@ -159,15 +127,11 @@ async def test_a_text_that_was_begun_elsewhere_goes_on_within_its_grammar(
     host: Host, temperature: float
 ) -> None:
     target, job = host.ready(), constrained(host, temperature, json=PERSON)
-    text = await plain(host, job)
     request = opening(job, target.facts)
+    await target.check(request)
+    text, _ = await said(host, request)
 
-    for known in (1, len(text) // 2, len(text) - 1):
-        rest = await tokens_of(host, "rest", replace(request, committed=tuple(text[:known])))
-        assert rest == text[known:]
-
-    with pytest.raises(Unservable, match="committed"):
-        await target.check(replace(request, committed=tuple(text[1:4])))
+    await go_on(host, request, text, 1, len(text) // 2, len(text) - 1)
 
 
 async def test_a_thread_tries_what_is_committed(
@@ -187,44 +151,6 @@ async def test_a_thread_tries_what_is_committed(
 
     assert threads
     assert get_ident() not in threads
-
-
-def at_least(request: Open, tokens: object) -> Open:
-    extras = {"min_tokens": msgspec.Raw(msgspec.json.encode(tokens))}
-    return replace(request, sampling=msgspec.structs.replace(request.sampling, extras=extras))
-
-
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-async def test_no_answer_ends_before_min_tokens(host: Host, temperature: float) -> None:
-    """The stop tokens are all tokens of the answer that the target gives without min_tokens."""
-    job = job_of(host, PROMPTS[0], temperature)
-    text = await plain(host, job)
-    request = replace(opening(job, host.ready().facts), stop_tokens=tuple(set(text)))
-
-    committed = [await tokens_of(host, "free", request)]
-    committed.append(await tokens_of(host, "bound", at_least(request, 10)))
-
-    assert committed[0] == text[:1]
-    assert not set(committed[1][:10]) & set(text)
-    assert len(committed[1]) >= 10
-
-
-async def test_an_answer_ends_at_the_clients_stop_token_and_ignores_the_models(
-    host: Host,
-) -> None:
-    """The model's own stop token is made likely, so that it must be ignored."""
-    end = min(host.ready().facts.stop_tokens)
-    likely: dict[str, object] = {"logit_bias": {end: 100.0}}
-    free = await plain(host, job_of(host, PROMPTS[0], 0.0))
-    last = next(token for i, token in enumerate(free) if i > 2 and token not in free[:i])
-
-    ended = await plain(host, job_of(host, PROMPTS[0], 0.0, **likely))
-    ignored = await plain(host, job_of(host, PROMPTS[0], 0.0, **likely, ignore_eos=True))
-    stopped = await plain(host, job_of(host, PROMPTS[0], 0.0, stop_token_ids=[last]))
-
-    assert ended == [end]
-    assert ignored == [end] * TOKENS
-    assert stopped == free[: free.index(last) + 1]
 
 
 async def test_a_wrong_setting_is_a_400_that_names_it(host: Host) -> None:

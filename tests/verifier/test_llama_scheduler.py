@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from speculation.wire import Framed
 from tests.verifier.recording_engine import (
     TOKEN,
-    ReadSlot,
     RecordingEngine,
-    Sessions,
     scheduling,
     text_of,
 )
@@ -23,22 +21,6 @@ from verifier.llama_target.kv_slots import KvSlots
 from verifier.llama_target.pieces import PASSES, Pieces
 from verifier.llama_target.slot import Slot
 from verifier.target import Reply, TargetFailed
-
-
-def waiting_session(sessions: Sessions) -> ReadSlot:
-    """Open a session whose draft is rejected, so that its next pass is held for another one."""
-    for rows in (1, 2, 17):
-        sessions.machine.latency.observe(rows, 0.1)
-    slot = sessions.open(prompt=(1,), max_tokens=40, fill="auto")
-    arrivals = sessions.machine._sessions[slot.name].arrivals
-    arrivals.first_s, arrivals.interval_s = 0.02, 0.002
-    sessions.receive(slot, 9)
-    return slot
-
-
-def draft_wait_s(sessions: Sessions) -> float:
-    """Return how long passes were held, in all."""
-    return sessions.registry.get_sample_value("picospec:draft_wait_seconds_sum") or 0.0
 
 
 async def test_a_prompt_is_read_in_pieces_but_for_its_last_token_with_which_a_pass_begins() -> (
@@ -52,34 +34,6 @@ async def test_a_prompt_is_read_in_pieces_but_for_its_last_token_with_which_a_pa
 
     assert engine.calls == [(2, 0, 4), (2, 4, 4), (2, 8, 2), [(2, 0)], [(2, 0)]]
     assert engine.beginnings == [(10, 3), (11, TOKEN)]
-
-
-async def test_the_latency_of_passes_is_learned_by_their_rows() -> None:
-    engine = RecordingEngine(pass_s=0.01)
-    async with scheduling(engine) as sessions:
-        slot = sessions.open(prompt=(1,), max_tokens=3)
-        sessions.receive(slot, TOKEN)
-        sessions.assign(slot, 0)
-        await text_of(slot)
-
-    assert sessions.machine.latency.of(2) == pytest.approx(0.01)
-
-
-async def test_others_stream_on_while_a_prompt_is_read() -> None:
-    engine = RecordingEngine()
-    async with scheduling(engine) as sessions:
-        first = sessions.open(max_tokens=200)
-        second = sessions.open(prompt=(1,) * 41, max_tokens=1)
-        sessions.assign(first, 0)
-        await first.next()
-        sessions.assign(second, 1)
-        await text_of(second)
-        sessions.close(first)
-
-    begin = next(i for i, call in enumerate(engine.calls) if call[:2] == (1, 0))
-    turns = engine.calls[begin : begin + 20]
-    kinds = [isinstance(call, list) for call in turns]
-    assert kinds == [False, True] * 10
 
 
 async def test_a_prompt_is_scored_in_pieces_between_which_others_stream_on() -> None:
@@ -121,18 +75,6 @@ async def test_a_score_of_one_token_is_empty_and_a_piece_that_fails_ends_its_sco
                 await long.scores()
 
 
-async def test_draft_tokens_that_arrive_during_the_prefill_go_into_the_first_pass() -> None:
-    engine = RecordingEngine()
-    async with scheduling(engine) as sessions:
-        sessions.machine.latency.observe(1, 0.1)
-        slot = sessions.open(prompt=(1,) * 9, max_tokens=9)
-        sessions.receive(slot, *(TOKEN,) * 5)
-        sessions.assign(slot, 0)
-        await text_of(slot)
-
-    assert engine.passes[0] == [(0, 5)]
-
-
 async def test_a_pass_has_no_more_rows_than_allowed() -> None:
     engine = RecordingEngine()
     async with scheduling(engine, max_rows=10) as sessions:
@@ -151,23 +93,29 @@ async def test_a_pass_has_no_more_rows_than_allowed() -> None:
 async def test_a_hold_ends_when_the_draft_it_waited_for_does_not_arrive() -> None:
     engine = RecordingEngine(pass_s=0.1)
     async with scheduling(engine) as sessions:
-        held = waiting_session(sessions)
+        for rows in (1, 2, 17):
+            sessions.machine.latency.observe(rows, 0.1)
+        held = sessions.open(prompt=(1,), max_tokens=40, fill="auto")
+        arrivals = sessions.machine._sessions[held.name].arrivals
+        arrivals.first_s, arrivals.interval_s = 0.02, 0.002
+        sessions.receive(held, 9)  # it is rejected, and the next pass waits for another one
         sessions.assign(held, 0)
         async with asyncio.timeout(2):
             for _ in range(2):
                 await held.next()
         sessions.close(held)
 
-        assert draft_wait_s(sessions) >= 0.02
+        waited_s = sessions.registry.get_sample_value("picospec:draft_wait_seconds_sum")
+        assert waited_s is not None
+        assert waited_s >= 0.02
     assert engine.passes[:2] == [[(0, 1)], [(0, 0)]]
 
 
-@pytest.mark.parametrize("count", [1, 3])
-async def test_a_pass_that_fails_ends_its_sessions_and_no_other(count: int) -> None:
+async def test_a_pass_that_fails_ends_its_sessions_and_no_other() -> None:
     engine = RecordingEngine()
     engine.fails_at = 2
     async with scheduling(engine) as sessions:
-        slots = [sessions.open(prompt=(1,)) for _ in range(count)]
+        slots = [sessions.open(prompt=(1,)) for _ in range(3)]
         for i, slot in enumerate(slots):
             sessions.assign(slot, i)
         for slot in slots:
@@ -195,23 +143,6 @@ async def test_a_reader_that_fails_loses_its_session_and_no_other() -> None:
             await failing.over
 
 
-async def test_what_a_pass_generates_for_a_session_that_left_is_dropped() -> None:
-    engine = RecordingEngine()
-    engine.gate.clear()
-    async with scheduling(engine) as sessions:
-        gone = sessions.open(prompt=(1,))
-        session = sessions.machine.session(gone.name)
-        sessions.assign(gone, 0)
-        await asyncio.sleep(0.02)
-        sessions.close(gone)
-        successor = sessions.open(prompt=(1,) * 3, max_tokens=2)
-        sessions.assign(successor, 0)
-        engine.gate.set()
-
-        assert await text_of(successor) == [TOKEN, TOKEN]
-        assert session.committed == []
-
-
 # A free sequence goes to the prompt it suits best.
 
 
@@ -223,45 +154,43 @@ def places(*held: tuple[int, ...]) -> KvSlots:
     return made
 
 
-def test_a_prompt_gets_the_sequence_it_shares_most_with() -> None:
-    made = places((1, 2), (1, 2, 3, 4), (9,))
+@pytest.mark.parametrize(
+    ("held", "prompt", "place"),
+    [
+        ([(1, 2), (1, 2, 3, 4), (9,)], (1, 2, 3, 4, 5), (1, 4)),
+        ([(1, 2), (9,)], (1, 2, 7), (0, 2)),
+        ([(1, *range(100)), ()], (1, 7), (1, 0)),
+        ([(1, 2, 3)], (1, 2), (0, 1)),
+    ],
+    ids=[
+        "the sequence that it shares most with",
+        "the shorter one, of which nothing is lost",
+        "an empty one, which spoils no long conversation",
+        "all but its last token, which is always decoded",
+    ],
+)
+def test_a_prompt_gets(
+    held: list[tuple[int, ...]], prompt: tuple[int, ...], place: tuple[int, int]
+) -> None:
+    made = places(*held)
 
-    assert made.take((1, 2, 3, 4, 5)) == (1, 4)
-    assert made.take((1, 2, 7)) == (0, 2)
-    assert made.free == 1
+    assert made.take(prompt) == place
+    assert made.free == len(held) - 1
 
 
-def test_a_short_prompt_does_not_spoil_a_long_conversation() -> None:
-    assert places((1, *range(100)), ()).take((1, 7)) == (1, 0)
-
-
-def test_the_last_token_of_a_prompt_is_always_decoded() -> None:
-    assert places((1, 2, 3)).take((1, 2)) == (0, 1)
-
-
-def test_where_none_is_free_none_is_taken() -> None:
-    with pytest.raises(ValueError, match="empty"):
-        places().take((1,))
-
-
-def turns(made: KvSlots, *conversations: int, count: int) -> list[int]:
-    """Let conversations take turns, each 10 tokens longer than the last; return how many tokens
-    each turn of the last round found."""
-    texts = {name: [name] * 20 for name in conversations}
-    for _ in range(count):
+def test_conversations_that_are_over_do_not_keep_their_sequences() -> None:
+    """Three that take turns, each 10 tokens longer than the last, find all of it at last."""
+    made = places(*((100 + i,) * 1000 for i in range(4)))
+    texts = [[name] * 20 for name in (1, 2, 3)]
+    for _ in range(40):
         found = []
-        for text in texts.values():
+        for text in texts:
             sequence, common = made.take(text)
             found.append(common)
             made.release(sequence, tuple(text))
             text.extend(text[-1:] * 10)
-    return found
 
-
-def test_conversations_that_are_over_do_not_keep_their_sequences() -> None:
-    over = places(*((100 + i,) * 1000 for i in range(4)))
-
-    assert turns(over, 1, 2, 3, count=40) == [400, 400, 400]
+    assert found == [400, 400, 400]
 
 
 def test_a_long_conversation_outlives_many_short_prompts() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -19,25 +19,20 @@ import pytest_asyncio
 from local_models.errors import CannotOpen
 from local_models.llama_cpp.model import Model
 from speculation.distributions import Logits
-from speculation.messages import Finish, Open, Sampling
+from speculation.messages import Finish, Sampling
 from speculation.model_facts import Limits, TokenId
 from speculation.verify_machine import Verdict
 from speculation.verify_session import VerifyingSession
 from tests.local_models.llama_cpp.hybrids import MTP, write
+from tests.verifier.fake_target import opening
 from tests.verifier.served_llama import (
     PROMPTS,
     TEMPERATURES,
     job_of,
     plain,
     serving,
+    serving_head,
     with_drafts,
-)
-from tests.verifier.target_promises import (  # noqa: F401
-    test_a_session_goes_on_after_committed_tokens_as_if_it_had_generated_them,
-    test_separate_runs_end_to_end,
-    test_sessions_beyond_the_slots_wait_their_turn,
-    test_sessions_side_by_side_do_not_change_each_other,
-    test_the_next_turn_reads_only_what_is_new_and_generates_the_same,
 )
 from verifier.host import Host
 from verifier.llama_target.mtp_head import Pick
@@ -64,16 +59,7 @@ def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def host(path: Path) -> AsyncIterator[Host]:
-    """A target whose head drafts before each pass, whether it pays or not."""
-    async with serving(path, LIMITS, head="mtp") as opened:
-        machine = opened.ready()._machine  # type: ignore[attr-defined]
-
-        def heads_to_draft(names: Collection[str], *_: float) -> tuple[Collection[str], int]:
-            sessions = {name: machine.session(name) for name in names}
-            going = [n for n, each in sessions.items() if each.may_begin and each.head_room]
-            return going, HEAD_TOKENS if going else 0
-
-        machine.heads_to_draft = heads_to_draft
+    async with serving_head(path, LIMITS) as opened:
         yield opened
 
 
@@ -167,15 +153,8 @@ async def test_the_heads_state_after_passes_is_that_of_the_text_that_they_commit
     observed: tuple[Observed, Observed],
 ) -> None:
     fresh, used = observed
-    request = Open(
-        "m",
-        "v",
-        TEXT[:20],
-        max_tokens=50,
-        sampling=Sampling(temperature=0.0),
-        seed=0,
-        stop_tokens=(),
-    )
+    greedy = Sampling(temperature=0.0)
+    request = opening(prompt=TEXT[:20], max_tokens=50, sampling=greedy, stop_tokens=())
     session = VerifyingSession(request, LIMITS, vocabulary_size=259, u=repeat(0.5))
     used.reads(text := [*TEXT[:20]])
 

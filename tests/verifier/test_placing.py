@@ -1,4 +1,4 @@
-"""What a verifier's settings make of a machine's devices, without any device."""
+"""What a verifier's settings make of a machine's devices and a model, without any device."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from local_models.errors import CannotOpen
 from local_models.llama_cpp.context_length import state_bytes
 from local_models.llama_cpp.devices import Device, Placement
 from local_models.llama_cpp.model import Model
-from tests.local_models.llama_cpp.hybrids import write
+from tests.local_models.llama_cpp.hybrids import ARCHITECTURES, ROLLBACK, write
 from verifier.llama_target import placing
+from verifier.llama_target.pass_runner import PassRunner
 from verifier.llama_target.placing import CHECKPOINTS, Plan
 from verifier.settings import LlamaSettings
 
@@ -50,7 +51,6 @@ def test_device_backend_placement_and_exactness_are_part_of_what_shapes_a_text()
     ]
 
     assert len({str(plan.shapes) for plan in plans}) == len(plans)
-    assert Plan(LlamaSettings(threads=2), [CARD]).shapes == plans[1].shapes
 
 
 def test_states_of_recurrent_layers_are_counted_and_must_fit(
@@ -73,3 +73,13 @@ def test_states_of_recurrent_layers_are_counted_and_must_fit(
     assert on_card.tokens(tmp_path / "model.gguf", max_verify=16) == 2048
     with pytest.raises(CannotOpen, match="for the states of recurrent layers"):
         on_card.tokens(tmp_path / "model.gguf", max_verify=4000)
+
+
+@pytest.mark.parametrize("architecture", sorted({*ARCHITECTURES} - {*ROLLBACK}))
+def test_what_cannot_be_taken_back_is_refused_by_its_name(
+    architecture: str, tmp_path: Path
+) -> None:
+    path = write(architecture, tmp_path / "model.gguf")
+
+    with pytest.raises(CannotOpen, match=f"the recurrent layers of {architecture} back"):
+        PassRunner(path, LlamaSettings(threads=1), max_rows=9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import subprocess
 import sys
@@ -15,15 +14,9 @@ from pyqwest import Client, HTTPTransport, HTTPVersion
 
 from bench.run.services import free_port
 from speculation.messages import Fault
+from tests.gateway.orphans import is_alive, until_gone
 from tests.guards import GUARD_S
-from tests.verifier.conftest import (
-    ROOT,
-    fake_command,
-    fake_verifier,
-    http2_client,
-    running,
-    until,
-)
+from tests.verifier.conftest import ROOT, fake_verifier, http2_client, until
 from tests.verifier.down import opened
 from tests.verifier.fake_target import HANGS, STALLS, opening
 
@@ -32,20 +25,6 @@ def worker_of(parent: int) -> int:
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     (worker,) = map(int, children)
     return worker
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-async def gone(pid: int) -> None:
-    async with asyncio.timeout(GUARD_S):
-        while is_running(pid):  # noqa: ASYNC110 - another process
-            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -69,12 +48,12 @@ async def test_what_runs_ends_with_a_fault_and_then_the_process(
                 process.send_signal(number)
                 await until(partial(drains, client))
             (fault,) = await stream.rest()
-        await gone(process.pid)
+        assert await until_gone(process.pid)
 
     assert isinstance(fault, Fault)
     assert (fault.code, fault.retryable) == ("shutting_down", True)
     assert process.returncode == 0
-    assert not is_running(worker)
+    assert not is_alive(worker)
 
 
 async def drains(client: httpx.AsyncClient) -> bool:
@@ -92,46 +71,24 @@ async def test_a_target_that_hangs_ends_its_sessions_and_the_process() -> None:
             await stream.opened()
             (fault,) = await stream.rest()
             health = await client.get("/health")
-        await gone(process.pid)
+        assert await until_gone(process.pid)
 
     assert isinstance(fault, Fault)
     assert (fault.code, fault.retryable) == ("target_failed", True)
     assert (health.status_code, health.json()["error"]["code"]) == (503, "failed")
     assert process.returncode == 1
-    assert not is_running(worker)
+    assert not is_alive(worker)
 
 
 async def test_the_worker_does_not_outlive_a_killed_parent() -> None:
     with fake_verifier() as (process, url):
         worker = worker_of(process.pid)
         process.kill()
-        await gone(worker)
+        assert await until_gone(worker)
 
     async with http2_client(url) as client:
         with pytest.raises(httpx.ConnectError):
             await client.get("/health")
-
-
-async def test_while_the_target_loads_the_process_is_healthy_and_not_ready() -> None:
-    port = free_port()
-    with running(fake_command(port, model="")) as process:
-        async with http2_client(f"http://127.0.0.1:{port}") as client:
-            health = await _get(client, "/health")
-            answers = [await _get(client, path) for path in ("/ready", "/v1/model-facts")]
-
-    assert process.returncode == 0
-    assert (health.status_code, health.json()) == (200, {"status": "ok", "state": "loading"})
-    for answer in answers:
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "loading")
-
-
-async def _get(client: httpx.AsyncClient, path: str) -> httpx.Response:
-    async with asyncio.timeout(GUARD_S):
-        while True:
-            try:
-                return await client.get(path)
-            except httpx.TransportError:
-                await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize(
