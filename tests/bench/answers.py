@@ -73,9 +73,8 @@ def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
 def results(*answers: Answer) -> Results:
     host = Host("a processor", 2, 8.0, "Linux", "3.11", 0.0)
     models = {"target": "big", "draft": "small"}
-    link: dict[str, float | None] = {"jitter_ms": 0.0}
     settings: Settings = {"tokens": 10, "repeats": 1}
-    return Results(host, "abc123", models, link, settings, rows(answers), list(answers))
+    return Results(host, "abc123", models, settings, rows(answers), list(answers))
 
 
 # A simulated answer, alone on a host where a draft step takes a tenth of a pass.
