@@ -332,33 +332,20 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.mark.models
-def test_the_edge_answers_as_the_target_alone(running: Running) -> None:
-    assert running.process.poll() is None
-    assert running.answer(running.edge_port) == running.answer(running.verifier_port)
-
-
-@pytest.mark.models
-def test_both_ends_are_as_far_apart_as_asked(running: Running) -> None:
-    url, headers = (
-        f"http://127.0.0.1:{running.edge_port}/status",
-        {"authorization": f"Bearer {KEY}"},
-    )
-    (verifier,) = httpx.get(url, headers=headers, trust_env=False).json()["verifiers"]
-
-    assert verifier["rtt_ms"] >= RTT_MS
-    assert not verifier["url"].endswith(f":{running.verifier_port}")
-
-
-@pytest.mark.models
-def test_the_target_runs_with_exact_weights(running: Running) -> None:
-    store = open_store(running.environment)
+def test_the_edge_answers_as_the_target_alone_from_as_far_away_as_asked(
+    running: Running,
+) -> None:
+    url = f"http://127.0.0.1:{running.edge_port}/status"
+    headers = {"authorization": f"Bearer {KEY}"}
     given = Path(running.environment["PICOSPEC_CACHE"]) / "mine.gguf"
 
-    found = store.find(str(given), "target")
+    (verifier,) = httpx.get(url, headers=headers, trust_env=False).json()["verifiers"]
 
-    assert not is_exact(given)
-    assert is_exact(found.path)
-    assert found.name == "mine"
+    assert running.answer(running.edge_port) == running.answer(running.verifier_port)
+    assert verifier["rtt_ms"] >= RTT_MS
+    assert not verifier["url"].endswith(f":{running.verifier_port}")
+    exact = open_store(running.environment).find(str(given), "target")
+    assert (exact.name, is_exact(exact.path), is_exact(given)) == ("mine", True, False)
 
 
 @pytest.mark.models
