@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 import numpy as np
 
@@ -17,7 +15,7 @@ from bench.simulator.source import Source, dense
 from bench.simulator.world import Arm, simulate
 from bench.traces import Trace
 from speculation.distributions import distribution
-from speculation.model_facts import Limits, TokenId
+from speculation.model_facts import Limits
 from speculation.noise import noise_index
 
 ANSWER = Answer(
@@ -32,23 +30,6 @@ ANSWER = Answer(
 def answer(arm: str, seconds: float, **fields: object) -> Answer:
     """Return an answer that is as ANSWER, but for these fields."""
     return msgspec.structs.replace(ANSWER, arm=arm, seconds=seconds, **fields)
-
-
-def right_trace(
-    prompt: tuple[TokenId, ...],
-    tokens: Sequence[TokenId],
-    *,
-    family: str = "code",
-    name: str = "code/0",
-    temperature: float = 0.0,
-) -> Trace:
-    """Return the trace of an answer whose every draft token is the target's."""
-    text, logits = np.array(tokens, np.int32), np.zeros((len(tokens), 1), np.float32)
-    never = np.full((len(tokens), 1), -1, np.int32)
-    return Trace(
-        family, name, temperature, 7, np.array(prompt, np.int32), text, text[:, None], logits,
-        never, logits,
-    )  # fmt: skip
 
 
 V = 16

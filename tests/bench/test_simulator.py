@@ -62,11 +62,13 @@ def test_a_curve_is_straight_between_its_points_and_beyond_the_last() -> None:
 
 
 @pytest.mark.parametrize("rtt_ms", [0, 10, 300])
-def test_the_cloud_commits_a_token_a_pass_at_any_distance(rtt_ms: float) -> None:
-    answer = run(Arm(), synthetic(0.8, 50), rtt_ms=rtt_ms)
+def test_the_cloud_and_colocated_speculation_know_no_distance(rtt_ms: float) -> None:
+    cloud = run(Arm(), synthetic(0.8, 50), rtt_ms=rtt_ms)
+    near = run(colocated(4), synthetic(1.0, 1000), rtt_ms=rtt_ms)
 
-    assert answer.tokens_per_s == pytest.approx(1 / PASS_S)
-    assert answer.ttft_s == pytest.approx(rtt_ms / 1000)
+    assert cloud.tokens_per_s == pytest.approx(1 / PASS_S)
+    assert cloud.ttft_s == pytest.approx(rtt_ms / 1000)
+    assert near.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * DRAFT_S), rel=0.01)
 
 
 @given(
@@ -106,13 +108,6 @@ def test_a_round_takes_drafting_a_round_trip_and_a_pass_unless_its_drafting_was_
     assert synchronous == {rounded(miss)}
     assert published <= {rounded(hit), rounded(miss)}
     assert rounded(hit) in published or alpha < 0.9
-
-
-@pytest.mark.parametrize("rtt_ms", [0, 300])
-def test_colocated_speculation_knows_no_distance(rtt_ms: float) -> None:
-    answer = run(colocated(4), synthetic(1.0, 1000), rtt_ms=rtt_ms)
-
-    assert answer.tokens_per_s == pytest.approx(5 / (PASS_S + 4 * DRAFT_S), rel=0.01)
 
 
 @pytest.mark.parametrize("tokens", [64, 300])
@@ -220,13 +215,6 @@ def test_after_its_own_miss_the_draft_model_drafts_what_the_trace_has() -> None:
     assert source.draft([99, 40]).token >= WRONG
 
 
-def test_after_a_miss_every_draft_token_misses() -> None:
-    source = synthetic(1.0, 10)
-
-    assert source.draft([0, 1]).token == 2
-    assert source.draft([0, 9]).token not in source.tokens
-
-
 def test_a_cell_holds_the_best_gamma_and_the_speed_up_over_cloud() -> None:
     group = Group("code", 0.0, [synthetic(1.0, 60)])
 
@@ -317,15 +305,6 @@ def test_branches_are_fewer_at_greater_depth() -> None:
     assert branches_by_depth(7, 2, acceptance=0.5) == [4, 2, 1]
     assert branches_by_depth(3, 3, acceptance=0.0) == [3, 0, 0, 0]
     assert branches_by_depth(4, 3, acceptance=1.0) == [1, 1, 1, 1]
-
-
-def test_only_a_depth_with_branches_is_looked_up() -> None:
-    rounds, cached = (
-        run(arm, synthetic(0.9, 800, hits=1.0), rtt_ms=100)
-        for arm in (paper(8), acespec(8, branches=1))
-    )
-
-    assert rounds.tokens_per_s < cached.tokens_per_s < 1.05 * rounds.tokens_per_s
 
 
 def test_branches_slow_the_chain_where_a_step_costs_more_for_them() -> None:

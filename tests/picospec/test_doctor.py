@@ -122,16 +122,6 @@ def test_a_port_held_by_a_stranger_fails_and_names_the_way_out() -> None:
     assert "EDGE_PORT" in held.remedy
 
 
-def test_a_report_is_well_only_when_every_finding_is() -> None:
-    screen = Screen()
-    good, bad = Finding("a", True, "fine", "unused"), Finding("b", False, "broken", "mend it")
-
-    assert report([good], screen)
-    assert not report([good, bad], screen)
-    assert "mend it" in screen.text
-    assert "unused" not in screen.text
-
-
 # What the doctor finds of backends and devices, and on the way to a verifier.
 
 HOST = Device("CPU", "a processor", "CPU", "cpu", 1 << 30, 1 << 30)
@@ -174,12 +164,13 @@ def facts(**named: int) -> ModelFacts:
 def test_a_report_says_of_each_finding_how_good_it_is_and_what_to_do(
     finding: Finding, verdict: str, said: str
 ) -> None:
-    screen = Screen(width=400)
+    screen, good = Screen(width=400), Finding("a", True, "fine", "unused")
 
-    assert report([finding], screen) is (verdict != "fail")
-    _, line, *_ = screen.text.splitlines()
+    assert report([good, finding], screen) is (verdict != "fail")
+    *_, line = screen.text.splitlines()
     assert line.split()[0] == verdict
-    assert said in screen.text
+    assert said in line
+    assert "unused" not in screen.text
 
 
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:

@@ -71,14 +71,6 @@ def commands() -> Iterator[tuple[tuple[str, ...], click.Command]]:
     yield ("bench",), get_command(bench_app)
 
 
-def test_each_command_has_a_short_option_for_help() -> None:
-    for words, command in commands():
-        if command.context_settings.get("help_option_names") != []:  # it is passed on
-            parent = click.Context(get_command(app), **get_command(app).context_settings)
-            context = command.make_context("x", [], parent=parent, resilient_parsing=True)
-            assert "-h" in context.help_option_names, words
-
-
 def test_no_word_of_a_help_text_is_taken_for_markup() -> None:
     texts = [each for _, command in commands() for each in (command, *command.params)]
     for text in filter(None, (getattr(each, "help", None) for each in texts)):

@@ -59,24 +59,18 @@ def test_the_edge_shows_its_verifier_a_key_that_both_have(
     assert "PICOSPEC_VERIFIER_KEY" not in Plan(api_key="k").services()[1].environment
 
 
-def test_each_end_gets_its_port_and_the_edge_the_verifiers_address() -> None:
-    verifier, edge = Plan(edge_port=1, verifier_port=2).services()
+def test_each_target_has_a_verifier_at_the_next_port_and_the_edge_their_addresses() -> None:
+    given = {"verifier": ("--model", "a"), "edge": ("--draft", "auto")}
+    *verifiers, edge = Plan(1, 2, arguments=given, others=[("--model", "b")]).services()
 
     python, here = sys.executable, ("--host", "127.0.0.1")
-    assert verifier.command == (python, "-P", "-m", "verifier", "--port", "2", *here)
-    assert edge.command[:8] == (python, "-P", "-m", "edge_agent", "--port", "1", *here)
-    assert edge.command[8:] == ("--verifier-url", "http://127.0.0.1:2")
-
-
-def test_each_further_target_has_a_verifier_at_the_next_port() -> None:
-    given = {"verifier": ("--model", "a"), "edge": ("--draft", "auto")}
-    first, second, edge = Plan(1, 2, arguments=given, others=[("--model", "b")]).services()
-
-    assert [each.url.rpartition(":")[2] for each in (first, second)] == ["2", "3"]
-    assert (first.command[-1], second.command[-1]) == ("a", "b")
-    urls = [edge.command[i + 1] for i, w in enumerate(edge.command) if w == "--verifier-url"]
-    assert urls == ["http://127.0.0.1:2", "http://127.0.0.1:3"]
-    assert edge.command[-2:] == ("--draft", "auto")
+    for service, port, model in zip(verifiers, ("2", "3"), ("a", "b"), strict=True):
+        listens = ("--port", port, *here, "--model", model)
+        assert service.command == (python, "-P", "-m", "verifier", *listens)
+        assert service.url == f"http://127.0.0.1:{port}"
+    urls = [word for each in verifiers for word in ("--verifier-url", each.url)]
+    more = ("--port", "1", *here, *urls, "--draft", "auto")
+    assert edge.command == (python, "-P", "-m", "edge_agent", *more)
 
 
 def test_settings_of_one_file_reach_each_end_by_its_environment(
@@ -216,21 +210,17 @@ def test_threads_are_shared_where_cores_are_not(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.models
-def test_a_target_of_the_hub_is_fetched_and_made_exact(store: Store) -> None:
-    arguments = prepare(ModelChoice("o/small-GGUF", "none"), store, Screen())
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_target_of_the_hub_is_fetched_and_made_exact_unless_a_device_takes_it(
+    on_device: bool, store: Store
+) -> None:
+    choice = ModelChoice("o/small-GGUF", "none")
+
+    arguments = prepare(choice, store, Screen(), on_device=on_device)
 
     assert arguments["verifier"] == ("--target", "llama", "--model", "o/small-GGUF")
     assert arguments["edge"] == ("--draft", "none")
-    found = store.find("o/small-GGUF", "target")
-    assert found.name == "small"
-    assert is_exact(found.path)
-
-
-@pytest.mark.models
-def test_a_device_takes_the_weights_as_they_are(store: Store) -> None:
-    prepare(ModelChoice("o/small-GGUF", "none"), store, Screen(), on_device=True)
-
-    assert not is_exact(store.find("o/small-GGUF", "target").path)
+    assert is_exact(store.find("o/small-GGUF", "target").path) is not on_device
 
 
 @pytest.mark.models
