@@ -128,12 +128,6 @@ def test_a_number_in_words_is_that_of_the_code(name: str) -> None:
     assert set(shown) == {NUMBERS[COUNTS[name]]}
 
 
-def test_a_version_of_vllm_that_was_tried_in_part_is_named_so() -> None:
-    both = re.compile(r"0\.32,? (?:or|and) 0\.33(?! \[?in part)")
-
-    assert {name for name, text in TEXTS.items() if both.search(text)} == set()
-
-
 def test_texts_for_users_of_a_wheel_name_nothing_that_only_a_clone_has() -> None:
     prose = runpy.run_path(str(ROOT / "scripts/prose.py"))
     targets = "|".join(re.findall(r"^([a-z][a-z0-9-]+)(?: \S+)*:(?!=)", MAKEFILE, re.M))

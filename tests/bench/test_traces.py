@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from itertools import accumulate, groupby
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -128,43 +127,11 @@ async def test_scripted_edges_draft_what_a_real_target_generates() -> None:
 
 # The scenarios are long work: each arm goes on from its own answers, turn by turn.
 
-CHARACTERS_A_TOKEN = 3.9
-"""Of these texts in Qwen's tokenizer."""
-
-SCENARIOS: dict[str, list[Prompt]] = defaultdict(list)
-for _prompt in read(families=["agent", "held-out", "long"]):
-    SCENARIOS[_prompt.scenario].append(_prompt)
-
-AGENTS = [name for name in SCENARIOS if not name.startswith("long")]
-
-
-def tokens(turns: list[Prompt]) -> list[int]:
-    """The prompt's tokens before each answer, without the answers before."""
-    characters = accumulate((len(t.prompt) for t in turns), initial=len(turns[0].system))
-    return [round(n / CHARACTERS_A_TOKEN) for n in list(characters)[1:]]
-
-
-@pytest.mark.parametrize("name", AGENTS)
-def test_a_conversation_has_6_to_8_turns_and_ends_at_8_to_16k_tokens(name: str) -> None:
-    turns = SCENARIOS[name]
-
-    assert 6 <= len(turns) <= 8
-    assert 8_000 <= tokens(turns)[-1] + 250 * (len(turns) - 1) <= 16_000
-    assert [turn.turn for turn in turns] == list(range(len(turns)))
-
-
-def test_the_questions_about_one_long_text_differ_in_their_last_line_only() -> None:
-    questions = [SCENARIOS[name][0] for name in SCENARIOS if name not in AGENTS]
-
-    assert len({question.prompt.rpartition("\n")[0] for question in questions}) == 1
-    assert len({question.prompt for question in questions}) == len(questions) == 4
-    assert 7_000 <= tokens([questions[0]])[0] <= 9_000
-
 
 def test_scenarios_are_read_only_by_name_and_counted_as_conversations() -> None:
     assert not any(prompt.scenario for prompt in read())
     assert {p.scenario for p in read(families=["agent", "code"], per_family=2)} == {
-        "", *AGENTS[:2]
+        "", "agent/ngrams", "agent/uplink"
     }  # fmt: skip
 
 
@@ -187,7 +154,7 @@ def test_a_conversation_follows_its_own_arms_answers_in_order() -> None:
 
 def test_a_turn_whose_last_one_has_no_answer_is_not_asked() -> None:
     with pytest.raises(ValueError, match="agent/ngrams/2"):
-        Conversation().before(SCENARIOS["agent/ngrams"][1])
+        Conversation().before(read(families=["agent"])[1])
 
 
 def test_no_arm_finds_what_another_arm_or_link_left_and_no_services_see_a_turn_twice() -> None:

@@ -35,7 +35,6 @@ from local_models.llama_cpp.library import INSTALL, Library
 from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.segments import Segment
 from local_models.store import open_store
-from local_models.vocabulary import Vocabulary
 from picospec.backends import findings as backends
 from picospec.draft_checks import (
     check_edge_memory,
@@ -43,7 +42,6 @@ from picospec.draft_checks import (
     check_pace,
     check_speed,
     check_vocabulary,
-    draft_choice,
 )
 from picospec.expecting import CONTEXT_TOKENS, SAMPLE_TOKENS, MeasuredPace, TimedTarget, agreed
 from picospec.findings import Finding, report
@@ -234,25 +232,6 @@ def test_what_stopped_the_edge_is_named_with_a_remedy(
     assert all(finding.ok for finding in before)
     assert (last.subject, last.ok) == (subject, False)
     assert remedy in last.remedy
-
-
-@pytest.mark.parametrize(
-    ("chosen", "name"),
-    [
-        ({"draft_model": "none"}, None),
-        ({"draft_model": "small"}, "small"),
-    ],
-)
-def test_a_draft_model_is_the_one_that_the_settings_name_unless_they_want_none(
-    chosen: dict[str, str], name: str | None, tmp_path: Path
-) -> None:
-    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
-    vocabulary = Vocabulary((b"a",), frozenset(), frozenset())
-
-    choice = draft_choice(load(None, {}, chosen), store, FACTS, vocabulary)
-
-    assert choice.name == name
-    assert ("want none" in choice.why) is (name is None)
 
 
 @pytest.mark.system
