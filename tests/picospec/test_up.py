@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import signal
@@ -18,7 +17,7 @@ import pytest
 
 from bench.run.services import free_port
 from gateway.hosting.cores import Pins
-from gateway.hosting.processes import Service, ServiceError
+from gateway.hosting.processes import ServiceError
 from gateway.hosting.settings import WrongSettings
 from local_models.errors import UnknownModel
 from local_models.gguf import is_exact
@@ -30,21 +29,6 @@ from picospec.up import Plan, check_free, check_plain, read_settings, up, usage_
 from tests.guards import GUARD_S
 from tests.local_models.hub_server import FakeHub
 from tests.picospec.screen import Screen
-
-FAKE = str(Path(__file__).parents[1] / "gateway" / "fake_service.py")
-
-
-def plan() -> Plan:
-    return Plan(edge_port=free_port(), verifier_port=free_port(), ready_within_s=10)
-
-
-def fakes(planned: Plan, *edge_manner: str) -> tuple[Service, Service]:
-    def fake(name: str, port: int, *manner: str) -> Service:
-        command = (sys.executable, FAKE, str(port), *manner)
-        return Service(name, command, f"http://127.0.0.1:{port}")
-
-    edge = fake("edge", planned.edge_port, *edge_manner)
-    return fake("verifier", planned.verifier_port), edge
 
 
 def test_the_edge_shows_its_verifier_a_key_that_both_have(
@@ -128,32 +112,14 @@ def test_tls_is_refused_by_the_name_that_asks_for_it(
 
 
 @pytest.mark.system
-async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal() -> None:
-    planned, screen = plan(), Screen()
-
-    async with asyncio.timeout(GUARD_S):
-        running = asyncio.create_task(up(planned, fakes(planned), screen))
-        while "a browser" not in screen.text:  # noqa: ASYNC110 (a console has no events)
-            await asyncio.sleep(0.02)
-        signal.raise_signal(signal.SIGTERM)
-        await running
-
-    assert f"\nOpen http://127.0.0.1:{planned.edge_port}/ in a browser.\n" in screen.text
-    assert f"http://127.0.0.1:{planned.edge_port}/v1/chat/completions" in screen.text
-    assert "edge | stopping" in screen.text
-    check_free(planned.edge_port, "EDGE_PORT")
-    check_free(planned.verifier_port, "VERIFIER_PORT")
-
-
-@pytest.mark.system
 async def test_a_port_in_use_is_an_error_before_anything_starts() -> None:
-    planned = plan()
+    planned = Plan(edge_port=free_port(), verifier_port=free_port())
     with socket.socket() as other:
         other.bind(("127.0.0.1", planned.edge_port))
         other.listen()
 
         with pytest.raises(ServiceError, match=f"port {planned.edge_port} .*EDGE_PORT"):
-            await up(planned, fakes(planned), Screen())
+            await up(planned, planned.services(), Screen())
 
 
 def test_the_usage_lines_name_a_key_and_never_show_it() -> None:
@@ -277,7 +243,7 @@ class Running:
     edge_port: int
     verifier_port: int
     environment: dict[str, str]
-    process: subprocess.Popen[str]
+    said: str
 
     def answer(self, port: int) -> str:
         body = {
@@ -313,12 +279,15 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         cwd=project, env=environment, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
-    for line in process.stdout:
-        if "PicoSpec is up" in line:
-            break
-    yield Running(edge, verifier, environment, process)
+    said = [next(process.stdout)]
+    while "in a browser" not in said[-1]:
+        said.append(next(process.stdout))
+    yield Running(edge, verifier, environment, "".join(said))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=GUARD_S)
+    rest, _ = process.communicate(timeout=GUARD_S)
+    assert (process.returncode, "edge | " in rest) == (0, True), rest
+    check_free(edge, "EDGE_PORT")
+    check_free(verifier, "VERIFIER_PORT")
 
 
 @pytest.mark.models
@@ -331,6 +300,7 @@ def test_the_edge_answers_as_the_target_alone_from_as_far_away_as_asked(
 
     (verifier,) = httpx.get(url, headers=headers, trust_env=False).json()["verifiers"]
 
+    assert f"\nOpen http://127.0.0.1:{running.edge_port}/ in a browser.\n" in running.said
     assert running.answer(running.edge_port) == running.answer(running.verifier_port)
     assert verifier["rtt_ms"] >= RTT_MS
     assert not verifier["url"].endswith(f":{running.verifier_port}")
