@@ -82,8 +82,8 @@ PAGE = Path(__file__).with_name("report.md")
 
 
 def test_a_report_is_as_report_md_shows(request: pytest.FixtureRequest) -> None:
-    """Rivals are at their best round, another text is shown from where it differs, and an
-    answer in one piece is in no speed-up of long work."""
+    """Rivals are at their best round. A text that differs is shown from there. An answer in one
+    piece is in no speed-up of long work."""
     page = markdown(results(*ANSWERS))
 
     if request.config.getoption("update"):

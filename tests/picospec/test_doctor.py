@@ -35,6 +35,7 @@ from local_models.llama_cpp.library import INSTALL, Library
 from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.segments import Segment
 from local_models.store import open_store
+from local_models.vocabulary import Vocabulary
 from picospec.backends import findings as backends
 from picospec.draft_checks import (
     check_edge_memory,
@@ -42,6 +43,7 @@ from picospec.draft_checks import (
     check_pace,
     check_speed,
     check_vocabulary,
+    draft_choice,
 )
 from picospec.expecting import CONTEXT_TOKENS, SAMPLE_TOKENS, MeasuredPace, TimedTarget, agreed
 from picospec.findings import Finding, report
@@ -232,6 +234,17 @@ def test_what_stopped_the_edge_is_named_with_a_remedy(
     assert all(finding.ok for finding in before)
     assert (last.subject, last.ok) == (subject, False)
     assert remedy in last.remedy
+
+
+def test_a_draft_model_is_the_one_that_the_settings_name_unless_they_want_none(
+    tmp_path: Path,
+) -> None:
+    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+    vocabulary = Vocabulary((b"a",), frozenset(), frozenset())
+
+    for named, name in {"none": None, "small": "small"}.items():
+        settings = load(None, {}, {"draft_model": named})
+        assert draft_choice(settings, store, FACTS, vocabulary).name == name
 
 
 @pytest.mark.system
