@@ -20,7 +20,7 @@
 # make test-vllm-matrix                 one identity test on several versions of vLLM
 # make gpu-check [MODEL=NAME] [HEAD=JSON]   on a GPU host: judge, start-up, texts and speed in one report
 # make gpu-check-quick [MODEL=NAME]     the most of it within ten minutes, our verifier first
-# make gpu-kernels [PYTHON=python3]     on a GPU host with torch and Triton, but without vLLM: 90 seconds
+# make gpu-kernels [PYTHON=python3]     on a GPU host with torch, but without vLLM: 90 seconds
 # make docs                             builds the site of the documents, build/site/index.html
 # make release                          builds sdist and wheel in dist/ and tries them: docs/release.md
 # make lock [ARGS=--upgrade]            renews the lock files, see scripts/lock.sh

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -70,25 +69,14 @@ def processor_s_by_title(group: int) -> dict[str, float]:
     """Return the processor seconds of the living processes of a group, by their titles; those
     with the same title together. A process that sets no title has its command as one."""
     spent_s: dict[str, float] = {}
-    for title, fields in _processes(group):
-        ticks = int(fields[11]) + int(fields[12])
-        spent_s[title] = spent_s.get(title, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
-    return spent_s
-
-
-def resident_bytes(group: int) -> int:
-    """Return the memory of the living processes of a group; 0 if not on Linux."""
-    return sum(int(fields[21]) for _, fields in _processes(group)) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _processes(group: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield the title and the counters (proc(5), from `state` on) of each living process."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError):
-            fields = stat.read_text().rpartition(")")[2].split()
+            fields = stat.read_text().rpartition(")")[2].split()  # proc(5), from `state` on
             if int(fields[2]) == group:
                 title = stat.with_name("cmdline").read_text().replace("\0", " ").strip()
-                yield title, fields
+                ticks = int(fields[11]) + int(fields[12])
+                spent_s[title] = spent_s.get(title, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
+    return spent_s
 
 
 def stolen_s(stat: Path = Path("/proc/stat")) -> float:

@@ -60,7 +60,6 @@ def _conditions(results: Results) -> list[str]:
         "host": f"{host.processor}, {host.cores} cores, {host.memory_gib:g} GiB, {host.system}",
         "commit": f"{results.commit}{' (files differed)' if results.commit[-1] == '+' else ''}",
         **results.models,
-        **{f"link {name}": value for name, value in results.link.items()},
         **results.settings,
     }
     plain = {k: ", ".join(v) if isinstance(v, list) else str(v) for k, v in facts.items()}

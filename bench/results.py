@@ -1,6 +1,6 @@
 """The results of a run are its answers, as they arrived, and rows computed from the answers.
 
-A file contains {"host", "commit", "models", "link", "settings", "rows", "answers"}. A row
+A file contains {"host", "commit", "models", "settings", "rows", "answers"}. A row
 covers one arm, family, link and temperature; its figures are over all its prompts and repeats.
 """
 
@@ -155,7 +155,6 @@ class Results(msgspec.Struct, frozen=True):
     host: Host
     commit: str
     models: dict[str, str]
-    link: dict[str, float | None]
     settings: Settings
     rows: list[Row]
     answers: list[Answer]

@@ -57,10 +57,9 @@ class Trace:
     @classmethod
     def load(cls, path: Path) -> Trace:
         """Read a file of `save`. Raises ValueError if it is not a trace."""
-        with np.load(path) as data:  # older files have "astray" in names
-            named = {name.replace("astray_", "after_miss_"): name for name in data}
+        with np.load(path) as data:
             try:
-                return cls(**{f.name: _plain(data[named[f.name]]) for f in fields(cls)})
+                return cls(**{f.name: _plain(data[f.name]) for f in fields(cls)})
             except KeyError as error:
                 raise ValueError(f"{path} is not a trace: {error}") from None
 

@@ -3,7 +3,7 @@
 The target answers two short prompts alone, then once more while the draft model works beside
 it: on one machine they share the memory. The draft model reads the answers, which shows how
 many of its tokens the target would accept. Over 324 pairs of such times the formula's gain
-was 0.76 to 1.42 times the simulator's, and 1.03 in the mean (tests/bench/test_expecting.py).
+was 0.76 to 1.42 times the simulator's, and 1.03 in the mean (tests/bench/test_simulator.py).
 """
 
 from __future__ import annotations

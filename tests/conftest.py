@@ -61,7 +61,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--update", action="store_true", help="write the corpora of tests/gateway anew"
+        "--update", action="store_true", help="write anew what corpora and pages expect"
     )
     parser.addoption("--long", action="store_true", help="also what is marked as long")
 

@@ -31,7 +31,6 @@ SYSTEM: Final = (
     "hostile/test_transport.py",
     "hostile/test_verifier.py",
     "local_models/grammars/test_compiler.py",
-    "picospec/test_rooms.py",
     "picospec/test_systems.py",
     "verifier/test_process.py",
     "verifier/vllm_target/test_children.py",

@@ -1,4 +1,4 @@
-"""Documents tell a reader to type what exists: commands, options, make's targets, modules."""
+"""Documents name what exists: commands, options, modules, make's targets, rooms and figures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typer.main import get_command
 from edge_agent.link.failover_policy import State, Trigger
 from picospec.known_clients import read_clients
 from picospec.main import app
+from tests.sources import FILES, ROOMS
 from verifier.options import SETTINGS
 
 ROOT: Final = Path(__file__).parents[1]
@@ -127,12 +128,6 @@ def test_a_number_in_words_is_that_of_the_code(name: str) -> None:
     assert set(shown) == {NUMBERS[COUNTS[name]]}
 
 
-def test_a_version_of_vllm_that_was_tried_in_part_is_named_so() -> None:
-    both = re.compile(r"0\.32,? (?:or|and) 0\.33(?! \[?in part)")
-
-    assert {name for name, text in TEXTS.items() if both.search(text)} == set()
-
-
 def test_texts_for_users_of_a_wheel_name_nothing_that_only_a_clone_has() -> None:
     prose = runpy.run_path(str(ROOT / "scripts/prose.py"))
     targets = "|".join(re.findall(r"^([a-z][a-z0-9-]+)(?: \S+)*:(?!=)", MAKEFILE, re.M))
@@ -165,3 +160,55 @@ def test_models_names_the_sibling_of_each_family() -> None:
 
     page = TEXTS["models.md"].casefold()
     assert {each for each in names if f"sibling {each}".casefold() not in page} == set()
+
+
+# The page on the architecture names rooms, files and imports that exist.
+
+ARCHITECTURE: Final = (ROOT / "docs/architecture.md").read_text("utf-8")
+
+
+def test_every_room_is_named() -> None:
+    places = ARCHITECTURE.partition("## Where things live")[2].partition("## The walk")[0]
+    named = re.findall(r"\w+", " ".join(re.findall(r"`[^`]*`", places)))
+
+    rooms = {path.parent.name for path in FILES if path.name == "__init__.py"}
+
+    assert rooms
+    assert rooms <= set(named), rooms - set(named)
+
+
+def test_every_file_that_it_names_exists() -> None:
+    named = re.findall(r"`([a-z_/]+\.py)`", ARCHITECTURE)
+
+    missing = [name for name in named if not any(str(f).endswith(f"/{name}") for f in FILES)]
+
+    assert named
+    assert not missing
+
+
+def test_each_arrow_of_the_walk_is_an_import() -> None:
+    wrong, folder, count = [], Path(), 0
+    walk = ARCHITECTURE.partition("## The walk")[2].partition("## Where a")[0]
+    for chain in re.findall(r"`[a-z_/0-9]+\.py`(?: → `[a-z_/0-9]+\.py`)+", walk):
+        before = ""
+        for name in re.findall(r"`([^`]+)`", chain):
+            file = folder / name if (ROOT / folder / name).is_file() else Path(name)
+            parent, leaf = ".".join(file.parent.parts), file.stem
+            used = rf"from {parent}(\.{leaf} import|\b import .*\b{leaf}\b)"
+            wrong += [chain] if before and not re.search(used, before) else []
+            count, folder, before = count + 1, file.parent, (ROOT / file).read_text()
+
+    assert count > 20
+    assert wrong == []
+
+
+def test_the_diagram_has_the_layers_of_the_import_rules() -> None:
+    svg = (ROOT / "docs" / "architecture.svg").read_text()
+    rows = dict[int, set[str]]()
+    for y, room in re.findall(r'y="(\d+)"><tspan class="head">(\w+)/', svg):
+        rows.setdefault(int(y), set()).add(room)
+
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = [set(re.findall(r"\w+", each)) for each in rules["contracts"][0]["layers"]]
+    assert [rows[y] for y in sorted(rows)] == layers
+    assert set.union(*layers) == set(ROOMS)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import pytest
 
 from tests.guards import guarded
-from tests.virtual_time import Gate
 
 
 @pytest.mark.parametrize(
@@ -32,32 +31,12 @@ def test_what_is_real_fails_a_core_test(deed: Callable[[socket.socket], object])
     assert len(deeds) == 1
 
 
-async def test_an_hour_passes_at_once_by_every_monotonic_clock() -> None:
-    begun, real = time.monotonic(), time.time()
-
-    await asyncio.sleep(3600)
-
-    assert time.monotonic() - begun == pytest.approx(3600)
-    assert asyncio.get_running_loop().time() == time.monotonic()
-    assert time.time() - real < 3600
-
-
 async def test_no_time_passes_while_a_thread_works() -> None:
     goes_on = threading.Event()
     asyncio.get_running_loop().call_soon(goes_on.set)
 
     async with asyncio.timeout(1e-6):
         await asyncio.to_thread(lambda: goes_on.wait() and sum(range(10**6)))
-
-
-async def test_time_passes_while_a_thread_is_stuck() -> None:
-    gate = Gate()
-    gate.clear()
-    asyncio.get_running_loop().call_later(60, gate.set)
-
-    await asyncio.to_thread(gate.wait)
-
-    assert time.monotonic() == pytest.approx(60)
 
 
 async def test_a_wait_that_nothing_ends_fails_at_once() -> None:

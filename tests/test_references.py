@@ -1,7 +1,8 @@
-"""The pages of docs/ that `make reference` writes have what the code has."""
+"""The pages that `make reference` writes, and the files in configs/, have what the code has."""
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 from collections.abc import Iterator
@@ -11,7 +12,11 @@ from typing import Final
 import pytest
 
 from edge_agent.settings import EdgeSettings
+from gateway.hosting.settings import as_environment
+from picospec.configuration import SERVICES
+from picospec.up import read_settings
 from verifier.settings import VerifierSettings
+from verifier.vllm_target.conflicts import RULES
 
 ROOT: Final = Path(__file__).parents[1]
 ROOMS: Final = ("edge_agent", "gateway", "local_models", "picospec", "speculation", "verifier")
@@ -54,3 +59,54 @@ def test_each_metric_that_the_code_names_is_in_the_reference() -> None:
     page = (ROOT / "docs/metrics.md").read_text()
     assert len(metrics) > 10
     assert {each for each in metrics if each not in page} == set()
+
+
+# Every file in configs/ is accepted by the service it is for, and holds the true defaults.
+
+CONFIGS: Final = ROOT / "configs"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PICOSPEC_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_file_of_a_service_has_every_setting_with_its_default(service: str) -> None:
+    file, kind = CONFIGS / f"{service}.toml", SERVICES[service]
+
+    named = set(re.findall(r"^(?:# )?\[?(\w+)", file.read_text(), re.MULTILINE))
+    loaded, default = kind.load(file, {}, {}), kind.load(None, {}, {})
+
+    assert set(kind.model_fields) - set(kind.secrets) - {"verifier_url"} <= named
+    assert loaded.model_dump() == default.model_dump()
+
+
+def test_local_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    put(read_settings(CONFIGS / "local.toml"), monkeypatch)
+
+    edge = EdgeSettings.load(None, {}, {})
+    cloud = VerifierSettings.load(None, {}, {})
+
+    assert edge.draft_model == cloud.model == "qwen2.5-coder"
+    assert (edge.slots, cloud.llama.slots) == (4, 4)
+
+
+def test_local_vllm_toml_sets_up_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    put(read_settings(CONFIGS / "local-vllm.toml"), monkeypatch)
+
+    edge = EdgeSettings.load(None, {}, {})
+    cloud = VerifierSettings.load(None, {}, {})
+
+    assert edge.draft_model == "qwen2.5-coder"
+    assert (cloud.target, cloud.served_name) == ("vllm", "qwen2.5-coder-1.5b")
+    assert cloud.vllm["max_num_seqs"] == edge.slots
+    assert not {rule.option for rule in RULES} & cloud.vllm.keys()
+
+
+def put(tables: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the variables that `picospec up` sets for these tables."""
+    for service in ("edge", "verifier"):
+        for name, value in as_environment(service.upper(), tables[service]).items():
+            monkeypatch.setenv(name, value)

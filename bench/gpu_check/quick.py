@@ -49,7 +49,6 @@ from bench.gpu_check.engines import (
 )
 from bench.gpu_check.loads import UNPLUGGED
 from bench.gpu_check.parts import Check, Found, NotRun, command, fenced
-from bench.host import resident_bytes
 from bench.identity import TIMEOUT_S
 from bench.run.rivals import PLAIN, Rival
 from bench.run.services import READY_WITHIN_S, VLLMS_PORT, Services, ServicesPlan, free_port
@@ -283,7 +282,7 @@ class Quick:
             return False, why
         seconds = perf_counter() - began_s
         what = "vLLM" if plan.rival else "The verifier, with its self-test,"
-        memory = await self._memory(services)
+        memory = await self._memory()
         quoted = fenced("\n".join([memory, *quoted_lines(self.log)]))
         return True, f"{what} was ready after {seconds:.0f} s.\n\n{quoted}"
 
@@ -318,12 +317,11 @@ class Quick:
             return 0
         return len(listed.splitlines()) if found else 0
 
-    async def _memory(self, services: Services) -> str:
-        if self.device == "cuda":
-            options = "--query-gpu=memory.used,memory.total", "--format=csv"
-            return (await command("nvidia-smi", *options))[1]
-        held = sum(map(resident_bytes, services.pids.values()))
-        return f"processes hold {held / 2**20:.0f} MiB"
+    async def _memory(self) -> str:
+        if self.device == "cpu":
+            return ""
+        options = "--query-gpu=memory.used,memory.total", "--format=csv"
+        return (await command("nvidia-smi", *options))[1]
 
     async def _own(self, name: str, services: Services) -> Found:
         """Compare texts of sessions with those of requests without one, in one engine. In a

@@ -211,8 +211,6 @@ def run(
     ] = "cloud,picospec,sync:4,paper:4",
     rtt: options.Rtt = "10",
     rate: Annotated[str, typer.Option(help="Mbit/s each way, e.g. 100,0.064.")] = "",
-    jitter: Annotated[float, typer.Option(help="The RTT varies by so much, ms.")] = 0.0,
-    loss: Annotated[float, typer.Option(help="Probability of a lost segment.")] = 0.0,
     families: options.Families = "",
     prompts: options.Prompts = SHIPPED,
     per_family: options.PerFamily = None,
@@ -238,7 +236,7 @@ def run(
         plan = Plan(
             parse(arms),
             read(prompts, options.names(families), per_family),
-            [Conditions(rtt_ms, jitter, rate_mbit, loss) for rate_mbit, rtt_ms in links],
+            [Conditions(rtt_ms, rate_mbit=rate_mbit) for rate_mbit, rtt_ms in links],
             options.numbers(temperatures), tokens, repeats, seed,
             questions_per_engine,
         )  # fmt: skip
@@ -311,8 +309,7 @@ class Run:
                     yield f"{turn.arm.name}: {full} ends before {turn.prompt.id}: {error}"
 
     def _nothing_yet(self) -> Results:
-        plan, services, first = self.plan, self.services, self.plan.links[0]
-        link: dict[str, float | None] = {"jitter_ms": first.jitter_ms, "loss": first.loss}
+        plan, services = self.plan, self.services
         settings: Settings = {
             "arms": [arm.name for arm in plan.arms], "tokens": plan.tokens,
             "repeats": plan.repeats, "seed": plan.seed,
@@ -320,7 +317,7 @@ class Run:
             "edge_cores": _listed(services.edge_cores),
             "driver_cores": _listed(os.sched_getaffinity(0)),
         }  # fmt: skip
-        return Results(this_host(), commit(), services.models, link, settings, [], [])
+        return Results(this_host(), commit(), services.models, settings, [], [])
 
 
 async def _answered(turn: Turn, arm: LiveArm, conversation: Conversation) -> Answer:

@@ -69,8 +69,7 @@ def run(turn: Turn, checkout: Path, more: Sequence[str]) -> None:
         return
     unfinished = finished.with_suffix(".unfinished")
     files = ("--prompts", str(turn[1]), "--json", str(unfinished))
-    package = "picospec.bench" if (checkout / "cli").is_dir() else "bench"
-    command = (sys.executable, "-m", package, "run", *BENCH_OPTIONS, *more, *files)
+    command = (sys.executable, "-m", "bench", "run", *BENCH_OPTIONS, *more, *files)
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     subprocess.run(command, cwd=checkout, env=environment, check=True)
     unfinished.rename(finished)

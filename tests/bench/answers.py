@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 import numpy as np
 
@@ -17,7 +15,7 @@ from bench.simulator.source import Source, dense
 from bench.simulator.world import Arm, simulate
 from bench.traces import Trace
 from speculation.distributions import distribution
-from speculation.model_facts import Limits, TokenId
+from speculation.model_facts import Limits
 from speculation.noise import noise_index
 
 ANSWER = Answer(
@@ -32,23 +30,6 @@ ANSWER = Answer(
 def answer(arm: str, seconds: float, **fields: object) -> Answer:
     """Return an answer that is as ANSWER, but for these fields."""
     return msgspec.structs.replace(ANSWER, arm=arm, seconds=seconds, **fields)
-
-
-def right_trace(
-    prompt: tuple[TokenId, ...],
-    tokens: Sequence[TokenId],
-    *,
-    family: str = "code",
-    name: str = "code/0",
-    temperature: float = 0.0,
-) -> Trace:
-    """Return the trace of an answer whose every draft token is the target's."""
-    text, logits = np.array(tokens, np.int32), np.zeros((len(tokens), 1), np.float32)
-    never = np.full((len(tokens), 1), -1, np.int32)
-    return Trace(
-        family, name, temperature, 7, np.array(prompt, np.int32), text, text[:, None], logits,
-        never, logits,
-    )  # fmt: skip
 
 
 V = 16
@@ -73,9 +54,8 @@ def trace(temperature: float = 1.0, family: str = "code", n: int = 24) -> Trace:
 def results(*answers: Answer) -> Results:
     host = Host("a processor", 2, 8.0, "Linux", "3.11", 0.0)
     models = {"target": "big", "draft": "small"}
-    link: dict[str, float | None] = {"jitter_ms": 0.0}
     settings: Settings = {"tokens": 10, "repeats": 1}
-    return Results(host, "abc123", models, link, settings, rows(answers), list(answers))
+    return Results(host, "abc123", models, settings, rows(answers), list(answers))
 
 
 # A simulated answer, alone on a host where a draft step takes a tenth of a pass.

@@ -15,13 +15,12 @@ from typing import cast
 
 import httpx
 import pytest
-from msgspec.structs import replace
 from scipy.stats import fisher_exact
 
 from bench.capacity import Figures, Row
 from bench.gpu_check import __main__ as command_line
 from bench.gpu_check import quick
-from bench.gpu_check.engines import PLUGGED, Engines
+from bench.gpu_check.engines import MERGED, PLUGGED, STOCK, Engines
 from bench.gpu_check.loads import AGAIN, UNPLUGGED
 from bench.gpu_check.parts import Check, NotRun, command
 from bench.gpu_check.quick import Quick, compared, differing
@@ -34,49 +33,48 @@ from speculation.messages import Sampling
 from tests.verifier.vllm_target.v2.tiny import make
 
 ANY = ServicesPlan("any", "any", {})
+HEAD = '{"method": "eagle3"}'
 
 
 def engines(head: str = "") -> Engines:
     return Engines(ANY, (), 8, (1, 16), head)
 
 
-async def fine() -> tuple[bool, str]:
-    return True, "a figure"
+async def ended(result: tuple[bool, str] | BaseException) -> tuple[bool, str]:
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
-async def wrong() -> tuple[bool, str]:
-    return False, "another figure"
+DIED = ServiceDied("verifier", 1, ["CUDA error: out of memory"])
+DIED_SO = "```\nServiceDied: the verifier ended with status 1\nCUDA error: out of memory\n```"
 
 
-async def raising(error: BaseException) -> tuple[bool, str]:
-    raise error
-
-
-async def test_a_part_passes_or_fails_by_what_it_found() -> None:
+@pytest.mark.parametrize(
+    ("result", "verdict", "found"),
+    [
+        ((True, "a figure"), "PASS", "a figure"),
+        ((False, "a figure"), "FAIL", "a figure"),
+        (DIED, "FAIL", DIED_SO),
+        (ExceptionGroup("", [DIED]), "FAIL", DIED_SO),
+        (NotRun("this device is too old"), "not run", "this device is too old"),
+    ],
+    ids=["right", "wrong", "a service dies", "in a group", "not supported"],
+)
+async def test_whatever_ends_a_part_is_its_result_and_the_next_part_is_run(
+    result: tuple[bool, str] | BaseException, verdict: str, found: str
+) -> None:
     check = Check(["a note"])
 
-    assert await check.run("one", 9.0, fine)
-    assert not check.failed
-    assert not await check.run("two", 9.0, wrong)
+    passed = await check.run("one", 9.0, partial(ended, result))
+    assert await check.run("next", 9.0, partial(ended, (True, "")))
 
-    assert check.failed
+    assert (passed, check.failed) == (verdict == "PASS", verdict == "FAIL")
     report = check.finish()
-    assert report.startswith("# GPU check: FAIL\n\na note\n\n")
-    assert "| one | PASS | 0 |" in report
-    assert "## two: FAIL\n\nanother figure" in report
-
-
-async def test_whatever_ends_a_part_is_its_result_and_the_next_part_is_run() -> None:
-    check = Check()
-    died = ServiceDied("verifier", 1, ["CUDA error: out of memory"])
-
-    await check.run("dies", 9.0, partial(raising, died))
-    await check.run("dies in a group", 9.0, partial(raising, ExceptionGroup("", [died])))
-    assert await check.run("next", 9.0, fine)
-
-    assert [part.verdict for part in check.parts] == ["FAIL", "FAIL", "PASS"]
-    for part in check.parts[:2]:
-        assert "ServiceDied: the verifier ended with status 1\nCUDA error" in part.found
+    title = {"PASS": "PASS", "FAIL": "FAIL", "not run": "PASS, 1 not run"}[verdict]
+    assert report.startswith(f"# GPU check: {title}\n\na note\n\n")
+    assert f"| one | {verdict} | 0 |\n| next | PASS | 0 |" in report
+    assert f"## one: {verdict}\n\n{found}\n" in report
 
 
 async def test_a_part_that_takes_too_long_fails() -> None:
@@ -97,43 +95,39 @@ async def test_a_check_that_is_ended_leaves_its_report_so_far(tmp_path: Path) ->
     out = tmp_path / "folder" / "report.md"
     check = Check(out=out)
 
-    await check.run("one", 9.0, fine)
+    await check.run("one", 9.0, partial(ended, (True, "")))
     assert out.read_text().startswith("# GPU check: not finished\n")
     with pytest.raises(asyncio.CancelledError):
-        await check.run("two", 9.0, partial(raising, asyncio.CancelledError()))
+        await check.run("two", 9.0, partial(ended, asyncio.CancelledError()))
     assert "## two: FAIL\n\nIt was ended from outside." in out.read_text()
 
 
-def test_a_report_says_in_its_title_that_parts_were_not_run() -> None:
-    check = Check()
-    check.skip("There is no head.", "merged")
-
-    assert check.finish().startswith("# GPU check: PASS, 1 not run\n")
-
-
 async def test_a_command_that_fails_shows_its_last_errors_where_it_printed_nothing() -> None:
-    failing = "import sys; print('a figure' * int(sys.argv[1])); sys.exit('no such device')"
+    script = "import sys; print('a figure' * int(sys.argv[1])); sys.exit(sys.argv[2])"
+    failing = partial(command, sys.executable, "-c", script)
 
-    assert await command(sys.executable, "-c", "print('a figure')") == (
-        True,
-        "a figure",
-    )
-    assert await command(sys.executable, "-c", failing, "1") == (False, "a figure")
-    right, found = await command(sys.executable, "-c", failing, "0")
-    assert not right
-    assert found == "```\nno such device\n```"
+    assert await command("echo", "a figure") == (True, "a figure")
+    assert await failing("1", "no such device") == (False, "a figure")
+    assert await failing("0", "no such device") == (False, "```\nno such device\n```")
 
 
-async def test_without_a_gpu_the_host_fails_and_no_other_part_is_run(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("has_gpu", [False, True])
+async def test_a_host_without_a_gpu_or_a_fitting_driver_fails_before_anything_starts(
+    has_gpu: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
+    if has_gpu:
+        (smi := tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100, 535.1'\n")
+        smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(command_line, "TRIAL", "raise SystemExit('the driver is too old')")
     found = engines()
 
     await command_line._run("cuda", Serving(found))
 
-    assert [part.verdict for part in found.check.parts] == ["FAIL", *["not run"] * 5]
-    assert "nvidia-smi" in found.check.parts[0].found
+    host, *others = found.check.parts
+    assert [host.verdict, *(part.verdict for part in others)] == ["FAIL", *["not run"] * 5]
+    assert ("does not run on this driver" in host.found) is has_gpu
+    assert ("the driver is too old" if has_gpu else "nvidia-smi") in host.found
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,42 +155,47 @@ async def test_the_edge_may_be_little_slower_than_cloud_at_either_load(
     assert "| 1 | cloud | 5.0 | 250 |\n| 1 | picospec | 10.0 | 250 |" in found[1]
 
 
-def row(sessions: int, tokens_per_s: float) -> Row:
-    return Row(sessions, "cloud", Figures(tokens_per_s, 1.0, 1.0, 5.0, 9.0, 1.0), 0.5)
+def row(sessions: int, tokens_per_s: float, busy_share: float = 0.5) -> Row:
+    figures = Figures(tokens_per_s, 1.0, 1.0, 5.0, 9.0, 1.0)
+    return Row(sessions, "cloud", figures, busy_share)
 
 
 @pytest.mark.parametrize(
-    ("plugged", "again", "right"),
-    [(90.0, None, True), (89.0, None, False), (50.0, 55.0, True), (50.0, 99.0, False)],
-)
-async def test_the_plugin_may_not_slow_down_requests_without_sessions(
-    plugged: float, again: float | None, right: bool
+    ("rates", "right", "told"),
+    [
+        ({PLUGGED: 90.0}, True, f"| 16 | {PLUGGED} | 90.0 | 0.90 |"),
+        ({PLUGGED: 89.0}, False, "too slow"),
+        ({PLUGGED: 50.0, UNPLUGGED + AGAIN: 55.0}, True, "not steady"),
+        ({PLUGGED: 50.0, UNPLUGGED + AGAIN: 99.0}, False, "too slow"),
+        ({PLUGGED: 99.0, quick.FAST: 90.0}, True, f"| 16 | {quick.FAST} | 90.0 | 0.90 |"),
+        ({PLUGGED: 99.0, quick.FAST: 89.0}, False, "too slow"),
+        ({PLUGGED: 99.0, STOCK + "head": 10.0, MERGED + "head": 8.0}, False, "0.80 of the"),
+        ({}, False, "0.9 is the least"),
+    ],
+    ids=[
+        "the plugin costs little", "much", "less than the host itself", "much, measured twice",
+        "sessions are little slower", "much", "than the head alone", "nothing is measured",
+    ],
+)  # fmt: skip
+async def test_the_plugin_and_sessions_may_be_little_slower_than_what_they_replace(
+    rates: Mapping[str, float], right: bool, told: str
 ) -> None:
-    """Stock made 100 tokens/s before, and `again` where it was measured again."""
-    found = engines()
-    for sessions in (1, 16):
-        found.loads.add(UNPLUGGED, row(sessions, 100.0))
-        found.loads.add(PLUGGED, row(sessions, 100.0))
-    found.loads.add(PLUGGED, row(16, plugged))
-    if again is not None:
-        found.loads.add(UNPLUGGED + AGAIN, row(16, again))
+    found = engines(HEAD)
+    found.loads.add(UNPLUGGED, row(16, 100.0))
+    for name, tokens_per_s in rates.items():
+        found.loads.add(name, row(16, tokens_per_s))
 
     verdict, table = await found.table()
 
     assert verdict == right
-    assert f"| 16 | {PLUGGED} | {plugged:.1f} | {plugged / 100:.2f} |" in table
-    assert ("too slow" in table) == (not right)
-    assert ("not steady" in table) == (again == 55.0)
+    assert told in table
 
 
 @pytest.mark.parametrize("full", [UNPLUGGED, PLUGGED])
 async def test_no_ratio_is_concluded_from_clients_that_are_full(full: str) -> None:
     found = engines()
-    found.loads.add(UNPLUGGED, replace(row(16, 100.0), busy_share=0.5))
-    found.loads.add(PLUGGED, replace(row(16, 50.0), busy_share=0.5))
-    assert not (await found.table())[0]
-    busy = replace(found.loads.rows[16, full], busy_share=0.95)
-    found.loads.add(full, busy)
+    for name, tokens_per_s in ((UNPLUGGED, 100.0), (PLUGGED, 50.0)):
+        found.loads.add(name, row(16, tokens_per_s, 0.95 if name == full else 0.5))
 
     with pytest.raises(NotRun, match="16 at once: not measured, the clients were full"):
         await found.table()
@@ -204,18 +203,6 @@ async def test_no_ratio_is_concluded_from_clients_that_are_full(full: str) -> No
     found.loads.add(PLUGGED, row(1, 100.0))
     found.loads.add(UNPLUGGED, row(1, 100.0))
     assert (await found.table())[0]
-
-
-@pytest.mark.parametrize(("tokens_per_s", "right"), [(90.0, True), (89.0, False)])
-async def test_sessions_may_not_be_slower_than_requests_without_one(
-    tokens_per_s: float, right: bool
-) -> None:
-    found = engines()
-    for name in (UNPLUGGED, PLUGGED):
-        found.loads.add(name, row(16, 100.0))
-    found.loads.add(quick.FAST, row(16, tokens_per_s))
-
-    assert (await found.table())[0] == right
 
 
 class Started(Engines):
@@ -241,39 +228,21 @@ async def test_what_a_slow_engine_is_compared_with_is_measured_again_once() -> N
     await found.check_again()
 
     names = [part.name for part in found.check.parts]
-    assert names == [UNPLUGGED, f"{UNPLUGGED}, n-gram", UNPLUGGED + AGAIN]
-    assert [key for key in found.loads.rows if key[1] == UNPLUGGED + AGAIN] == [
-        (16, UNPLUGGED + AGAIN)
-    ]
+    assert names == [UNPLUGGED, STOCK + "n-gram", UNPLUGGED + AGAIN]
+    again = [key for key in found.loads.rows if key[1] == UNPLUGGED + AGAIN]
+    assert again == [(16, UNPLUGGED + AGAIN)]
 
 
-async def test_sessions_may_not_slow_down_vllms_own_speculation() -> None:
-    found = Started(ANY, (), 8, (1,), head='{"method": "eagle3"}')
-    await found.check_stock()
-    await found.check_merged("cuda")
-    found.loads.add(PLUGGED, row(1, 10.0))
-    assert (await found.table())[0]
+@pytest.mark.parametrize(("device", "verdict"), [("cpu", "not run"), ("cuda", "PASS")])
+async def test_sessions_are_merged_with_vllms_own_speculation_on_a_gpu(
+    device: str, verdict: str
+) -> None:
+    found = Started(ANY, (), 8, (1, 16), HEAD)
 
-    found.loads.add("PicoSpec merged with head", row(1, 8.0))
+    await found.check_merged(device)
 
-    right, table = await found.table()
-    assert not right
-    assert (
-        "PicoSpec merged with head, 1 at once: 0.80 of the tokens/s of stock vLLM, head"
-        in table
-    )
-
-
-async def test_on_a_cpu_nothing_is_merged_and_a_table_without_loads_fails() -> None:
-    found = engines(head='{"method": "eagle3"}')
-
-    await found.check_merged("cpu")
-
-    assert [(part.name, part.verdict) for part in found.check.parts] == [
-        ("PicoSpec merged with n-gram", "not run"),
-        ("PicoSpec merged with head", "not run"),
-    ]
-    assert not (await found.table())[0]
+    parts = [(part.name, part.verdict) for part in found.check.parts]
+    assert parts == [(MERGED + "n-gram", verdict), (MERGED + "head", verdict)]
 
 
 @pytest.mark.parametrize("group", [(0, 12), (1, 12), (4, 12), (12, 12)])
@@ -313,20 +282,6 @@ def test_what_differs_beyond_the_compared_tokens_does_not_count() -> None:
     group, expected = {"a": [[*long, 1], [8, *long]]}, {"a": [[*long, 2], long]}
     assert differing(group, expected) == (1, 2)
     assert not compared(texts(), texts(), {})[0]
-
-
-def test_the_quick_check_starts_its_engines_and_ours_first() -> None:
-    plans = [plan for _, plan, _ in Quick(engines(), "cpu").groups(Path())]
-    ours, _, sync, invariant, _, unequal, two = plans
-
-    assert [plan.rival is None for plan in plans] == [True, False, False, *[True] * 4]
-    assert unequal.environment["PICOSPEC_VERIFIER__SPECULATION__UNEQUAL_GRAPHS"] == "true"
-    assert sync.verifier_arguments == ("--vllm.async-scheduling", "false")
-    assert invariant.environment["VLLM_BATCH_INVARIANT"] == "1"
-    assert two.verifier_arguments[-2:] == ("--vllm.tensor-parallel-size", "2")
-    for _, plan, _ in Quick(engines()).groups(Path()):
-        assert "--vllm.cudagraph-metrics" in plan.verifier_arguments
-    assert Services(ours).plain_url.endswith(ours.verifier_arguments[-1])
 
 
 @dataclass
@@ -431,33 +386,6 @@ async def test_a_batch_invariant_start_fails_unless_vllm_alone_does_not_answer_e
     assert "warm_up() got an argument" in found.check.parts[0].found
 
 
-async def test_a_driver_that_does_not_fit_torch_is_named_before_anything_starts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (smi := tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100, 535.1'\n")
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(command_line, "TRIAL", "raise SystemExit('the driver is too old')")
-    found = engines()
-
-    await command_line._run("cuda", Serving(found))
-
-    host, *others = found.check.parts
-    assert host.verdict == "FAIL"
-    assert "does not run on this driver" in host.found
-    assert "the driver is too old" in host.found
-    assert {part.verdict for part in others} == {"not run"}
-
-
-async def test_what_vllm_does_not_support_is_not_run() -> None:
-    async def unsupported() -> tuple[bool, str]:
-        raise NotRun("this device is too old")
-
-    check = Check()
-    assert not await check.run("batch-invariant", 9.0, unsupported)
-    assert check.finish().startswith("# GPU check: PASS, 1 not run\n")
-
-
 @pytest.mark.long
 @pytest.mark.vllm
 def test_the_quick_check_runs_to_its_end_beside_vllm(tmp_path: Path) -> None:
@@ -500,7 +428,7 @@ def test_the_kernels_need_torch_and_numpy_alone_and_the_machine_msgspec() -> Non
 
 @pytest.mark.vllm
 def test_the_kernels_are_measured_where_there_is_no_gpu_either(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("torch")
     report = tmp_path / "report.md"
     command = sys.executable, "-m", "bench.gpu_check.kernels", "--out", str(report)
 
@@ -508,8 +436,8 @@ def test_the_kernels_are_measured_where_there_is_no_gpu_either(tmp_path: Path) -
 
     assert "FAIL" not in report.read_text()
     figures = json.loads(report.with_suffix(".json").read_text())
-    assert figures["noise"][0]["draws"] == 64
-    assert [line["rows"] for line in figures["judging by p"]] == [1, 34]
+    for judge in ("judging by noise", "judging by p"):
+        assert [line["rows"] for line in figures[judge]] == [1, 34]
     passes = [(line["rows"], line["sessions"]) for line in figures["passes"]]
     assert passes == [(1, 1), (34, 1), (34, 34)]
     assert figures["parts"]["vLLM's noise"] == "not run"  # vLLM has no Triton on a CPU
@@ -530,23 +458,3 @@ def test_scores_are_far_apart_if_noise_that_is_accepted_cannot_swap_them(
 
     assert far(logits, noises, torch.tensor([0])).tolist() == [is_far]
     assert far(logits, noises, torch.tensor([1])).tolist() == [False]
-
-
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
-def test_the_kernels_of_the_noise_compile_for_a_hopper_gpu() -> None:
-    compiler = pytest.importorskip("triton.compiler")
-    from triton.backends.compiler import GPUTarget
-
-    from bench.gpu_check import gumbel
-
-    keys = {"seeds": "*i64", "at": "*i64", "size": "i32", "BLOCK": "constexpr"}
-    drawing = {"best": "*fp32", "where": "*i64", "logits": "*fp32", "first": "*i64"}
-    for kernel, types in (
-        (gumbel._noise_kernel, {"out": "*fp32", "first": "i32"}),
-        (gumbel._draw_kernel, drawing),
-    ):
-        signature = {name: (types | keys)[name] for name in kernel.arg_names}
-        source = compiler.ASTSource(kernel, signature, {"BLOCK": gumbel.BLOCK})
-        compiled = compiler.compile(source, GPUTarget("cuda", 90, 32))
-        assert compiled.asm["cubin"]

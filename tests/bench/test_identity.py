@@ -44,7 +44,7 @@ async def compared_answers(services: Services, sessions: int) -> list[Answer]:
     return [each async for each in compared]
 
 
-async def test_everyone_is_asked_everything_so_many_at_once() -> None:
+async def test_everyone_is_asked_everything_so_many_at_once_and_compared_with_plain() -> None:
     services = Services()
 
     answers = await compared_answers(services, sessions=2)
@@ -52,11 +52,6 @@ async def test_everyone_is_asked_everything_so_many_at_once() -> None:
     asked = {(a.arm, a.prompt, a.temperature) for a in answers}
     assert len(answers) == len(asked) == 3 * 5 * 2
     assert services.most == 2
-
-
-async def test_the_edges_are_compared_with_the_plain_engine() -> None:
-    answers = await compared_answers(Services(), sessions=5)
-
     assert {a.identical for a in answers if a.arm == "plain"} == {None}
     different = [(a.arm, a.prompt) for a in answers if a.identical is False]
     assert different == [("wrong", "3")] * 2
@@ -92,30 +87,37 @@ async def test_the_tally_counts_each_arm_and_tells_each_difference() -> None:
 # Where answers part, and by how little: worked by hand.
 
 
-def quiet(position: int, piece: bytes) -> float:
-    return 0.0
-
-
 def row(token: bytes, **logprobs: float) -> TokenScores:
-    """A token and the likeliest there."""
-    top = sorted(((k.encode(), v) for k, v in logprobs.items()), key=lambda pair: -pair[1])
+    """A token and the likeliest there; "end" stands for the special token that has no piece."""
+    pairs = ((name.replace("end", "").encode(), value) for name, value in logprobs.items())
+    top = sorted(pairs, key=lambda pair: -pair[1])
     return TokenScores(token, dict(top)[token], tuple(top))
 
 
-def test_equal_answers_part_nowhere() -> None:
-    answer = [row(b"a", a=-0.5), row(b"b", b=-0.25)]
+A, Z = row(b"a", a=-0.5), row(b"z", z=-0.5)
+B, C = row(b"b", b=-0.5, c=-0.875, d=-1.0), row(b"c", b=-0.875, c=-0.5)
+NEAR_B, NEAR_C = row(b"b", b=-0.75, c=-0.875, d=-1.25), row(b"c", b=-0.75, c=-0.75, d=-1.25)
+LONGER = row(b"b", b=-0.5, end=-0.75)
 
-    assert divergence(answer, list(answer), quiet) is None
 
+@pytest.mark.parametrize(
+    ("plain", "edge", "found", "near_tie"),
+    [
+        ([A, NEAR_B], [A, NEAR_C], Divergence(1, "b", "c", 0.125, 0.0, 0.125), True),
+        ([B], [C], Divergence(0, "b", "c", 0.375, 0.375, 0.125), False),
+        ([B], [Z], Divergence(0, "b", "z", None, None, 0.125), False),
+        ([A], [A, LONGER], Divergence(1, "", "b", None, 0.25, 0.25), True),
+    ],
+    ids=["a near-tie", "more than a step in each logit", "not among the likeliest", "an end"],
+)
+def test_a_parting_tells_both_gaps_in_steps_of_the_best_logits(
+    plain: list[TokenScores], edge: list[TokenScores], found: Divergence, near_tie: bool
+) -> None:
+    parting = divergence(plain, edge, lambda *_: 0.0)
 
-def test_a_parting_tells_both_gaps_in_steps_of_the_best_logits() -> None:
-    plain = [row(b"a", a=-0.5), row(b"b", b=-0.75, c=-0.875, d=-1.25)]
-    edge = [row(b"a", a=-0.5), row(b"c", b=-0.75, c=-0.75, d=-1.25)]
-
-    found = divergence(plain, edge, quiet)
-
-    assert found == Divergence(1, "b", "c", plain_gap=0.125, edge_gap=0.0, step=0.125)
-    assert found.near_tie
+    assert parting == found
+    assert found.near_tie is near_tie
+    assert divergence(plain, list(plain), lambda *_: 0.0) is None
 
 
 def test_the_noise_of_both_tokens_counts() -> None:
@@ -124,35 +126,8 @@ def test_the_noise_of_both_tokens_counts() -> None:
     found = divergence(plain, edge, lambda position, piece: {b"b": 1.75, b"c": 0.0}[piece])
 
     assert found is not None
-    assert found.plain_gap == pytest.approx(0.25)
-    assert found.edge_gap == pytest.approx(-0.25)
-
-
-def test_a_token_that_was_not_among_the_likeliest_has_no_gap() -> None:
-    found = divergence([row(b"b", b=-0.5)], [row(b"z", z=-0.5)], quiet)
-
-    assert found is not None
-    assert found.plain_gap is None
-    assert not found.near_tie
-
-
-def test_an_answer_that_ends_sooner_parts_where_it_ends() -> None:
-    longer = [row(b"a", a=-0.5), TokenScores(b"b", -0.5, ((b"b", -0.5), (b"", -0.75)))]
-
-    found = divergence(longer[:1], longer, quiet)
-
-    assert found == Divergence(1, "", "b", plain_gap=None, edge_gap=0.25, step=0.25)
+    assert (found.plain_gap, found.edge_gap) == pytest.approx((0.25, -0.25))
 
 
 def test_logits_of_float32_lie_on_no_grid() -> None:
     assert row(b"a", a=-0.123456, b=-0.987654, c=-2.345678).step == RESOLUTION
-
-
-def test_a_gap_of_more_than_a_step_in_each_logit_is_no_near_tie() -> None:
-    plain, edge = [row(b"b", b=-0.5, c=-0.875, d=-1.0)], [row(b"c", b=-0.875, c=-0.5)]
-
-    found = divergence(plain, edge, quiet)
-
-    assert found is not None
-    assert found.step == 0.125
-    assert not found.near_tie

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -17,13 +15,12 @@ from bench.files import load
 from bench.link import Conditions
 from bench.pace.command import SERVICE
 from bench.pace.loads import Turn, figures
-from bench.pace.machine import PART, Fleet
+from bench.pace.machine import PART
 from bench.pace.results import Found
-from bench.pace.script import said
 from bench.simulator.hosts import World, gpu
 from bench.simulator.made_up import made_up
 from bench.simulator.pace import HEADS
-from bench.simulator.rivals import Head, Ngram, Speculation, Suffix, head, ngram
+from bench.simulator.rivals import Head, Ngram, Speculation, head, ngram
 from bench.simulator.source import Source, believed, synthetic
 from bench.simulator.world import Arm, simulate
 from tests.bench.answers import trace
@@ -38,24 +35,6 @@ def rate(arm: Arm, *clients: Source) -> float:
     return min(answer.tokens_per_s for answer in answers)
 
 
-def proposed(prompt: list[int], most: int = 4) -> list[int]:
-    proposer = Ngram()
-    proposer.begin(Source(prompt, (), ()))
-    return list(proposer.propose(most))
-
-
-def test_an_ngram_continues_as_at_its_first_occurrence() -> None:
-    assert proposed([1, 2, 7, 1, 2, 8, 1, 2]) == [7, 1, 2, 8]
-
-
-def test_the_longest_ngram_of_at_most_four_tokens_counts() -> None:
-    assert proposed([3, 4, 9, 2, 3, 4, 5, 2, 3, 4], most=1) == [5]
-
-
-def test_a_single_token_is_no_ngram() -> None:
-    assert proposed([1, 2, 3, 1]) == []
-
-
 def test_ngrams_are_those_of_a_search_through_the_whole_text() -> None:
     chance = Random(1)
     for _ in range(200):
@@ -67,7 +46,9 @@ def test_ngrams_are_those_of_a_search_through_the_whole_text() -> None:
                 found = text[ends[0] :][:5]
                 break
 
-        assert proposed(text, 5) == found
+        proposer = Ngram()
+        proposer.begin(Source(text, (), ()))
+        assert list(proposer.propose(5)) == found
 
 
 def test_a_rival_without_proposals_is_the_target_alone() -> None:
@@ -103,18 +84,6 @@ def test_a_wrong_head_proposes_all_its_tokens() -> None:
     proposer.begin(COPY)
 
     assert len(proposer.propose(3)) == 3
-
-
-@pytest.mark.skipif(not find_spec("arctic_inference"), reason="arctic-inference is missing")
-def test_suffix_decoding_remembers_earlier_answers() -> None:
-    proposer = Suffix(4.0, 0.1, 64)
-    first = Source([90, 91], range(20), believed(range(20), 0.9))
-    proposer.begin(first)
-    proposer.extend(first.tokens)
-    proposer.begin(Source([95, 96], range(20), believed(range(20), 0.9)))
-    proposer.extend([0, 1])
-
-    assert list(proposer.propose(4)) == [2, 3, 4, 5]
 
 
 def test_pace_writes_a_cell_for_each_point_distance_load_and_family(tmp_path: Path) -> None:
@@ -166,21 +135,15 @@ def test_the_machine_and_the_service_are_measured_at_every_number_of_sessions(
     found = load(out, Found)
     counts = [(line.part, line.load["sessions"]) for line in found.lines]
     assert counts == [(PART, 1), (PART, 3), (SERVICE, 1), (SERVICE, 2)]
-    service = found.lines[-1].figures
+    machine, service = found.lines[1].figures, found.lines[-1].figures
+    assert machine["tokens a step"] > 2 * 3  # three sessions, whose draft tokens are judged
+    timed = ("wait_s", "offer", "begin", "ran", "received")
+    assert all(machine[f"of it {name}, ms"] > 0.0 for name in timed)
     assert service["known text"] == 1.0
     assert 0.0 < service["passes a token"] <= 1.0
     assert service["of API the fake target, us a token"] > 0.0
     assert "granian" in found.versions
     assert f"{PART}\n\n| sessions |" in result.output
-
-
-def test_the_machine_judges_draft_tokens_in_every_step() -> None:
-    fleet = Fleet(4)
-
-    tokens = [fleet.step() for _ in range(40)]
-
-    assert sum(tokens) > 2 * 4 * 40  # more than two tokens a session and step
-    assert {"wait_s", "offer", "begin", "ran", "received"} == fleet.timed.spent_s.keys()
 
 
 def test_arms_are_compared_turn_by_turn_with_the_first() -> None:
@@ -194,53 +157,19 @@ def test_arms_are_compared_turn_by_turn_with_the_first() -> None:
     assert found["API, us a token"] == 100.0
 
 
-# The bench's commands that start vLLM work on tiny settings. No time is asserted.
-
-
-def lines(out: Path, *arguments: str) -> dict[str, dict[str, float]]:
-    """Run a command of the bench; return the figures of its arms."""
-    pytest.importorskip("vllm")
-    python = ("--verifier-python", sys.executable)
-    where = ("--json", str(out / "out.json"), "--tokens", "24", "--turns", "3", *python)
-    result = CliRunner().invoke(app, [*arguments, *where])
-    assert result.exit_code == 0, (result.output, result.exception)
-    return {f"{line.load['arm']}": line.figures for line in load(out / "out.json", Found).lines}
-
-
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
-def test_the_stand_in_accepts_the_scripts_draft_tokens_up_to_the_first_other() -> None:
-    pytest.importorskip("vllm")
-    from bench.pace.standin import StandInWorker, _Text
-
-    worker = StandInWorker.__new__(StandInWorker)
-    worker._texts = {"a": _Text("1,2", known=4, computed=4)}
-    right = [said("1,2", place) for place in (5, 6, 7)]
-
-    def sampled(draft: list[int], rows: int) -> list[int]:
-        counts = {"a": rows}
-        step = SimpleNamespace(
-            num_scheduled_tokens=counts, scheduled_spec_decode_tokens={"a": draft}
-        )
-        return worker._sampled("a", step)
-
-    assert sampled([], 1) == right[:1]
-    assert sampled(right[:2], 3) == right
-    assert sampled([right[0], 0], 3) == right[:2]
-    worker._texts = {"a": _Text("1,2", known=9, computed=4)}
-    assert sampled([], 4) == []
-
-
 @pytest.mark.long
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
 def test_the_stand_in_answers_by_the_script_with_and_without_the_plugin(tmp_path: Path) -> None:
-    arms = "stock,plugin,sessions,useless"
+    pytest.importorskip("vllm")
+    arms, out = "stock,plugin,sessions,useless", tmp_path / "out.json"
+    sizes = ["--passes", "12", "--clients", "2", "--rtt", "2", "--tokens", "24", "--turns", "3"]
+    where = ["--verifier-python", sys.executable, "--json", str(out), "--arms", arms]
 
-    found = lines(
-        tmp_path, "standin", "--passes", "12", "--clients", "2", "--rtt", "2", "--arms", arms
-    )
+    result = CliRunner().invoke(app, ["standin", *sizes, *where])
 
+    assert result.exit_code == 0, (result.output, result.exception)
+    found = {f"{line.load['arm']}": line.figures for line in load(out, Found).lines}
     assert [*found] == arms.split(",")
     assert all(each["known text"] == 1.0 for each in found.values())
     assert found["sessions"]["passes a token"] < 0.8 < found["useless"]["passes a token"] <= 1.0

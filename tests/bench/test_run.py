@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import cast
 
 import httpx
-import msgspec
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -26,7 +25,6 @@ from bench.run.arms import parse
 from bench.run.client import AnswerError, Client, Question, TooLong
 from bench.run.command import Plan, Run, turns
 from bench.run.live_arms import LiveArm
-from bench.run.round_policy import RoundPolicy
 from bench.run.rounds import become
 from bench.run.services import ServicesPlan
 from bench.run.versus import Key, deal, report
@@ -84,8 +82,10 @@ def plan(arms: str, repeats: int = 2) -> Plan:
     return Plan(parse(arms), PROMPTS, LINKS, (0.0, 1.0), tokens=8, repeats=repeats)
 
 
-def test_far_arms_get_every_question_once_over_every_link() -> None:
+def test_far_arms_get_every_question_once_over_every_link_with_the_repeats_seed() -> None:
     asked = list(turns(plan("cloud,picospec,sync:4")))
+
+    assert {(turn.repeat, turn.question.seed) for turn in asked} == {(0, 7), (1, 8)}
 
     for name in ("picospec", "sync:4"):
         mine = [
@@ -94,12 +94,6 @@ def test_far_arms_get_every_question_once_over_every_link() -> None:
             if turn.arm.name == name
         ]
         assert len(mine) == len(set(mine)) == 2 * 3 * 3 * 2
-
-
-def test_the_seed_changes_with_the_repeat_and_nothing_else() -> None:
-    seeds = {(turn.repeat, turn.question.seed) for turn in turns(plan("cloud,picospec"))}
-
-    assert seeds == {(0, 7), (1, 8)}
 
 
 def test_a_run_cut_short_has_prompts_of_every_family() -> None:
@@ -139,7 +133,9 @@ def test_cloud_is_measured_in_every_repeat_and_checked_at_the_last_link() -> Non
         ("picospec", "cloud"),
         ("cloud,cloud", "arm"),
         ("cloud,other", "other"),
-        ("cloud,sync:99", "sync:99"),
+        ("cloud,sync:0", "sync:0"),
+        ("cloud,sync:17", "sync:17"),
+        ("cloud,paper:x", "paper:x"),
         ("cloud,cloud-ngram:0", "cloud-ngram:0"),
         ("cloud,cloud-draft:x", "cloud-draft:x"),
         ("cloud,cloud-vllm:3", "cloud-vllm:3"),
@@ -148,12 +144,6 @@ def test_cloud_is_measured_in_every_repeat_and_checked_at_the_last_link() -> Non
 def test_arms_that_cannot_be_are_refused(arms: str, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         parse(arms)
-
-
-@pytest.mark.parametrize("text", ["sync", "sync:0", "sync:17", "paper:x", "other:4"])
-def test_what_is_no_policy_of_rounds_is_an_error_that_names_it(text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        RoundPolicy.parse(text)
 
 
 async def test_an_edge_becomes_an_arm_of_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,13 +194,16 @@ class ChunkedArm:
         return SimpleNamespace(text=text, status_code=200)
 
 
-async def test_an_edge_is_asked_until_its_draft_model_has_taken_part() -> None:
+@pytest.mark.parametrize(("has_edge", "asked"), [(True, [2, 2, 2, 64]), (False, [1, 64])])
+async def test_an_edge_is_asked_until_its_draft_model_has_taken_part(
+    has_edge: bool, asked: list[int]
+) -> None:
     arm = ChunkedArm(askings=3)
-    live = LiveArm(cast(Client, arm), cast(httpx.AsyncClient, arm), None)
+    edge = cast(httpx.AsyncClient, arm) if has_edge else None
 
-    await live.ask(QUESTION)
+    await LiveArm(cast(Client, arm), edge, None).ask(QUESTION)
 
-    assert arm.asked == [2, 2, 2, 64]
+    assert arm.asked == asked
 
 
 async def test_a_cold_question_is_asked_once_and_what_the_target_read_is_counted() -> None:
@@ -234,15 +227,6 @@ vllm:prompt_tokens_cached_total{{engine="1"}} {hits / 2}
 
     assert arm.asked == [64]
     assert costs["read_tokens"] == 1470 - 1024
-
-
-async def test_an_arm_without_an_edge_is_asked_once() -> None:
-    arm = ChunkedArm(askings=9)
-    live = LiveArm(cast(Client, arm), None, None)
-
-    await live.ask(QUESTION)
-
-    assert arm.asked == [1, 64]
 
 
 # The client notes when each piece of text comes, and what speculation did for it.
@@ -344,36 +328,29 @@ def checkout(seconds: float, text: str = "same") -> dict[Key, Answer]:
     }
 
 
-def test_a_checkout_that_is_as_fast_suffices() -> None:
-    tokens, first, texts = report(checkout(2.0), checkout(2.0))
+@pytest.mark.parametrize(
+    ("seconds", "text", "rate", "differ"),
+    [
+        (2.0, "same", "1.000 [1.000, 1.000], width 0.000: yes", 0),
+        (4.0, "other", "0.500 [0.500, 0.500], width 0.000: NO", 2),
+    ],
+)
+def test_a_checkout_that_is_slower_or_generates_other_texts_is_reported(
+    seconds: float, text: str, rate: str, differ: int
+) -> None:
+    tokens, first, texts = report(checkout(2.0), checkout(seconds, text))
 
-    assert tokens == "picospec: tokens/s, new/old: 1.000 [1.000, 1.000], width 0.000: yes"
+    assert tokens == f"picospec: tokens/s, new/old: {rate}"
     assert first.endswith("yes")
-    assert texts == "0 of 2 texts differ"
+    assert texts == f"{differ} of 2 texts differ"
 
 
-def test_a_checkout_that_is_slower_or_generates_other_texts_is_reported() -> None:
-    tokens, _, texts = report(checkout(2.0), checkout(4.0, "other"))
+def test_every_slice_has_some_of_each_family_and_whole_conversations(tmp_path: Path) -> None:
+    prompts = read(families=["code", "agent", "held-out"])
 
-    assert tokens.endswith("0.500 [0.500, 0.500], width 0.000: NO")
-    assert texts == "2 of 2 texts differ"
+    dealt = [read(path) for path in deal(prompts, 2, tmp_path)]
 
-
-def test_every_slice_has_prompts_of_every_family(tmp_path: Path) -> None:
-    prompts = [Prompt(f"{family}{n}", family, "Hi.") for n in range(4) for family in "ab"]
-
-    slices = deal(prompts, 2, tmp_path)
-
-    for path in slices:
-        dealt = msgspec.json.Decoder(Prompt).decode_lines(path.read_bytes())
-        assert sorted(prompt.family for prompt in dealt) == ["a", "a", "b", "b"]
-
-
-def test_a_slice_has_whole_conversations_in_order(tmp_path: Path) -> None:
-    prompts = read(families=["agent", "held-out"])
-
-    slices = deal(prompts, 2, tmp_path)
-
-    dealt = [read(path) for path in slices]
     assert sorted(p.id for some in dealt for p in some) == sorted(p.id for p in prompts)
-    assert all(turn.turn == n % 8 for some in dealt for n, turn in enumerate(some))
+    for some in dealt:
+        assert {p.root for p in some} >= {"code", "agent"}
+        assert all(p.turn == n % 8 for n, p in enumerate(p for p in some if p.scenario))

@@ -1,11 +1,11 @@
-"""A conversation, its commands and its last sentence; one question; and how lines are read."""
+"""What a terminal shows of answers: a conversation, its commands, a question, a measurement."""
 
 from __future__ import annotations
 
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from picospec.answer_progress import AnswerProgress, Race
 from picospec.answer_view import AnswerView, answer, coloured
 from picospec.chat import ask_once, question
 from picospec.chat_client import (
+    ANSWER_CACHE,
+    CHAT,
+    DIRECT,
     ChatError,
     Chunk,
     ListedModel,
@@ -26,19 +29,33 @@ from picospec.chat_client import (
     stream_answer,
 )
 from picospec.conversation import Conversation
+from picospec.measure import PROMPTS, measure
 from picospec.message_input import read_message
 from tests.picospec.screen import Screen
 
-DIRECT = "/v1/picospec/direct/chat/completions"
+DONE = "data: [DONE]\n\n"
+
+
+def view_event(content: str, **report: object) -> str:
+    """Return a chunk with content, and with what it tells of speculation."""
+    choices = [{"delta": {"content": content}}] if content or not report else []
+    said = {"speculation": report} if report else {}
+    return f"data: {json.dumps({'choices': choices, **said})}\n\n"
+
+
+def listing(*more: object) -> str:
+    """Return a list of models: m, and further ones."""
+    return json.dumps({"data": [{"id": "m", "owned_by": "picospec"}, *more]})
 
 
 class Service:
-    """It says "one", then "two" and so on; alone, what `alone` says. models: further ones."""
+    """Sends these events for each answer; or "one", then "two" and so on, and alone `alone`."""
 
-    def __init__(self, alone: str = "one", models: Sequence[dict[str, str]] = ()) -> None:
+    def __init__(
+        self, *events: str, alone: str = "one", models: str = listing(), status: int = 200
+    ) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
-        self._alone = alone
-        self._models = [{"id": "m", "owned_by": "picospec"}, *models]
+        self._events, self._alone, self._models, self._status = events, alone, models, status
 
     def __call__(self) -> httpx.AsyncClient:
         transport = httpx.MockTransport(self._respond)
@@ -47,14 +64,14 @@ class Service:
     def _respond(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path
         if path == "/v1/models":
-            return httpx.Response(200, json={"data": self._models})
+            return httpx.Response(200, text=self._models)
         self.asked.append((path, json.loads(request.content)))
+        if self._events:
+            return httpx.Response(self._status, text="".join(self._events))
         words = ("one", "two", "three")[sum(path != DIRECT for path, _ in self.asked) - 1]
-        delta = {"delta": {"content": self._alone if path == DIRECT else words}}
-        chunk = {"choices": [delta], "speculation": {"tokens": {"draft": 50}}}
-        totals = {"choices": [], "speculation": {"event": "totals", "cloud_row_ms": 1e6}}
-        lines = [json.dumps(each) for each in (chunk, chunk, totals)]
-        return httpx.Response(200, text="".join(f"data: {x}\n\n" for x in [*lines, "[DONE]"]))
+        said = view_event(self._alone if path == DIRECT else words, tokens={"draft": 50})
+        totals = view_event("", event="totals", cloud_row_ms=1e6)
+        return httpx.Response(200, text=f"{said}{said}{totals}{DONE}")
 
 
 def typed(*lines: str) -> Callable[..., str]:
@@ -122,20 +139,20 @@ def test_a_conversation_is_saved_and_overwrites_nothing(name: str, tmp_path: Pat
     [("one", "The same text, character for"), ("onX", "The texts differ after 2 characters")],
 )
 def test_a_proof_asks_the_large_model_alone_the_same(alone: str, verdict: str) -> None:
-    service = Service(alone)
+    service = Service(alone=alone)
 
     shown = chat(service, "/proof", "/system S", "a", "/system T", "/proof")
 
     (path, asked), (direct, again) = service.asked
     assert "no answer to prove yet" in shown
     assert verdict in shown
-    assert (path, direct) == ("/v1/chat/completions", DIRECT)
+    assert (path, direct) == (CHAT, DIRECT)
     assert asked["seed"] == again["seed"]
     assert roles(asked["messages"]) == roles(again["messages"]) == ["s:S", "u:a"]
     assert "stream_options" not in again
 
 
-SEVERAL = (
+SEVERAL = listing(
     {"id": "n", "owned_by": "picospec"},
     {"id": "o", "owned_by": "picospec", "state": "away"},
     {"id": "gpt", "owned_by": "picospec", "root": "m"},
@@ -175,7 +192,7 @@ def test_a_model_that_cannot_answer_is_refused_with_a_list(name: str, reason: st
     ],
 )
 async def test_the_first_model_is_one_that_is_ready(data: list[object], first: str) -> None:
-    async with service(models=json.dumps({"data": data})) as client:
+    async with Service(models=json.dumps({"data": data}))() as client:
         assert (await first_model(client)).id == first
 
 
@@ -225,11 +242,6 @@ async def test_one_question_gets_the_answer_alone() -> None:
 # One line about a running answer, from what its stream tells.
 
 
-def progress(*moments: float) -> AnswerProgress:
-    clock: Iterator[float] = iter(moments)
-    return AnswerProgress(lambda: next(clock))
-
-
 def text(**counts: int) -> Chunk:
     return Chunk("x", Speculation(tokens=dict(counts)))
 
@@ -238,74 +250,33 @@ def event(name: str, **fields: object) -> Chunk:
     return Chunk("", Speculation(name, **fields))  # type: ignore[arg-type]
 
 
-def test_the_speed_is_that_of_the_tokens_after_the_first_ones() -> None:
-    line = progress(10.0, 11.0, 12.0)
-
-    line.add(text(target=1))
-    line.add(text(draft=3, target=1))
-    line.add(text(draft=6))
-
-    assert str(line) == "5.0 tokens/s"
+PASSES = [event("pass", rows=5, accepted=2), event("pass", rows=1, accepted=0)]
+TOTALS = event("totals", drafted=8, accepted=6, rtt_ms=None)
 
 
-def test_acceptance_and_the_round_trip_come_from_events() -> None:
-    line = progress()
+@pytest.mark.parametrize(
+    ("chunks", "line"),
+    [
+        ([text(target=1), text(draft=3, target=1), text(draft=6)], "5.0 tokens/s"),
+        ([*PASSES, event("link", rtt_ms=12.4)], "50% of drafts accepted · RTT 12 ms"),
+        ([*PASSES, TOTALS], "75% of drafts accepted"),
+        ([Chunk("x")], ""),
+    ],
+    ids=["tokens after the first ones", "events", "totals count in the end", "nothing told"],
+)
+def test_a_line_has_the_speed_and_what_the_stream_tells(chunks: list[Chunk], line: str) -> None:
+    progress = AnswerProgress(iter([10.0, 11.0, 12.0]).__next__)
 
-    line.add(event("pass", rows=5, accepted=2))
-    line.add(event("link", rtt_ms=12.4))
-    line.add(event("pass", rows=1, accepted=0))
+    for chunk in chunks:
+        progress.add(chunk)
 
-    assert str(line) == "50% of drafts accepted · RTT 12 ms"
-
-
-def test_the_totals_are_what_counts_in_the_end() -> None:
-    line = progress()
-
-    line.add(event("pass", rows=5, accepted=2))
-    line.add(event("totals", drafted=8, accepted=6, rtt_ms=None))
-
-    assert str(line) == "75% of drafts accepted"
-
-
-def test_of_a_service_that_tells_nothing_nothing_is_said() -> None:
-    line = progress()
-
-    line.add(Chunk("x"))
-
-    assert str(line) == ""
+    assert str(progress) == line
 
 
-# A conversation with a service that a mock transport plays.
+# An answer from its stream, and what a service answers instead.
 
 TURNS = (Turn("user", "hi"),)
 MODEL = ListedModel("m", "picospec")
-DONE = "data: [DONE]\n\n"
-
-
-def view_event(content: str, **report: object) -> str:
-    """Return a chunk with content, and with what it tells of speculation."""
-    choices = [{"delta": {"content": content}}] if content or not report else []
-    said = {"speculation": report} if report else {}
-    return f"data: {json.dumps({'choices': choices, **said})}\n\n"
-
-
-def service(
-    *events: str,
-    status: int = 200,
-    models: str = '{"data": [{"id": "m", "owned_by": "picospec"}]}',
-    asked: list[dict[str, Any]] | None = None,
-) -> httpx.AsyncClient:
-    """A client of a service that answers every chat with these events, and notes the bodies."""
-
-    def respond(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/v1/models":
-            return httpx.Response(200, text=models)
-        if asked is not None:
-            asked.append(json.loads(request.content))
-        return httpx.Response(status, text="".join(events))
-
-    transport = httpx.MockTransport(respond)
-    return httpx.AsyncClient(transport=transport, base_url="http://edge")
 
 
 async def test_an_answer_is_the_pieces_of_its_stream() -> None:
@@ -313,7 +284,7 @@ async def test_an_answer_is_the_pieces_of_its_stream() -> None:
     link = view_event("", event="link", rtt_ms=50.0)
     events = (view_event(""), view_event("Hello\nwor"), link, view_event("ld"), DONE)
 
-    async with service(*events) as client:
+    async with Service(*events)() as client:
         _, text = await answer(client, TURNS, screen, AnswerProgress(time.monotonic))
 
     assert text == "Hello\nworld"
@@ -322,30 +293,28 @@ async def test_an_answer_is_the_pieces_of_its_stream() -> None:
 
 
 @pytest.mark.parametrize(
-    ("client", "reason"),
+    ("service", "reason"),
     [
-        (lambda: service(view_event("half")), "ended before it was complete"),
-        (lambda: service('data: {"error": {"message": "no verifier"}}\n\n'), "no verifier"),
-        (lambda: service('{"error": {"message": "wrong key"}}', status=401), "wrong key"),
-        (lambda: service("<html>", status=502), "answered 502"),
-        (lambda: service('{"error": "no such model"}', status=404), "no such model"),
-        (lambda: service('data: {"error": "out of memory"}\n\n'), "out of memory"),
-        (lambda: service("data: <html>\n\n"), "no OpenAI-compatible service"),
-        (lambda: service('data: {"choices": [{"delta": 1}]}\n\n'), "OpenAI-compatible"),
+        (Service(view_event("half")), "ended before it was complete"),
+        (Service('data: {"error": {"message": "no verifier"}}\n\n'), "no verifier"),
+        (Service('{"error": {"message": "wrong key"}}', status=401), "wrong key"),
+        (Service("<html>", status=502), "answered 502"),
+        (Service('{"error": "no such model"}', status=404), "no such model"),
+        (Service('data: {"error": "out of memory"}\n\n'), "out of memory"),
+        (Service("data: <html>\n\n"), "no OpenAI-compatible service"),
+        (Service('data: {"choices": [{"delta": 1}]}\n\n'), "OpenAI-compatible"),
     ],
 )
-async def test_an_answer_that_fails_says_why(
-    client: Callable[[], httpx.AsyncClient], reason: str
-) -> None:
-    async with client() as used:
+async def test_an_answer_that_fails_says_why(service: Service, reason: str) -> None:
+    async with service() as client:
         with pytest.raises(ChatError, match=reason):
-            async for _ in stream_answer(used, MODEL, TURNS):
+            async for _ in stream_answer(client, MODEL, TURNS):
                 pass
 
 
 @pytest.mark.parametrize("body", ["<html>", '{"data": []}', '{"data": null}', "[]"])
 async def test_a_service_without_a_list_of_models_is_a_clear_error(body: str) -> None:
-    async with service(models=body) as client:
+    async with Service(models=body)() as client:
         with pytest.raises(ChatError, match="no OpenAI-compatible service"):
             await first_model(client)
 
@@ -354,7 +323,7 @@ async def test_what_other_services_leave_empty_is_no_error() -> None:
     models = '{"data": [{"id": "m", "owned_by": null}]}'
     events = ('data: {"choices": null}\n\n', view_event("hi"), DONE)
 
-    async with service(*events, models=models) as client:
+    async with Service(*events, models=models)() as client:
         _, text = await answer(client, TURNS, Screen(), AnswerProgress(time.monotonic))
 
     assert text == "hi"
@@ -364,7 +333,7 @@ async def test_reasoning_is_shown_above_the_answer_and_is_no_part_of_it() -> Non
     screen = terminal()
     delta = {"choices": [{"delta": {"reasoning_content": "Let me see."}}]}
 
-    async with service(f"data: {json.dumps(delta)}\n\n", view_event("Yes."), DONE) as client:
+    async with Service(f"data: {json.dumps(delta)}\n\n", view_event("Yes."), DONE)() as client:
         _, text = await answer(client, TURNS, screen, AnswerProgress(time.monotonic))
 
     assert text == "Yes."
@@ -373,13 +342,13 @@ async def test_reasoning_is_shown_above_the_answer_and_is_no_part_of_it() -> Non
 
 @pytest.mark.parametrize("owner", ["picospec", ""])
 async def test_only_a_service_that_tells_of_speculation_is_asked_to(owner: str) -> None:
-    asked: list[dict[str, Any]] = []
+    service = Service(DONE)
 
-    async with service(DONE, asked=asked) as client:
+    async with service() as client:
         [_ async for _ in stream_answer(client, ListedModel("m", owner), TURNS)]
 
     expected = {"include_speculation": True} if owner else None
-    assert asked[0].get("stream_options") == expected
+    assert bodies(service, "stream_options") == [[expected]]
 
 
 def terminal() -> Screen:
@@ -435,7 +404,47 @@ async def test_where_no_terminal_is_there_are_no_colours_and_no_chain() -> None:
     )
     ahead = view_event("", event="chain", text="zz", tokens=1)
 
-    async with service(spans, ahead, DONE) as client:
+    async with Service(spans, ahead, DONE)() as client:
         await answer(client, TURNS, screen, AnswerProgress(time.monotonic))
 
     assert screen.text.split() == ["ab"]
+
+
+# What drafting gains is measured on an edge whose direct way takes twice as long.
+
+
+class SlowDirect:
+    """An edge that answers both ways; the time is that of its own clock."""
+
+    def __init__(self, direct_text: str = "same") -> None:
+        self.now_s = 0.0
+        self.asked: list[str] = []
+        self._direct_text = direct_text
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        if path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": "m", "owned_by": "picospec"}]})
+        self.asked.append(path)
+        if path == ANSWER_CACHE:
+            return httpx.Response(204)
+        self.now_s += {CHAT: 1.0, DIRECT: 2.0}[path]
+        text = "same" if path == CHAT else self._direct_text
+        event = f'{{"choices": [{{"delta": {{"content": "{text}"}}}}]}}'
+        return httpx.Response(200, text=f"data: {event}\n\ndata: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(("direct_text", "is_same"), [("same", True), ("other", False)])
+async def test_the_ratio_is_that_of_both_ways_and_texts_are_compared(
+    direct_text: str, is_same: bool
+) -> None:
+    edge = SlowDirect(direct_text)
+    transport = httpx.MockTransport(edge)
+    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
+        gains = await measure(client, tokens=8, turns=2, clock=lambda: edge.now_s)
+
+    assert [(each.kind, each.ratio, each.is_same_text) for each in gains] == [
+        (kind, 2.0, is_same) for kind in PROMPTS
+    ]
+    first = [path for path in edge.asked if path != ANSWER_CACHE][:6]
+    assert first == [CHAT, DIRECT, DIRECT, CHAT, CHAT, DIRECT]

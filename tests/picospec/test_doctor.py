@@ -1,4 +1,4 @@
-"""What the doctor finds on this machine, and what it advises."""
+"""What the doctor finds on this machine and at its verifiers, and what it advises."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import requires
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Final, cast
+from typing import cast
 
 import msgspec
 import pytest
@@ -30,11 +30,13 @@ from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings, load
 from gateway.errors import ApiError, EngineFault, Unavailable
 from local_models.errors import CannotOpen
+from local_models.llama_cpp.devices import Device
 from local_models.llama_cpp.library import INSTALL, Library
 from local_models.llama_cpp.model import Context, Model
 from local_models.llama_cpp.segments import Segment
 from local_models.store import open_store
 from local_models.vocabulary import Vocabulary
+from picospec.backends import findings as backends
 from picospec.draft_checks import (
     check_edge_memory,
     check_gain,
@@ -61,6 +63,7 @@ from picospec.verifier_checks import (
     encryption,
     not_reached,
 )
+from speculation.model_facts import ModelFacts
 from tests.edge_agent.fakes import FACTS
 from tests.picospec.screen import Screen
 from verifier.settings import load as load_verifier
@@ -73,14 +76,11 @@ def test_an_engine_that_cannot_be_imported_fails_with_its_reason() -> None:
 
     assert not finding.ok
     assert "not installed" in finding.found
-    assert "pip install llama-cpp-python==" in finding.remedy
+    assert INSTALL in finding.remedy
+    assert f'{INSTALL.removeprefix("pip install ")}; extra == "llama"' in (
+        requires("picospec") or ()
+    )
     assert check_engine(lambda: broken.llama_decode, needed=False).ok
-
-
-def test_what_the_error_tells_to_install_is_what_the_package_asks_for() -> None:
-    wanted = f'{INSTALL.removeprefix("pip install ")}; extra == "llama"'
-
-    assert wanted in (requires("picospec") or ())
 
 
 def test_a_cache_that_is_a_file_fails(tmp_path: Path) -> None:
@@ -90,18 +90,11 @@ def test_a_cache_that_is_a_file_fails(tmp_path: Path) -> None:
     assert not check_cache(tmp_path / "cache").ok
 
 
-@pytest.mark.parametrize("name", ["smollm2", "no-such-model"])
-def test_a_model_that_is_not_here_fails_and_names_the_pull(tmp_path: Path, name: str) -> None:
+def test_a_model_fails_if_it_must_be_here_or_is_damaged(tmp_path: Path) -> None:
     store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
-
-    finding = check_models(store, name)
-
-    assert not finding.ok
-    assert finding.remedy == f"picospec models pull {name}"
-
-
-def test_what_need_not_be_here_is_well_until_it_is_damaged(tmp_path: Path) -> None:
-    store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
+    for name in ("smollm2", "no-such-model"):
+        needed = check_models(store, name)
+        assert (needed.ok, needed.remedy) == (False, f"picospec models pull {name}")
     missing = check_models(store, "smollm2-135m", needed=False)
     names, blobs = tmp_path / "models" / "names", tmp_path / "models" / "blobs"
     names.mkdir(parents=True)
@@ -119,31 +112,65 @@ def test_what_need_not_be_here_is_well_until_it_is_damaged(tmp_path: Path) -> No
 
 @pytest.mark.system
 def test_a_port_held_by_a_stranger_fails_and_names_the_way_out() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        port = int(stranger.getsockname()[1])
-        stranger.close()
-        free = check_port("edge", port, "EDGE_PORT")
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))
         port = int(stranger.getsockname()[1])
         held = check_port("edge", port, "EDGE_PORT")
 
-    assert free.ok
+    assert check_port("edge", port, "EDGE_PORT").ok
     assert not held.ok
     assert "EDGE_PORT" in held.remedy
 
 
-def test_a_report_is_well_only_when_every_finding_is() -> None:
-    screen = Screen()
-    good, bad = Finding("a", True, "fine", "unused"), Finding("b", False, "broken", "mend it")
+# What the doctor finds of backends and devices, and on the way to a verifier.
 
-    assert report([good], screen)
-    assert not report([good, bad], screen)
-    assert "mend it" in screen.text
+HOST = Device("CPU", "a processor", "CPU", "cpu", 1 << 30, 1 << 30)
+CARD = Device("CUDA0", "a card", "CUDA", "gpu", 23 << 30, 24 << 30)
+FAST = MeasuredPace(0.08, 0.004, 1.05, 0.01, 0.012, 0.05, {"code": 0.9, "prose": 0.5})
+SLOW = replace(FAST, token_s=0.014, slowed=1.5, busy_step_s=0.014)
+
+
+def facts(**named: int) -> ModelFacts:
+    return msgspec.structs.replace(FACTS, **named)
+
+
+@pytest.mark.parametrize(
+    ("finding", "verdict", "said"),
+    [
+        (check_protocol(facts(protocol=6)), "ok", "version 6"),
+        (check_protocol(facts(protocol=5)), "fail", "one version of PicoSpec"),
+        (check_protocol(facts(protocol=7)), "fail", "one version of PicoSpec"),
+        (check_context(facts(context_tokens=32768)), "ok", "32768 tokens"),
+        (check_context(facts(context_tokens=16384)), "warn", "fewer llama.slots"),
+        (check_vocabulary("padded", "separate"), "ok", "padding is never drawn"),
+        (check_vocabulary("different", "coupled"), "warn", "the target's family gains more"),
+        (check_vocabulary("different", "separate"), "fail", 'judge = "coupled"'),
+        (check_speed(FAST), "ok", "the round trip takes 50 ms"),
+        (check_speed(replace(FAST, draft_s=10.0)), "fail", "a smaller draft model"),
+        (check_gain(FAST), "ok", "guesses 90% and 50% of the tokens"),
+        (check_gain(SLOW), "warn", "a larger target"),
+        (backends("CUDA", ["CUDA", "CPU"], [CARD, HOST])[0], "ok", "CUDA, CPU"),
+        (
+            backends("CUDA", ["CUDA", "CPU"], [CARD, HOST])[1],
+            "ok",
+            "CUDA0 (a card), 23,552 of 24,576 MiB free",
+        ),
+        (backends("CUDA", ["CPU"], [HOST])[1], "warn", "-DGGML_CUDA=on"),
+        (backends("Vulkan", ["CPU"], [HOST])[1], "warn", "prebuilt wheel vulkan"),
+        (backends(None, ["CPU"], [HOST])[1], "ok", "there is no GPU"),
+    ],
+    ids=lambda each: each.subject if isinstance(each, Finding) else str(each),
+)
+def test_a_report_says_of_each_finding_how_good_it_is_and_what_to_do(
+    finding: Finding, verdict: str, said: str
+) -> None:
+    screen, good = Screen(width=400), Finding("a", True, "fine", "unused")
+
+    assert report([good, finding], screen) is (verdict != "fail")
+    *_, line = screen.text.splitlines()
+    assert line.split()[0] == verdict
+    assert said in line
     assert "unused" not in screen.text
-
-
-# What the doctor finds on the way to a verifier, and what it advises.
 
 
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:
@@ -209,40 +236,15 @@ def test_what_stopped_the_edge_is_named_with_a_remedy(
     assert remedy in last.remedy
 
 
-@pytest.mark.parametrize(("protocol", "ok"), [(6, True), (5, False), (7, False)])
-def test_a_verifier_of_another_version_is_named(protocol: int, ok: bool) -> None:
-    found = check_protocol(msgspec.structs.replace(FACTS, protocol=protocol))
-
-    assert found.ok is ok
-    assert "one version of PicoSpec" in found.remedy or ok
-
-
-@pytest.mark.parametrize(
-    ("chosen", "name"),
-    [
-        ({"draft_model": "none"}, None),
-        ({"draft_model": "small"}, "small"),
-    ],
-)
 def test_a_draft_model_is_the_one_that_the_settings_name_unless_they_want_none(
-    chosen: dict[str, str], name: str | None, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     store = open_store({"PICOSPEC_CACHE": str(tmp_path)})
     vocabulary = Vocabulary((b"a",), frozenset(), frozenset())
 
-    choice = draft_choice(load(None, {}, chosen), store, FACTS, vocabulary)
-
-    assert choice.name == name
-    assert ("want none" in choice.why) is (name is None)
-
-
-@pytest.mark.parametrize(("tokens", "warns"), [(16384, True), (32768, False)])
-def test_a_context_too_short_for_agents_is_a_warning(tokens: int, warns: bool) -> None:
-    found = check_context(msgspec.structs.replace(FACTS, context_tokens=tokens))
-    screen = Screen(width=200)
-
-    assert report([found], screen)
-    assert ("fewer llama.slots" in screen.text) is warns
+    for named, name in {"none": None, "small": "small"}.items():
+        settings = load(None, {}, {"draft_model": named})
+        assert draft_choice(settings, store, FACTS, vocabulary).name == name
 
 
 @pytest.mark.system
@@ -289,12 +291,6 @@ def test_a_verifier_elsewhere_must_answer_and_one_here_need_not_yet(tmp_path: Pa
     assert not asyncio.run(verdict("127.0.0.2"))
 
 
-def test_other_tokens_are_well_where_judging_keeps_them_exact() -> None:
-    assert check_vocabulary("padded", "separate").ok
-    assert check_vocabulary("different", "coupled").ok
-    assert not check_vocabulary("different", "separate").ok
-
-
 def test_up_tells_the_gain_and_what_would_make_it_larger() -> None:
     short = Finding("context", True, "8192 tokens", "agents need more", warns=True)
     cross_vocabulary, gain = check_vocabulary("different", "coupled"), check_gain(FAST)
@@ -308,18 +304,6 @@ def test_up_tells_the_gain_and_what_would_make_it_larger() -> None:
     assert lines[1:] == [f"E{gain.found[1:]}."]
 
 
-FAST: Final = MeasuredPace(0.08, 0.004, 1.05, 0.01, 0.012, 0.05, {"code": 0.9, "prose": 0.5})
-
-
-@pytest.mark.parametrize(("draft_s", "ok"), [(0.01, True), (10.0, False)])
-def test_a_draft_model_as_slow_as_the_target_gains_nothing(draft_s: float, ok: bool) -> None:
-    finding = check_speed(replace(FAST, draft_s=draft_s))
-
-    assert finding.ok is ok
-    assert "the round trip takes 50 ms" in finding.found
-    assert "a smaller draft model" in finding.remedy
-
-
 @pytest.mark.parametrize("error", [Unavailable("gone"), CannotOpen("gone")])
 async def test_an_end_that_cannot_be_timed_is_said_with_the_reason(error: Exception) -> None:
     async def measuring() -> MeasuredPace:
@@ -330,14 +314,11 @@ async def test_an_end_that_cannot_be_timed_is_said_with_the_reason(error: Except
     assert (finding.ok, "gone" in finding.found) == (False, True)
 
 
-def test_the_gain_is_predicted_by_the_text_and_a_host_without_one_is_warned_of() -> None:
-    slow = replace(FAST, token_s=0.014, slowed=1.5, busy_step_s=0.014)
-    gains, none = FAST.gains(), slow.gains()
+def test_the_gain_is_predicted_by_the_text() -> None:
+    gains, none = FAST.gains(), SLOW.gains()
 
     assert gains["code"] > 1.5 * gains["prose"] > 1.4
     assert all(0.9 < gain < 1.05 for gain in none.values())
-    assert [check_gain(pace).warns for pace in (FAST, slow)] == [False, True]
-    assert "The draft model guesses 90% and 50% of the tokens" in check_gain(FAST).found
 
 
 async def test_the_first_token_and_the_link_are_no_part_of_a_tokens_time() -> None:

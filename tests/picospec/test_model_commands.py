@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -63,18 +63,6 @@ def test_what_fails_is_one_line_and_an_exit_code(command: str, reason: str) -> N
     assert result.exit_code == 1
     assert reason in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_a_wrong_file_in_the_folder_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"not the model")
-    monkeypatch.setenv("PICOSPEC_MODEL_FOLDER", str(tmp_path))
-
-    result = CliRunner().invoke(models_app, ["pull", "smollm2"])
-
-    assert result.exit_code == 1
-    assert "sha256" in result.stderr
 
 
 def test_a_settings_file_names_the_sources_unless_the_environment_does(
@@ -146,37 +134,22 @@ def test_a_removed_model_is_gone_with_its_files_entry_and_pairs(tmp_path: Path) 
     assert "o/toy-GGUF" not in run("list")
 
 
-def test_a_path_is_added_with_nothing_to_fetch(tmp_path: Path) -> None:
-    file = tmp_path / "mine.gguf"
-    file.write_bytes(b"GGUF")
-
-    run("add", "mine", str(file))
-
-    assert run("pull", "mine").strip() == str(file)
-    run("remove", "mine")
-    assert file.exists()
-
-
-def test_a_link_of_the_users_own_is_never_deleted_nor_what_it_leads_to(tmp_path: Path) -> None:
-    file, link = tmp_path / "real.gguf", tmp_path / "link.gguf"
+def test_files_and_links_of_the_users_own_are_added_and_never_deleted(tmp_path: Path) -> None:
+    file, link, lost = (tmp_path / f"{name}.gguf" for name in ("real", "link", "lost"))
     file.write_bytes(b"GGUF")
     link.symlink_to(file)
-    run("add", "mine", str(link))
+    lost.symlink_to(tmp_path / "gone.gguf")
 
-    for name in ("mine", str(link)):
-        run("verify", name)
-        run("remove", name)
+    for each in (file, link):
+        run("add", "mine", str(each))
+        assert run("pull", "mine").strip() == str(each)
+        for name in ("mine", str(each)):
+            run("verify", name)
+            run("remove", name)
+    run("remove", str(lost))
 
-    assert link.read_bytes() == b"GGUF"
-
-
-def test_a_users_own_link_that_leads_nowhere_stays(tmp_path: Path) -> None:
-    link = tmp_path / "link.gguf"
-    link.symlink_to(tmp_path / "gone.gguf")
-
-    run("remove", str(link))
-
-    assert link.is_symlink()
+    assert link.read_bytes() == file.read_bytes() == b"GGUF"
+    assert lost.is_symlink()
 
 
 @pytest.mark.system
@@ -198,27 +171,26 @@ def test_a_name_added_again_means_its_present_model_and_is_removed_with_all_it_h
 
 @pytest.mark.system
 @pytest.mark.usefixtures("hub")
-def test_a_damaged_file_of_the_hub_is_gone_until_it_is_pulled_again() -> None:
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda blob: blob.write_bytes(b"damaged"), "pull it again"),
+        (Path.unlink, "o/toy-GGUF is not here"),
+    ],
+    ids=["damaged", "lost"],
+)
+def test_a_damaged_or_lost_file_of_the_hub_is_gone_until_it_is_pulled_again(
+    harm: Callable[[Path], object], reason: str
+) -> None:
     path = Path(run("pull", "o/toy-GGUF").strip())
-    path.resolve().write_bytes(b"damaged")
+    harm(path.resolve())
 
-    for reason in ("pull it again", "o/toy-GGUF is not here"):
+    for said in (reason, "o/toy-GGUF is not here"):
         result = CliRunner().invoke(models_app, ["verify", "o/toy-GGUF"])
         assert result.exit_code == 1
-        assert reason in result.stderr
+        assert said in result.stderr
 
     assert "o/toy-GGUF" not in run("list")
-    assert Path(run("pull", "o/toy-GGUF").strip()).read_bytes() == b"target"
-
-
-@pytest.mark.system
-@pytest.mark.usefixtures("hub")
-def test_a_link_that_leads_nowhere_is_no_file_of_the_hub(tmp_path: Path) -> None:
-    path = Path(run("pull", "o/toy-GGUF").strip())
-    path.resolve().unlink()
-
-    assert "o/toy-GGUF" not in run("list")
-    assert CliRunner().invoke(models_app, ["verify", "o/toy-GGUF"]).exit_code == 1
     assert path == Path(run("pull", "o/toy-GGUF").strip())
     assert path.read_bytes() == b"target"
 

@@ -1,4 +1,4 @@
-"""The command and the edge run where Linux's, or POSIX's, own calls are missing."""
+"""Commands and services start where calls of Linux are missing, and beside rooms of others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gateway.system import LACKS
+from picospec import ROOMS
 from tests.edge_agent.processes import ROOT
 
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -50,12 +51,6 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
-def test_the_command_shows_its_help(start: Start) -> None:
-    output, _ = start("picospec", "--help").communicate()
-
-    assert "Commands" in output
-
-
 def test_an_edge_serves_until_it_is_told_to_stop(start: Start, free_port: str) -> None:
     verifier = ("--verifier-url", "http://127.0.0.1:1")
     edge = start("edge_agent", *verifier, "--draft", "none", "--port", free_port)
@@ -81,3 +76,45 @@ def test_the_doctor_names_what_the_system_lacks(start: Start, system: str) -> No
     output, _ = start("picospec", "doctor", "--json", "--draft", "none").communicate()
 
     assert "; ".join(LACKS[system]) in output
+
+
+# Another package with the name of a room is never imported in its place.
+
+
+@pytest.fixture
+def intruders(tmp_path: Path) -> Path:
+    """A folder with packages of others that have the rooms' names."""
+    for room in (*ROOMS, "bench"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").write_text("raise RuntimeError('not the one')")
+    return tmp_path
+
+
+@pytest.mark.parametrize("module", ["picospec", "edge_agent", "verifier"])
+def test_commands_and_services_start_in_a_folder_that_holds_such_names(
+    module: str, intruders: Path
+) -> None:
+    command = [sys.executable, "-P", "-m", module, "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    done = subprocess.run(
+        command, cwd=intruders, env=environment, capture_output=True, text=True
+    )
+
+    assert (done.returncode, "Usage" in done.stdout) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize("module", ["picospec", "verifier.vllm_target.plugin"])
+def test_one_that_python_finds_first_is_named(module: str, intruders: Path) -> None:
+    (intruders / "verifier/__init__.py").unlink()
+    (intruders / "verifier").rmdir()
+    path = os.pathsep.join((str(intruders), str(ROOT)))
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"import {module}"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+    assert f"finds {intruders}/edge_agent/__init__.py first" in done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import signal
@@ -18,7 +17,7 @@ import pytest
 
 from bench.run.services import free_port
 from gateway.hosting.cores import Pins
-from gateway.hosting.processes import Service, ServiceError
+from gateway.hosting.processes import ServiceError
 from gateway.hosting.settings import WrongSettings
 from local_models.errors import UnknownModel
 from local_models.gguf import is_exact
@@ -30,21 +29,6 @@ from picospec.up import Plan, check_free, check_plain, read_settings, up, usage_
 from tests.guards import GUARD_S
 from tests.local_models.hub_server import FakeHub
 from tests.picospec.screen import Screen
-
-FAKE = str(Path(__file__).parents[1] / "gateway" / "fake_service.py")
-
-
-def plan() -> Plan:
-    return Plan(edge_port=free_port(), verifier_port=free_port(), ready_within_s=10)
-
-
-def fakes(planned: Plan, *edge_manner: str) -> tuple[Service, Service]:
-    def fake(name: str, port: int, *manner: str) -> Service:
-        command = (sys.executable, FAKE, str(port), *manner)
-        return Service(name, command, f"http://127.0.0.1:{port}")
-
-    edge = fake("edge", planned.edge_port, *edge_manner)
-    return fake("verifier", planned.verifier_port), edge
 
 
 def test_the_edge_shows_its_verifier_a_key_that_both_have(
@@ -59,24 +43,18 @@ def test_the_edge_shows_its_verifier_a_key_that_both_have(
     assert "PICOSPEC_VERIFIER_KEY" not in Plan(api_key="k").services()[1].environment
 
 
-def test_each_end_gets_its_port_and_the_edge_the_verifiers_address() -> None:
-    verifier, edge = Plan(edge_port=1, verifier_port=2).services()
+def test_each_target_has_a_verifier_at_the_next_port_and_the_edge_their_addresses() -> None:
+    given = {"verifier": ("--model", "a"), "edge": ("--draft", "auto")}
+    *verifiers, edge = Plan(1, 2, arguments=given, others=[("--model", "b")]).services()
 
     python, here = sys.executable, ("--host", "127.0.0.1")
-    assert verifier.command == (python, "-P", "-m", "verifier", "--port", "2", *here)
-    assert edge.command[:8] == (python, "-P", "-m", "edge_agent", "--port", "1", *here)
-    assert edge.command[8:] == ("--verifier-url", "http://127.0.0.1:2")
-
-
-def test_each_further_target_has_a_verifier_at_the_next_port() -> None:
-    given = {"verifier": ("--model", "a"), "edge": ("--draft", "auto")}
-    first, second, edge = Plan(1, 2, arguments=given, others=[("--model", "b")]).services()
-
-    assert [each.url.rpartition(":")[2] for each in (first, second)] == ["2", "3"]
-    assert (first.command[-1], second.command[-1]) == ("a", "b")
-    urls = [edge.command[i + 1] for i, w in enumerate(edge.command) if w == "--verifier-url"]
-    assert urls == ["http://127.0.0.1:2", "http://127.0.0.1:3"]
-    assert edge.command[-2:] == ("--draft", "auto")
+    for service, port, model in zip(verifiers, ("2", "3"), ("a", "b"), strict=True):
+        listens = ("--port", port, *here, "--model", model)
+        assert service.command == (python, "-P", "-m", "verifier", *listens)
+        assert service.url == f"http://127.0.0.1:{port}"
+    urls = [word for each in verifiers for word in ("--verifier-url", each.url)]
+    more = ("--port", "1", *here, *urls, "--draft", "auto")
+    assert edge.command == (python, "-P", "-m", "edge_agent", *more)
 
 
 def test_settings_of_one_file_reach_each_end_by_its_environment(
@@ -134,32 +112,14 @@ def test_tls_is_refused_by_the_name_that_asks_for_it(
 
 
 @pytest.mark.system
-async def test_it_prints_how_to_use_it_when_both_are_ready_and_ends_on_a_signal() -> None:
-    planned, screen = plan(), Screen()
-
-    async with asyncio.timeout(GUARD_S):
-        running = asyncio.create_task(up(planned, fakes(planned), screen))
-        while "a browser" not in screen.text:  # noqa: ASYNC110 (a console has no events)
-            await asyncio.sleep(0.02)
-        signal.raise_signal(signal.SIGTERM)
-        await running
-
-    assert f"\nOpen http://127.0.0.1:{planned.edge_port}/ in a browser.\n" in screen.text
-    assert f"http://127.0.0.1:{planned.edge_port}/v1/chat/completions" in screen.text
-    assert "edge | stopping" in screen.text
-    check_free(planned.edge_port, "EDGE_PORT")
-    check_free(planned.verifier_port, "VERIFIER_PORT")
-
-
-@pytest.mark.system
 async def test_a_port_in_use_is_an_error_before_anything_starts() -> None:
-    planned = plan()
+    planned = Plan(edge_port=free_port(), verifier_port=free_port())
     with socket.socket() as other:
         other.bind(("127.0.0.1", planned.edge_port))
         other.listen()
 
         with pytest.raises(ServiceError, match=f"port {planned.edge_port} .*EDGE_PORT"):
-            await up(planned, fakes(planned), Screen())
+            await up(planned, planned.services(), Screen())
 
 
 def test_the_usage_lines_name_a_key_and_never_show_it() -> None:
@@ -216,21 +176,17 @@ def test_threads_are_shared_where_cores_are_not(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.models
-def test_a_target_of_the_hub_is_fetched_and_made_exact(store: Store) -> None:
-    arguments = prepare(ModelChoice("o/small-GGUF", "none"), store, Screen())
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_target_of_the_hub_is_fetched_and_made_exact_unless_a_device_takes_it(
+    on_device: bool, store: Store
+) -> None:
+    choice = ModelChoice("o/small-GGUF", "none")
+
+    arguments = prepare(choice, store, Screen(), on_device=on_device)
 
     assert arguments["verifier"] == ("--target", "llama", "--model", "o/small-GGUF")
     assert arguments["edge"] == ("--draft", "none")
-    found = store.find("o/small-GGUF", "target")
-    assert found.name == "small"
-    assert is_exact(found.path)
-
-
-@pytest.mark.models
-def test_a_device_takes_the_weights_as_they_are(store: Store) -> None:
-    prepare(ModelChoice("o/small-GGUF", "none"), store, Screen(), on_device=True)
-
-    assert not is_exact(store.find("o/small-GGUF", "target").path)
+    assert is_exact(store.find("o/small-GGUF", "target").path) is not on_device
 
 
 @pytest.mark.models
@@ -287,7 +243,7 @@ class Running:
     edge_port: int
     verifier_port: int
     environment: dict[str, str]
-    process: subprocess.Popen[str]
+    said: str
 
     def answer(self, port: int) -> str:
         body = {
@@ -323,42 +279,33 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         cwd=project, env=environment, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
-    for line in process.stdout:
-        if "PicoSpec is up" in line:
-            break
-    yield Running(edge, verifier, environment, process)
+    said = [next(process.stdout)]
+    while "in a browser" not in said[-1]:
+        said.append(next(process.stdout))
+    yield Running(edge, verifier, environment, "".join(said))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=GUARD_S)
+    rest, _ = process.communicate(timeout=GUARD_S)
+    assert (process.returncode, "edge | " in rest) == (0, True), rest
+    check_free(edge, "EDGE_PORT")
+    check_free(verifier, "VERIFIER_PORT")
 
 
 @pytest.mark.models
-def test_the_edge_answers_as_the_target_alone(running: Running) -> None:
-    assert running.process.poll() is None
-    assert running.answer(running.edge_port) == running.answer(running.verifier_port)
-
-
-@pytest.mark.models
-def test_both_ends_are_as_far_apart_as_asked(running: Running) -> None:
-    url, headers = (
-        f"http://127.0.0.1:{running.edge_port}/status",
-        {"authorization": f"Bearer {KEY}"},
-    )
-    (verifier,) = httpx.get(url, headers=headers, trust_env=False).json()["verifiers"]
-
-    assert verifier["rtt_ms"] >= RTT_MS
-    assert not verifier["url"].endswith(f":{running.verifier_port}")
-
-
-@pytest.mark.models
-def test_the_target_runs_with_exact_weights(running: Running) -> None:
-    store = open_store(running.environment)
+def test_the_edge_answers_as_the_target_alone_from_as_far_away_as_asked(
+    running: Running,
+) -> None:
+    url = f"http://127.0.0.1:{running.edge_port}/status"
+    headers = {"authorization": f"Bearer {KEY}"}
     given = Path(running.environment["PICOSPEC_CACHE"]) / "mine.gguf"
 
-    found = store.find(str(given), "target")
+    (verifier,) = httpx.get(url, headers=headers, trust_env=False).json()["verifiers"]
 
-    assert not is_exact(given)
-    assert is_exact(found.path)
-    assert found.name == "mine"
+    assert f"\nOpen http://127.0.0.1:{running.edge_port}/ in a browser.\n" in running.said
+    assert running.answer(running.edge_port) == running.answer(running.verifier_port)
+    assert verifier["rtt_ms"] >= RTT_MS
+    assert not verifier["url"].endswith(f":{running.verifier_port}")
+    exact = open_store(running.environment).find(str(given), "target")
+    assert (exact.name, is_exact(exact.path), is_exact(given)) == ("mine", True, False)
 
 
 @pytest.mark.models

@@ -1,13 +1,16 @@
-"""What other processes write is decoded in one file, and a service begins its tasks in one."""
+"""Files keep rules that no linter knows, on secrets, decoders, tasks and imports of tests."""
 
 from __future__ import annotations
 
 import ast
+import re
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from tests.edge_agent.processes import ROOT
+from tests.guards import TESTS
 from tests.sources import FILES
 
 DECODERS = {
@@ -77,3 +80,62 @@ def test_a_task_that_nobody_looks_at_is_begun_nowhere() -> None:
 @pytest.mark.parametrize("code", ["json.loads(a)", "b(msgspec.json.decode(a, type=C))"])
 def test_a_decoder_is_found(code: str) -> None:
     assert decoders(ast.parse(code))
+
+
+IMPORT = r"^ *(?:from|import) (tests[\w.]*)(?: import (\([^)]*\)|.*))?"
+
+
+def test_no_test_file_is_imported() -> None:
+    """What two of them use stands in a file beside them, and an import names it."""
+    files = {path: path.relative_to(ROOT).with_suffix("") for path in TESTS.rglob("*.py")}
+    modules = {".".join(path.parts) for path in files.values() if path.name[:5] == "test_"}
+    wrong = []
+    for file in files:
+        for module, names in re.findall(IMPORT, file.read_text(), re.MULTILINE):
+            imported = {module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))}
+            wrong += [f"{file}: {each}" for each in imported & modules]
+
+    assert modules
+    assert wrong == []
+
+
+SECRETS = re.compile(
+    rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----\s+[A-Za-z0-9+/]{32}"
+    rb"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"  # AWS
+    rb"|\bgh[pousr]_[A-Za-z0-9]{36}|\bgithub_pat_\w{60}"
+    rb"|\bhf_[A-Za-z0-9]{30}"
+    rb"|\bsk-(?:proj-|ant-|or-)?[A-Za-z0-9_-]{40}"
+    rb"|\bAIza[A-Za-z0-9_-]{35}"  # Google
+    rb"|\bxox[abprs]-[A-Za-z0-9-]{20}"  # Slack
+    rb"|\bpypi-AgEI[A-Za-z0-9_-]{20}"
+    rb"|\b(?:sk|rk)_live_[A-Za-z0-9]{20}"
+)
+
+
+@pytest.mark.system
+def test_no_file_holds_a_secret() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("this is no checkout")
+    files = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+
+    found = [file for file in files if file.is_file() and SECRETS.search(file.read_bytes())]
+
+    assert len(files) > 100
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        b"-----BEGIN RSA PRIVATE KEY-----\n" + b"A" * 64,
+        b"hf_" + b"a" * 34,
+        b"key = 'sk-proj-" + b"a1" * 24 + b"'",
+        b"ghp_" + b"a" * 36,
+        b"AKIA" + b"A" * 16,
+    ],
+)
+def test_a_secret_is_found(secret: bytes) -> None:
+    assert SECRETS.search(secret)
