@@ -31,6 +31,7 @@ GARBAGE = [
     ("two messages", wire.encode(opening()) * 2),
 ]
 BAD_DRAFTS = {
+    "nothing": (b"", "without a message"),
     "no token of the target": (wire.encode(Draft(0, 0, 0, (V,))), "Draft.tokens"),
     "a gap to the text": (wire.encode(Draft(0, 5, 0, (1,))), "Draft.offset"),
     "weights in coupled": (wire.encode(Draft(0, 0, 0, (1,), q=(5,))), "Draft.q"),
