@@ -126,7 +126,7 @@ async def test_a_verifier_that_falls_silent_ends_the_answer_and_its_prompt_is_co
     answer = await asking
 
     assert "the verifier sent nothing for" in answer.text
-    assert await tenants_tokens(client) == pytest.approx(len(long) / 4, rel=0.1)
+    assert await tenants_tokens(client) == pytest.approx(len(long) / 4, rel=0.2)
 
 
 @pytest.mark.parametrize(
