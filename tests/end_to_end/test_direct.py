@@ -15,7 +15,7 @@ import pytest
 from edge_agent.draft.target_tokenizer import TargetTokenizer
 from edge_agent.proxy import DIRECT, Proxy
 from speculation.messages import Open
-from tests.fakes.world import PASS_S, World
+from tests.fakes.world import PASS_S, Edge, World
 from tests.gateway.scripted import ANN, BEN, keys_toml
 from tests.verifier.conftest import metrics
 from tests.verifier.fake_target import STREAMS, FakeTarget, said
@@ -38,12 +38,17 @@ async def world() -> AsyncIterator[World]:
 
 
 @pytest.fixture
-async def client(world: World, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the edge; the key is ann's."""
+async def edge(world: World, tmp_path: Path) -> AsyncIterator[Edge]:
+    """An edge whose client has the key of ann."""
     keys = keys_toml(tmp_path / "keys.toml", *KEYS)
     async with world.edge(tmp_path, keys_file=keys) as edge:
         edge.client.headers.update(ANN)
-        yield edge.client
+        yield edge
+
+
+@pytest.fixture
+def client(edge: Edge) -> httpx.AsyncClient:
+    return edge.client
 
 
 def chunks(answer: httpx.Response) -> list[Any]:
@@ -137,12 +142,15 @@ async def test_a_verifier_that_falls_silent_ends_the_answer_and_its_prompt_is_co
         ({"seed": 4}, 400, "messages"),
         ({**ASK, "model": "another"}, 404, "model"),
         ({**ASK, "temperature": 9}, 400, "temperature"),  # it is the verifier that says so
+        ({**ASK, "own": float("nan")}, 400, None),
+        ({**ASK, "own": float("inf")}, 400, None),
     ],
 )
 async def test_what_cannot_be_compared_or_served_names_the_field_and_costs_nothing(
-    client: httpx.AsyncClient, body: dict[str, object], status: int, param: str
+    client: httpx.AsyncClient, body: dict[str, object], status: int, param: str | None
 ) -> None:
-    answer = await client.post(DIRECT, json=body)
+    headers = {"content-type": "application/json"}
+    answer = await client.post(DIRECT, content=json.dumps(body), headers=headers)
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
     assert await tenants_tokens(client) == 0
@@ -157,6 +165,15 @@ async def test_without_a_verifier_it_is_a_503(client: httpx.AsyncClient, world: 
     assert answer.status_code == 503
     assert status["status"] == "unavailable"
     assert [each["ready"] for each in status["verifiers"]] == [False]
+
+
+async def test_an_edge_that_drains_proxies_nothing_and_says_so(edge: Edge) -> None:
+    edge.drain.begin(60.0)
+
+    answer = await edge.client.post(DIRECT, json=ASK)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "draining")
+    assert (await edge.client.get("/status")).json()["status"] == "draining"
 
 
 async def test_the_status_of_an_edge_names_models_verifiers_and_versions(

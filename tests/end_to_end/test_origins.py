@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from typing import Any
@@ -17,6 +18,8 @@ pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 HAIKU, CODE = "Write a haiku about light.", "def fibonacci(n):"
 GREEDY: dict[str, object] = {"temperature": 0}
 WARM: dict[str, object] = {"temperature": 1, "top_p": 0.95, "seed": 5}
+CLIENTS_KEEP_S = 5
+"""An idle connection: httpx, and the openai SDK over it."""
 
 
 def client_of(url: str) -> httpx.AsyncClient:
@@ -134,3 +137,18 @@ async def test_what_is_asked_again_has_the_same_answer_in_no_more_passes(
         reply["metrics"]["speculative_decoding"]["num_target_passes"] for reply in replies
     )
     assert second <= first  # how many fewer, a busy host decides
+
+
+async def test_a_connection_that_was_idle_as_long_as_clients_keep_one_still_serves(
+    services: Services,
+) -> None:
+    unhurried = httpx.AsyncHTTPTransport(limits=httpx.Limits(keepalive_expiry=60))
+    url = services.edge_urls["eager"]
+    async with httpx.AsyncClient(transport=unhurried, base_url=url) as client:
+        sockets = []
+        for wait_s in (CLIENTS_KEEP_S + 0.5, 0.0):
+            stream = (await client.get("/ready")).extensions["network_stream"]
+            sockets.append(stream.get_extra_info("socket").getsockname())
+            await asyncio.sleep(wait_s)
+
+    assert sockets[0] == sockets[1]
