@@ -203,6 +203,10 @@ async def test_the_tokenizer_is_that_of_the_facts_or_an_error_to_try_again(
     assert await target(A.digest) is own
     other = await target()
     assert other is not own
+    verifier.file = A
+    assert await target() is own  # one that alternates has each opened once
+    verifier.file = B
+    assert await target() is other
     verifier.file = replace(A, padding=1)
     assert await target(B.digest) is other
     with pytest.raises(Unavailable, match="another one"):
