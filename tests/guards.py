@@ -20,15 +20,15 @@ TESTS: Final = Path(__file__).parent
 SYSTEM: Final = (
     # They start services and processes.
     "deploy",
-    "end_to_end",
     "packaging",
     "page",
     "edge_agent/test_proxies.py",
     "edge_agent/test_starting.py",
+    "end_to_end/test_tls.py",
     "gateway/test_processes.py",
     "hostile/test_templates.py",
     "hostile/test_tokenizers.py",
-    "hostile/test_transport.py",
+    "hostile/test_shipped_proxies.py",
     "hostile/test_verifier.py",
     "local_models/grammars/test_compiler.py",
     "picospec/test_systems.py",
@@ -36,6 +36,7 @@ SYSTEM: Final = (
     "verifier/vllm_target/test_children.py",
     # They compute for long.
     "bench",
+    "end_to_end/test_adjusted_distribution.py",
     # They connect sockets on this machine.
     "picospec/test_commands.py",
     "picospec/test_link.py",
@@ -46,7 +47,6 @@ SYSTEM: Final = (
     "gateway/test_drain.py",
     "gateway/test_sdk.py",
     "gateway/test_server.py",
-    "hostile/test_bodies.py",
     "hostile/test_connections.py",
     "hostile/test_hub.py",
     "hostile/test_proxy.py",

@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 
-from tests.edge_agent.proxying import OwnApi, Upstream, proxying
-from tests.end_to_end.traced import serving
+from tests.edge_agent.proxying import OwnApi, Upstream, proxying, serving
 
 CHATS, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 USER = {"role": "user", "content": "Hi"}

@@ -14,11 +14,14 @@ from typing import Any
 import httpx
 import msgspec
 from fastapi import FastAPI
+from granian.constants import HTTPModes, Interfaces
+from granian.server.embed import Server
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from bench.run.services import free_port
 from edge_agent.app import build
 from edge_agent.settings import load
 from gateway.drain import Drain
@@ -85,6 +88,22 @@ def saying(content: bytes, status: int = 200, kind: str = JSON, **headers: str) 
         return Response(content, status, said, kind)
 
     return answer
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[str]:
+    """Serve by granian, and give the URL."""
+    port = free_port()
+    server = Server(
+        app, port=port, interface=Interfaces.ASGI, http=HTTPModes.auto, websockets=False,
+        log_enabled=False,
+    )  # fmt: skip
+    running = asyncio.create_task(server.serve())
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop()
+        await running
 
 
 @asynccontextmanager

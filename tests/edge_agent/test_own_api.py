@@ -43,9 +43,9 @@ from tests.edge_agent.proxying import (
     Upstream,
     proxying,
     saying,
+    serving,
     streaming,
 )
-from tests.end_to_end.traced import serving
 from tests.gateway.scripted import ByteTokenizer
 from tests.guards import GUARD_S
 from tests.verifier.fake_target import FACTS

@@ -30,9 +30,9 @@ from tests.edge_agent.proxying import (
     embed,
     proxying,
     saying,
+    serving,
     streaming,
 )
-from tests.end_to_end.traced import serving
 from tests.gateway.scripted import served
 from tests.guards import GUARD_S
 from tests.memory import resident_bytes

@@ -1,5 +1,4 @@
-"""Ollama's endpoints and llama-server's give the tokens of OpenAI's, with an edge and
-without."""
+"""Whatever the endpoint, a request gets the tokens of the chat, with an edge and without."""
 
 from __future__ import annotations
 
@@ -7,26 +6,20 @@ import asyncio
 import itertools
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import httpx
 import pytest
 from openai import AsyncOpenAI
 
 from bench.run.services import Services
-from tests.end_to_end.features import FEATURES, FEW, SCHEMA, asked
+from tests.end_to_end.features import FEATURES, FEW, asked
 from tests.guards import GUARD_S
 from tests.local_models.chats import Json
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 
 
-THERE: Final[Json] = {
-    "plain": {},
-    "required": FEATURES["required"],
-    "schema": {"format": SCHEMA, "reasoning_format": "none"},
-    "reasoning": {"think": True},
-}
 BESIDE: Final[Json] = {"prompt": "One, two, three,", "n_predict": 20, "temperature": 0.0}
 CODE: Final = "def add(a, b):\n    return "
 
@@ -36,58 +29,6 @@ async def posted(url: str, path: str, bodies: Sequence[Json]) -> list[str]:
         answers = await asyncio.gather(*(http.post(path, json=body) for body in bodies))
     assert [answer.text for answer in answers if not answer.is_success] == []
     return [answer.text for answer in answers]
-
-
-def of_ollama(text: str) -> Json:
-    """Return what the lines of a stream add up to."""
-    *parts, last = map(json.loads, text.splitlines())
-    messages = [part["message"] for part in parts]
-    calls = [call["function"] for each in messages for call in each.get("tool_calls", ())]
-    return {
-        "content": "".join(each["content"] for each in messages),
-        "thinking": "".join(each.get("thinking", "") for each in messages),
-        "calls": [(call["name"], call["arguments"]) for call in calls],
-        "tokens": (last["prompt_eval_count"], last["eval_count"]),
-        "cut": last["done_reason"] == "length",
-    }
-
-
-def of_chat(answer: Json) -> Json:
-    """Return the same of a chat's answer."""
-    (choice,) = answer["choices"]
-    message, calls, rest = choice["message"], [], ""
-    for call in message.get("tool_calls", ()):
-        try:
-            arguments = json.loads(call["function"]["arguments"])
-        except ValueError:
-            rest += call["function"]["arguments"]
-        else:
-            calls.append((call["function"]["name"], arguments))
-    return {
-        "content": (message["content"] or "") + rest,
-        "thinking": message.get("reasoning_content", ""),
-        "calls": calls,
-        "tokens": (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]),
-        "cut": choice["finish_reason"] == "length",
-    }
-
-
-@pytest.mark.parametrize("feature", THERE)
-async def test_ollamas_chat_has_the_tokens_of_the_chat(
-    services: Services, feature: str
-) -> None:
-    own, plain = FEATURES[feature], services.verifier_url
-    there = {name: value for name, value in THERE[feature].items() if name != "max_tokens"}
-    options = {"seed": 7, "temperature": 1.0, "num_predict": own.get("max_tokens", 12)}
-    bodies = [
-        {"messages": [{"role": "user", "content": prompt}], "options": options, **there}
-        for prompt in FEW
-    ]
-
-    chats = await asked(plain, 1.0, [own] * len(FEW), FEW)
-    for url in (plain, services.edge_urls["eager"]):
-        lines = await posted(url, "/api/chat", bodies)
-        assert list(map(of_ollama, lines)) == list(map(of_chat, chats))
 
 
 async def test_completions_have_the_tokens_of_v1_completions(services: Services) -> None:
@@ -137,8 +78,6 @@ async def test_a_given_answer_has_the_same_scores_with_an_edge_and_without(
             assert found["token_logprobs"][0] is None is found["top_logprobs"][0]
             assert found["text_offset"][1] == len(found["tokens"][0])
 
-
-# Whatever the endpoint, the same request gets the tokens of the chat, with an edge and without.
 
 REASONS: Final = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 CHOICES: Final = {"required": {"type": "any"}}
@@ -212,7 +151,7 @@ async def response(http: httpx.AsyncClient, prompt: str, own: Json) -> Json:
 ENDPOINTS: Final = ((as_messages, messages), (as_response, response))
 
 
-def other_endpoints_of_chat(answer: Json) -> Json:
+def of_chat(answer: Json) -> Json:
     """Return the same of a chat's answer."""
     (choice,) = answer["choices"]
     message = choice["message"]
@@ -239,7 +178,7 @@ async def test_each_endpoint_has_the_tokens_of_the_chat(
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=300) as http:
             for translate, ask in ENDPOINTS:
                 asks = [ask(http, prompt, translate(fixed)) for prompt in FEW]
-                assert await asyncio.gather(*asks) == list(map(other_endpoints_of_chat, chats))
+                assert await asyncio.gather(*asks) == list(map(of_chat, chats))
 
 
 @pytest.mark.parametrize("edge", ["", "bad"])
@@ -253,36 +192,3 @@ async def test_a_prompt_that_is_asked_again_was_cached(services: Services, edge:
     cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in asked]
     prompt = asked[0]["usage"]["prompt_tokens"]
     assert cached[0] < prompt / 2 < cached[1] < prompt
-
-
-async def cut_and_resumed(client: AsyncOpenAI, body: Json, characters: int) -> list[Any]:
-    """Return the events of a response whose connection is cut after so much of its text."""
-    seen, text = list[Any](), ""
-    asked = client.responses.create(**body, background=True, stream=True)
-    async with await asked as stream:
-        async for event in stream:
-            seen.append(event)
-            text += getattr(event, "delta", "")
-            if len(text) >= characters:
-                break
-    last, id = seen[-1].sequence_number, seen[0].response.id
-    asked = client.responses.retrieve(id, stream=True, starting_after=last)
-    return seen + [event async for event in await asked]
-
-
-@pytest.mark.parametrize("edge", ["", "eager"])
-async def test_a_response_in_the_background_has_the_text_of_one_whose_connection_was_never_cut(
-    services: Services, edge: str
-) -> None:
-    url = services.edge_urls[edge] if edge else services.verifier_url
-    body: Json = {"model": "smollm2-135m", "input": FEW[0], "max_output_tokens": 40}
-    body["extra_body"] = {"seed": 7, "temperature": 1.0, "ignore_eos": True}
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=12) as client:
-        plain = await client.responses.create(**body)
-        for place in (0, 3, 9):
-            seen = await cut_and_resumed(client, body, place * len(plain.output_text) // 10)
-
-            assert [event.sequence_number for event in seen] == list(range(len(seen)))
-            assert seen[-1].response.error is None
-            text = "".join(getattr(event, "delta", "") for event in seen)
-            assert text == seen[-1].response.output_text == plain.output_text

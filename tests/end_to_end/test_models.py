@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
-from openai import OpenAI
 
-from edge_agent.app import build
 from edge_agent.draft.target_tokenizer import TargetTokenizer
-from edge_agent.settings import load
-from gateway.drain import Drain
 from gateway.keys import KeyLimits, add_key
-from local_models.store import open_store
-from tests.end_to_end.fleet import Fleet
-from tests.end_to_end.traced import serving
-from tests.gateway.scripted import client_of
+from tests.fakes.world import World
 from tests.verifier.fake_target import FACTS, FakeTarget, FakeTokenizer
-from verifier.app import build as build_verifier
-from verifier.settings import load as load_verifier
 
 NAMES = ("one", "two")
 ENDPOINTS: Mapping[str, Mapping[str, object]] = {
@@ -67,25 +56,15 @@ async def client(
         return FakeTokenizer()
 
     monkeypatch.setattr(TargetTokenizer, "__call__", tokenizer)
-    async with AsyncExitStack() as stack:
-        urls = [
-            await stack.enter_async_context(
-                serving(build_verifier(load_verifier(None, {}, {}), lambda _, t=each: t))  # type: ignore[misc]
-            )
-            for each in targets.values()
-        ]
-        settings = load(
-            None,
-            {},
-            {"draft_model": "none", "verifier_urls": urls, "keys_file": tmp_path / "keys.toml"},
-        )
-        app = build(settings, open_store({"PICOSPEC_CACHE": str(tmp_path)}), Drain())
-        await stack.enter_async_context(app.router.lifespan_context(app))
-        client = await stack.enter_async_context(client_of(app))
-        client.headers["authorization"] = f"Bearer {keys['both']}"
-        while len((await client.get("/v1/models")).json().get("data", ())) < len(NAMES):  # noqa: ASYNC110 - processes
-            await asyncio.sleep(0.02)
-        yield client
+    each = iter(targets.values())
+    async with (
+        World(len(NAMES), target=lambda: next(each)) as world,
+        world.edge(tmp_path, keys_file=tmp_path / "keys.toml") as edge,
+    ):
+        edge.client.headers["authorization"] = f"Bearer {keys['both']}"
+        while await names_at(edge.client, "/v1/models", "data", "id") != [*NAMES]:  # noqa: ASYNC110 - virtual
+            await asyncio.sleep(1.0)
+        yield edge.client
 
 
 async def names_at(client: httpx.AsyncClient, path: str, list: str, name: str) -> list[str]:
@@ -140,58 +119,3 @@ async def test_a_key_opens_the_models_that_its_file_names(
         assert "'two'" in refused.text
     assert (await client.post("/v1/embeddings", json={"model": "one"})).status_code == 404
     assert not targets["one"].opened
-
-
-TARGETS = {"smollm2-135m": "smollm2", "qwen2.5-coder-1.5b": "qwen2.5-coder"}
-"""Maps the served names of two real targets to their pairs, which have different drafts."""
-
-
-@pytest.fixture(scope="module")
-def real() -> Iterator[tuple[str, dict[str, str]]]:
-    """The addresses of an edge, and of the verifiers of two models by their names."""
-    fleet = Fleet()
-    for pair in TARGETS.values():
-        open_store(os.environ).pull(pair, lambda what, done, total: None)
-    given = "--llama.threads", "1", "--llama.context_tokens", "1024", "--llama.slots", "2"
-    urls = {
-        name: fleet.start("verifier", "--model", pair, *given) for name, pair in TARGETS.items()
-    }
-    fleet.until_ready(*urls.values())
-    where = [word for url in urls.values() for word in ("--verifier-url", url)]
-    edge = fleet.start("edge_agent", *where)
-    fleet.until_ready(edge)
-    yield edge, urls
-    fleet.end()
-
-
-def asked(url: str, name: str, seed: int = 3) -> str:
-    with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=5) as client:
-        answer = client.chat.completions.create(
-            model=name,
-            seed=seed,
-            max_tokens=48,
-            messages=[{"role": "user", "content": "Write a Python function that adds."}],
-        )
-    return answer.choices[0].message.content or ""
-
-
-def drafts(edge: str) -> dict[str, tuple[str | None, str]]:
-    models = httpx.get(f"{edge}/status").json()["models"]
-    return {m["name"]: (m["draft"]["model"], m["draft"]["state"]) for m in models}
-
-
-@pytest.mark.long
-@pytest.mark.models
-def test_each_real_model_says_what_its_own_verifier_says_with_its_own_drafts(
-    real: tuple[str, dict[str, str]],
-) -> None:
-    edge, urls = real
-    first, second = TARGETS
-    with OpenAI(base_url=f"{edge}/v1", api_key="none") as client:
-        assert {each.id for each in client.models.list()} == {first, second}
-    before = drafts(edge)
-    for name in (second, first, second):
-        assert asked(edge, name) == asked(urls[name], name)
-
-    assert (before[first][1], before[second][1]) == ("loaded", "asleep")
-    assert drafts(edge)[second] == ("qwen2.5-coder-0.5b", "loaded")

@@ -12,7 +12,6 @@ import pytest
 
 from bench.run.services import Services
 from tests.guards import GUARD_S
-from tests.verifier.conftest import until_open
 
 pytestmark = [pytest.mark.models, pytest.mark.asyncio(loop_scope="session")]
 
@@ -153,16 +152,3 @@ async def test_a_connection_that_was_idle_as_long_as_clients_keep_one_still_serv
             await asyncio.sleep(wait_s)
 
     assert sockets[0] == sockets[1]
-
-
-async def test_a_client_that_goes_away_frees_its_session(services: Services) -> None:
-    asks = {"stream": True, "max_tokens": 2000}
-    body = {"messages": [{"role": "user", "content": HAIKU}], **asks}
-    async with (
-        client_of(services.edge_urls["eager"]) as client,
-        client.stream("POST", "/v1/chat/completions", json=body) as reply,
-    ):
-        await anext(reply.aiter_lines())
-
-    async with client_of(services.verifier_url) as client:
-        await until_open(client, 0)

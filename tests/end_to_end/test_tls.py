@@ -29,7 +29,6 @@ from edge_agent.settings import EdgeSettings, load
 from gateway.errors import Unavailable
 from gateway.hosting.strangers import check_listening
 from local_models.store import open_store
-from picospec.expecting import TimedTarget
 from picospec.verifier_checks import check_verifier
 from speculation.messages import Commit, Down, Finish
 from tests.edge_agent.processes import wait_for
@@ -132,14 +131,6 @@ async def test_without_such_a_certificate_the_key_opens_nothing(
 
     with pytest.raises(Unavailable):
         await edges.check()
-
-
-async def test_the_doctor_times_a_target_that_asks_for_a_certificate(
-    verifier: str, files: Files
-) -> None:
-    edges = edges_verifier(settings(verifier, files, "edge"))
-
-    assert (await TimedTarget(edges, await edges.facts()).answer("1, 2, 3,")).token_s > 0
 
 
 async def test_the_doctor_names_an_authority_that_did_not_sign(

@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway.hosting.settings import ServiceSettings
-from gateway.tracing import NO_TRACING
-from tests.edge_agent.processes import Process, start
-from tests.end_to_end.traced import Recorder, edge, serving
-from tests.verifier.fake_target import FAILS, STREAMS, FakeTarget
-from verifier.app import build
-from verifier.settings import load
+from gateway.tracing import NO_TRACING, Tracing
+from tests.fakes.world import PASS_S, World
+from tests.guards import GUARD_S
+from tests.verifier.fake_target import FAILS, STALLS, STREAMS
 
 CLIENTS_TRACE = f"{0xABCDEF:032x}"
 CLIENTS_SPAN = f"{0x1234:016x}"
 TRACEPARENT = f"00-{CLIENTS_TRACE}-{CLIENTS_SPAN}-01"
 SECRET = 44
 """A token of the prompt; no span may show it."""
+
+
+class Recorder:
+    """Tracing whose spans stay in memory."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracing = Tracing(provider.get_tracer("picospec"), provider.shutdown)
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """All that have ended, in the order in which they began."""
+        return sorted(self._exporter.get_finished_spans(), key=lambda s: s.start_time or 0)
+
+    def named(self, name: str) -> list[ReadableSpan]:
+        return [span for span in self.spans if span.name == name]
+
+    async def until(self, name: str, count: int = 1) -> None:
+        """Wait for spans that end a little after the response."""
+        async with asyncio.timeout(GUARD_S):
+            while len(self.named(name)) < count:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
 
 
 def ask(first: int = STREAMS, tokens: int = 8) -> dict[str, object]:
@@ -56,10 +81,19 @@ def verifiers() -> Recorder:
 
 
 @pytest.fixture
-async def client(edges: Recorder, verifiers: Recorder) -> AsyncIterator[httpx.AsyncClient]:
-    app = build(load(None, {}, {}), lambda _: FakeTarget(), verifiers.tracing)
-    async with serving(app) as url, edge([url], edges) as client:
-        yield client
+async def world(
+    edges: Recorder, verifiers: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    monkeypatch.setattr("edge_agent.app.open_tracing", lambda *_, **__: edges.tracing)
+    monkeypatch.setattr("verifier.app.open_tracing", lambda *_, **__: verifiers.tracing)
+    async with World(2, drain_timeout_s=0.0) as world:
+        yield world
+
+
+@pytest.fixture
+async def client(world: World, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    async with world.edge(tmp_path) as edge:
+        yield edge.client
 
 
 async def test_a_trace_goes_from_the_clients_request_to_the_verifiers_session(
@@ -138,7 +172,7 @@ async def test_a_request_that_fails_says_by_which_code(
 async def test_a_client_that_leaves_ends_all_its_spans(
     client: httpx.AsyncClient, edges: Recorder, verifiers: Recorder
 ) -> None:
-    asking = asyncio.create_task(client.post("/v1/completions", json=ask(1)))  # it STALLS
+    asking = asyncio.create_task(client.post("/v1/completions", json=ask(STALLS)))
     await edges.until("open")
     asking.cancel()
     await asyncio.wait([asking])
@@ -157,22 +191,16 @@ async def test_what_is_no_request_for_work_has_no_span(
     assert edges.spans == verifiers.spans == []
 
 
-@pytest.fixture
-def leaving_and_staying() -> Iterator[list[Process]]:
-    """The first ends its sessions in the middle of an answer."""
-    with ThreadPoolExecutor() as threads:
-        processes = list(threads.map(start, ("fault", "")))
-    yield processes
-    for process in processes:
-        process.kill()
-
-
 async def test_a_session_opened_again_is_a_span_of_the_same_request(
-    leaving_and_staying: list[Process], edges: Recorder
+    client: httpx.AsyncClient, edges: Recorder, world: World
 ) -> None:
-    urls = [process.url for process in leaving_and_staying]
-    async with edge(urls, edges) as client:
-        answer = await client.post("/v1/completions", json=ask(tokens=20))
+    asking = asyncio.create_task(client.post("/v1/completions", json=ask(tokens=20)))
+    await edges.until("first token")
+    await asyncio.sleep(6 * PASS_S)
+    leaving = next(each for each in world.processes if each.target.running)
+    (staying,) = {*world.processes} - {leaving}
+    leaving.signal(signal.SIGTERM)
+    answer = await asking
 
     assert answer.json()["usage"]["completion_tokens"] == 20
     names = [span.name for span in edges.spans]
@@ -182,9 +210,10 @@ async def test_a_session_opened_again_is_a_span_of_the_same_request(
     assert parent(again) == span_id(request)
     assert facts["picospec.after"] == "shutting_down"
     assert facts["picospec.committed_tokens"] > 5  # type: ignore[operator]
-    assert facts["url.full"] == urls[1]
+    assert facts["url.full"] == staying.url
 
 
+@pytest.mark.system
 def test_without_tracing_opentelemetrys_sdk_is_not_loaded() -> None:
     program = """
 import sys

@@ -1,33 +1,14 @@
-"""The fault campaign's fixtures and report."""
+"""The services of the fault campaign, which all its tests share."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import pytest
 import pytest_asyncio
 
 from tests.faults.rig.asking import Answer
-from tests.faults.rig.report import Report
 from tests.faults.rig.world import Plan, World
 from tests.faults.strikes import EDGE_DESCRIPTORS, ask_again
-
-REPORT = pytest.StashKey[Report]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[REPORT] = Report()
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
-) -> None:
-    config.stash[REPORT].show()
-
-
-@pytest.fixture(scope="session")
-def report(pytestconfig: pytest.Config) -> Report:
-    return pytestconfig.stash[REPORT]
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

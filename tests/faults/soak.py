@@ -13,10 +13,12 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
 import typer
 from rich.console import Console
@@ -24,10 +26,8 @@ from rich.table import Table
 
 from gateway.background_work import running_alongside
 from tests.faults.rig.asking import KINDS, MODEL, Answer
-from tests.faults.rig.footprint import Footprint
 from tests.faults.rig.services import Service
 from tests.faults.rig.world import FOLDER, Plan, World
-from tests.faults.rolling import questions
 from tests.local_models.chats import Json
 
 WINDOWS: Final = 6
@@ -48,6 +48,30 @@ IDLE_S: Final = 12.0
 
 POOLED: Final = (os.cpu_count() or 1) + 3
 """Threads that asyncio's pool may get after its first: when none is free, and for good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What the processes of an end hold of the machine."""
+
+    anonymous_mb: float
+    """Memory that no file backs: what a leak grows."""
+
+    descriptors: int
+    threads: int
+
+    @classmethod
+    def of(cls, pids: Iterable[int]) -> Self:
+        """Return what these processes hold together. One that ends meanwhile holds nothing."""
+        anonymous_kb = descriptors = threads = 0
+        for pid in pids:
+            with suppress(OSError):
+                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+                fields = dict(line.split(":", 1) for line in lines)
+                anonymous_kb += int(fields.get("RssAnon", "0").split()[0])  # a zombie has none
+                threads += int(fields["Threads"])
+                descriptors += len(list(Path(f"/proc/{pid}/fd").iterdir()))
+        return cls(anonymous_kb / 1024, descriptors, threads)
 
 
 @dataclass
@@ -114,7 +138,7 @@ class Soak:
 
     async def _ask(self, answers: int, seconds: float) -> None:
         chance, room = random.Random(2), asyncio.Semaphore(AT_ONCE)
-        kinds = itertools.cycle([*KINDS.values(), *questions()])
+        kinds = itertools.cycle(KINDS.values())
         begun = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             for number in range(answers):

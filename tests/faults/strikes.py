@@ -5,61 +5,46 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import httpx
 
 from bench.link import Conditions
-from tests.fakes.faulty_link import FaultyLink
 from tests.faults.rig.asking import BRIEF, KINDS, Answer, Watch
-from tests.faults.rig.world import PASS_TIMEOUT_S, World
-from tests.local_models.chats import Json
-from verifier.host import HEARTBEAT_S
+from tests.faults.rig.world import World
 
 BEGUN: Final = 30
 """Characters of each answer that have come when a fault strikes."""
 
 WITHIN_S: Final = 240.0
 
+Strike = Callable[[World], Awaitable[None] | None]
+
 
 async def struck(world: World, strike: Strike) -> tuple[dict[str, Answer], float]:
     """Return an answer of each kind, and when the fault struck."""
-    answers, at = await _struck(world, list(KINDS.values()), strike)
-    return dict(zip(KINDS, answers, strict=True)), at
+    begun = {kind: asyncio.Event() for kind in KINDS}
 
-
-async def struck_one(world: World, body: Json, strike: Strike) -> tuple[Answer, float]:
-    """Return an answer, and when the fault struck."""
-    (answer,), at = await _struck(world, [body], strike)
-    return answer, at
-
-
-async def _struck(
-    world: World, bodies: Sequence[Json], strike: Strike
-) -> tuple[list[Answer], float]:
-    begun = [asyncio.Event() for _ in bodies]
-
-    def watch(number: int) -> Watch:
+    def watch(kind: str) -> Watch:
         def look(answer: Answer) -> None:
             if answer.shown >= BEGUN or answer.finish:
-                begun[number].set()
+                begun[kind].set()
 
         return look
 
     async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as tasks:
-        asked = [
-            tasks.create_task(world.ask(body, watch(number)))
-            for number, body in enumerate(bodies)
-        ]
-        for event in begun:
+        asked = {
+            kind: tasks.create_task(world.ask(body, watch(kind)))
+            for kind, body in KINDS.items()
+        }
+        for event in begun.values():
             await event.wait()
-        assert not all(task.done() for task in asked), "all ended before the fault"
+        assert not all(task.done() for task in asked.values()), "all ended before the fault"
         at = time.monotonic()
         if (striking := strike(world)) is not None:
             await striking
-    return [task.result() for task in asked], at
+    return {kind: task.result() for kind, task in asked.items()}, at
 
 
 async def serves_again(world: World) -> None:
@@ -75,26 +60,6 @@ async def ask_again(world: World) -> dict[str, Answer]:
     """Return an answer of each kind; nothing happens to them."""
     answers = await asyncio.gather(*map(world.ask, KINDS.values()))
     return dict(zip(KINDS, answers, strict=True))
-
-
-# What may happen while answers are generated, and what must become of them.
-
-Strike = Callable[[World], Awaitable[None] | None]
-
-GAP_S: Final = 8.0
-"""Most time without text where another verifier goes on: a dead link is noticed within a
-second, and the rest is for a busy machine."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    name: str
-    strike: Strike
-    within_s: float = GAP_S
-    """Most time without text."""
-
-    is_long: bool = False
-    """Whether it takes too long for the short campaign."""
 
 
 # --- verifiers
@@ -125,6 +90,14 @@ async def drain(world: World) -> None:
     await (await world.used()).terminate()
 
 
+async def drain_one_after_another(world: World) -> None:
+    """Have each verifier end when its answers have, and start again: a rolling restart."""
+    for verifier in world.verifiers:
+        await verifier.terminate()
+        verifier.start()
+        await verifier.ready(world.http)
+
+
 async def hand_over(world: World) -> None:
     """Have the verifier end without waiting for its answers, by a second signal."""
     used = await world.used()
@@ -133,23 +106,8 @@ async def hand_over(world: World) -> None:
     await used.terminate()
 
 
-async def kill_one_after_another(world: World) -> None:
-    """Kill a verifier, start it again, and kill the other when it is back."""
-    first = await world.used()
-    await first.kill()
-    first.start()
-    await first.ready(world.http)
-    (other,) = [v for v in world.verifiers if v is not first]
-    await other.kill()
-
-
-def engine(order: str) -> Strike:
-    """Return what has the engine break in its next pass; breakable.py knows how."""
-
-    async def strike(world: World) -> None:
-        (await world.used()).order.write_text(order)
-
-    return strike
+async def fail_a_pass(world: World) -> None:
+    (await world.used()).order.touch()
 
 
 async def fill_verifiers_disk(world: World) -> None:
@@ -177,7 +135,7 @@ async def take_descriptors(world: World) -> None:
     used, before = await world.used(), world.edge.log.stat().st_size
     world.edge.take_descriptors(True)
     await world.connect_strangers(EDGE_DESCRIPTORS)
-    await used.link.silence(NO_DESCRIPTORS_S)
+    await used.link.silence(4.0)
     world.edge.take_descriptors(False)
     assert world.edge.log.stat().st_size - before < MAX_LOG_BYTES
 
@@ -185,20 +143,16 @@ async def take_descriptors(world: World) -> None:
 # --- the link
 
 
-def on_links(act: Callable[[FaultyLink], Awaitable[None]], everywhere: bool) -> Strike:
-    async def strike(world: World) -> None:
-        struck = world.verifiers if everywhere else [await world.used()]
-        await asyncio.gather(*(act(verifier.link) for verifier in struck))
-
-    return strike
+async def silence(world: World) -> None:
+    await (await world.used()).link.silence(5.0)
 
 
-def silence(seconds: float, everywhere: bool = False) -> Strike:
-    return on_links(lambda link: link.silence(seconds), everywhere)
+async def silence_all(world: World) -> None:
+    await asyncio.gather(*(verifier.link.silence(5.0) for verifier in world.verifiers))
 
 
-def refuse(seconds: float, everywhere: bool = False) -> Strike:
-    return on_links(lambda link: link.refuse(seconds), everywhere)
+async def reset(world: World) -> None:
+    (await world.used()).link.cut()
 
 
 async def half_open(world: World) -> None:
@@ -208,43 +162,32 @@ async def half_open(world: World) -> None:
 EDGE_DESCRIPTORS: Final = 256
 """The edge's limit, which a stranger can exceed; the edge and its clients need far fewer."""
 
-NO_DESCRIPTORS_S: Final = 4.0
 MAX_LOG_BYTES: Final = 100_000
-"""Most that the edge logs meanwhile."""
+"""Most that the edge logs while it can open nothing."""
 
 SLOW: Final = Conditions(rtt_ms=60, rate_mbit=0.064)
 LOSSY: Final = Conditions(rtt_ms=40, loss=0.05)
-RELOADS_S: Final = 20.0
-"""Most time until a verifier has loaded SmolLM2 and goes on."""
 
-FAULTS: Final = (
-    Fault("verifier SIGKILL", kill),
-    Fault("verifier SIGSTOP 4 s, then SIGCONT", stop),
-    Fault("all verifiers SIGKILL, one restarted", restart, within_s=RELOADS_S),
-    Fault("verifiers SIGKILL one after another", kill_one_after_another, is_long=True),
-    Fault("verifier SIGTERM", drain, is_long=True),
-    Fault("verifier SIGTERM twice", hand_over),
-    Fault("engine exception", engine("raise")),
-    Fault("engine hangs", engine("hang"), PASS_TIMEOUT_S + HEARTBEAT_S + GAP_S, is_long=True),
-    Fault("verifier's disk full", fill_verifiers_disk),
-    Fault("edge's disk full, verifier SIGKILL", fill_edges_disk),
-    Fault("strangers hold connections to the edge", strangers),
-    Fault(
-        "edge without descriptors, link silent", take_descriptors, NO_DESCRIPTORS_S + 2 * GAP_S
-    ),
-    Fault("clock one hour ahead", lambda world: world.set_clock(3600.0)),
-    Fault("clock one hour back", lambda world: world.set_clock(-3600.0), is_long=True),
-    Fault("link silent 1 s", silence(1.0)),
-    Fault("link silent 5 s", silence(5.0)),
-    Fault("link silent 30 s", silence(30.0), is_long=True),
-    Fault("all links silent 1 s", silence(1.0, everywhere=True), is_long=True),
-    Fault("all links silent 5 s", silence(5.0, everywhere=True), within_s=5.0 + GAP_S),
-    Fault("all links silent 30 s", silence(30.0, True), within_s=30.0 + GAP_S, is_long=True),
-    Fault("link reset", refuse(0.0)),
-    Fault("link refused 5 s", refuse(5.0), is_long=True),
-    Fault("all links refused 5 s", refuse(5.0, everywhere=True), 5.0 + GAP_S, is_long=True),
-    Fault("link half-open", half_open),
-    Fault("links lose 5 %", lambda world: world.degrade(LOSSY)),
-    Fault("links of 64 kbit/s", lambda world: world.degrade(SLOW)),
-)
-"""After each of these, every answer is the one that nothing happened to."""
+FAULTS: Final[dict[str, Strike]] = {
+    "verifier SIGKILL": kill,
+    "verifier SIGSTOP 4 s, then SIGCONT": stop,
+    "all verifiers SIGKILL, one restarted": restart,
+    "verifiers SIGTERM one after another": drain_one_after_another,
+    "verifier SIGTERM twice": hand_over,
+    "engine exception": fail_a_pass,
+    "verifier's disk full": fill_verifiers_disk,
+    "edge SIGTERM": lambda world: world.edge.terminate(),
+    "edge's disk full, verifier SIGKILL": fill_edges_disk,
+    "strangers hold connections to the edge": strangers,
+    "edge without descriptors, link silent": take_descriptors,
+    "clock one hour ahead": lambda world: world.set_clock(3600.0),
+    "clock one hour back": lambda world: world.set_clock(-3600.0),
+    "link silent 5 s": silence,
+    "all links silent 5 s": silence_all,
+    "link reset": reset,
+    "link half-open": half_open,
+    "links lose 5 %": lambda world: world.degrade(LOSSY),
+    "links of 64 kbit/s": lambda world: world.degrade(SLOW),
+}
+"""After each of these, every answer is the one that nothing happened to. What else befalls
+links and processes is for tests/edge_agent/test_world.py, on a virtual clock."""

@@ -1,29 +1,40 @@
-"""Strangers who only hold connections, at both ends."""
+"""Whoever holds connections, with a key or without: others are answered, and answers go on."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import json
+import os
 import resource
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
+from starlette.routing import Route
 from structlog.testing import capture_logs
 
 from bench.run.services import free_port
-from gateway.hosting import http1, idle_connections
-from gateway.hosting.limits import MAX_DESCRIPTORS, limit_accept_error_logs
-from tests.edge_agent.processes import wait_for
-from tests.gateway.scripted import ScriptedEngine, make_app, served
+from edge_agent.link import connection
+from edge_agent.metrics import EdgeMetrics
+from gateway.hosting import http1, idle_connections, limits
+from gateway.hosting.limits import limit_accept_error_logs
+from gateway.ports import Delta, Job
+from tests.edge_agent.conftest import metrics as metrics
+from tests.edge_agent.processes import TEXT, Answer, running, using, wait_for
+from tests.fakes.faulty_link import FaultyLink
+from tests.gateway.scripted import ANN, BEN, MODEL, ScriptedEngine, make_app, served, table
 from tests.guards import GUARD_S
 from tests.verifier.conftest import KEY, ROOT, fake_command, serving
+from tests.verifier.fake_target import FACTS
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a socket's bytes")
 DESCRIPTORS = 200
@@ -211,26 +222,22 @@ async def test_a_loop_without_descriptors_says_so_in_one_line_a_minute() -> None
     assert [line["event"] for line in lines] == ["no connection can be accepted"]
 
 
-@pytest.mark.parametrize(
-    ("hard", "connections"), [(64, 32), (1024, 512), (4096, 3072), (1 << 20, 8192)]
-)
-def test_the_limit_is_raised_and_connections_are_fewer(hard: int, connections: int) -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    hard = min(hard, before[1])
+def test_the_limit_of_descriptors_is_raised_as_far_as_it_may_be() -> None:
+    hard = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     script = (
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (50, {hard}));"
-        "from gateway.hosting import limits as descriptors;"
-        "limit = descriptors.raise_limit();"
-        "print(limit, descriptors.max_connections(limit), descriptors.max_accepted(limit))"
+        "from gateway.hosting.limits import max_accepted, max_connections, raise_limit;"
+        "limit = raise_limit();"
+        "print(limit, limit - max_connections(limit) - max_accepted(limit))"
     )
     command = [sys.executable, "-c", script]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=GUARD_S, check=True
     )
 
-    limit, most, at_once = map(int, done.stdout.split())
-    assert (limit, most) == (min(hard, MAX_DESCRIPTORS), connections)
-    assert most + at_once < limit
+    limit, left = map(int, done.stdout.split())
+    assert limit == hard
+    assert left > 0
 
 
 NO_REQUESTS = (
@@ -259,3 +266,209 @@ def test_what_is_no_request_has_no_line_in_an_edges_log(tmp_path: Path) -> None:
         edge.wait()
 
     assert log.read_bytes() == before
+
+
+CONNECTIONS = 24
+KEPT = CONNECTIONS // 4
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+HELD = "slowly"
+
+
+class Holding(ScriptedEngine):
+    """Its answers to HELD do not end."""
+
+    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
+        if HELD.encode() in bytes(job.prompt):
+            await asyncio.Event().wait()
+        async for delta in super().generate(job):
+            yield delta
+
+
+@asynccontextmanager
+async def edge(folder: Path, *names: str) -> AsyncIterator[tuple[str, list[Route]]]:
+    """Serve on at most CONNECTIONS to these tenants, with one answer each at once."""
+    file = folder / "keys.toml"
+    file.write_text("".join(table(name, more="sessions = 1") for name in names))
+    app = make_app(Holding(), keys_file=file)
+    routes = [r for r in app.routes if isinstance(r, Route) and not isinstance(r, APIRoute)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "MAX_CONNECTIONS", CONNECTIONS)
+        async with served(app, http1.protocol(CONNECTIONS)) as url:
+            yield url, routes
+
+
+async def is_answered(url: str, key: dict[str, str]) -> bool:
+    """Return True if a new client of this key gets an answer, and /health is answered."""
+    async with httpx.AsyncClient(base_url=url, timeout=GUARD_S) as client:
+        chat = await client.post("/v1/chat/completions", json=CHAT, headers=key)
+        return chat.status_code == (await client.get("/health")).status_code == 200
+
+
+class Held:
+    """Requests that are open, each on a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._address = urlsplit(url)
+        self._open = list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]()
+
+    async def add(self, method: str, path: str, key: dict[str, str]) -> None:
+        """Send a request, whose body does not come. A stranger's client may be cut."""
+        host, port = self._address.hostname, self._address.port
+        reader, writer = await asyncio.open_connection(host, port)
+        head = (
+            f"{method} {path} HTTP/1.1\r\nhost: v\r\nauthorization: {key['authorization']}\r\n"
+        )
+        body = "content-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+        writer.write((head + (body if method == "POST" else "\r\n")).encode())
+        self._open.append((reader, writer))
+
+    async def statuses(self) -> list[bytes]:
+        """Return the status of each that was answered and is open."""
+        async with asyncio.timeout(GUARD_S):
+            lines = [await reader.readline() for reader, _ in self._open]
+        return [line[9:12] for line in lines]
+
+    def close(self) -> None:
+        for _, writer in self._open:
+            writer.transport.abort()
+        self._open.clear()
+
+
+async def begun(url: str, path: str, model: str = MODEL) -> str:
+    """Begin an answer of ann's that is recorded and does not end; return its id."""
+    chat = [{"role": "user", "content": HELD}]
+    asked = {"messages": chat} if "chat" in path else {"input": HELD}
+    body = {"model": model, "background": True, "stream": True, **asked}
+    if "chat" in path:
+        body["stream_options"] = {"include_speculation": True}
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=GUARD_S) as client,
+        client.stream("POST", path, json=body, headers=ANN) as answer,
+    ):
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                event = json.loads(line.removeprefix("data: "))
+                return str(event.get("response", event)["id"])
+    raise AssertionError("it was not begun")
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
+async def test_replays_leave_another_key_its_connections(tmp_path: Path, path: str) -> None:
+    async with edge(tmp_path, "ann", "ben") as (url, _):
+        name = await begun(url, path)
+        with closing(Held(url)) as held:
+            for _ in range(CONNECTIONS):
+                await held.add("GET", f"{path}/{name}?stream=true", ANN)
+
+            assert await is_answered(url, BEN)
+            statuses = await held.statuses()
+            assert statuses.count(b"200") == CONNECTIONS - KEPT
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is Linux's")
+async def test_a_process_answers_others_whatever_a_key_holds(tmp_path: Path) -> None:
+    keys, port = tmp_path / "keys.toml", free_port()
+    keys.write_text(table("ann") + table("ben"))
+    connections = 60
+    descriptors = 2 * connections  # half of them are for connections
+    limited = ["prlimit", f"--nofile={descriptors}:{descriptors}"]
+    url = f"http://127.0.0.1:{port}"
+    with serving(limited + fake_command(port, keys_file=str(keys)), port):
+        paths = ["/v1/speculate/uploads"]
+        for path in ("/v1/responses", "/v1/chat/completions"):
+            paths.append(f"{path}/{await begun(url, path, FACTS.model)}?stream=true")
+        with closing(Held(url)) as held:
+            for number in range(connections):
+                path = paths[number % len(paths)]
+                await held.add("POST" if "uploads" in path else "GET", path, ANN)
+
+            assert [await is_answered(url, BEN) for _ in range(5)] == [True] * 5
+
+
+async def test_no_route_lets_a_key_hold_what_others_need(tmp_path: Path) -> None:
+    async with edge(tmp_path, "ann", "ben") as (url, routes):
+        for method, path in ((method, r.path) for r in routes for method in r.methods or ()):
+            with closing(Held(url)) as held:
+                for _ in range(CONNECTIONS):
+                    await held.add(method, path, ANN)
+                assert await is_answered(url, BEN), (method, path)
+
+    assert len(routes) > 40
+
+
+async def test_a_host_with_one_key_has_no_such_share(tmp_path: Path) -> None:
+    async with edge(tmp_path, "ann") as (url, _):
+        name = await begun(url, "/v1/responses")
+        with closing(Held(url)) as held:
+            for _ in range(CONNECTIONS - 1):
+                await held.add("GET", f"/v1/responses/{name}?stream=true", ANN)
+
+            assert await held.statuses() == [b"200"] * (CONNECTIONS - 1)
+
+
+RENEW_WITHOUT_DESCRIPTORS = """
+import asyncio, os, resource
+from contextlib import suppress
+from edge_agent.link.connection import Connection
+from edge_agent.link.errors import LinkDown
+
+async def main():
+    for url in ("http://127.0.0.1:9", "https://127.0.0.1:9"):
+        link, held = Connection(url), []
+        with suppress(LinkDown):
+            await link.ask("GET", "/ready", within_s=5.0)
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        for ask in (
+            lambda: link.ask("GET", "/ready", within_s=5.0),
+            lambda: link.post("x", b"", {}),
+        ):
+            link.renew(link.client)
+            try:
+                await ask()
+            except LinkDown as error:
+                assert "Too many open files" in str(error), error
+            else:
+                raise AssertionError(url)
+        for descriptor in held:
+            os.close(descriptor)
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+asyncio.run(main())
+os._exit(0)  # threads of the HTTP client that still run do not outlive an interpreter that ends
+"""
+
+
+def test_without_a_descriptor_a_connection_is_renewed_and_its_requests_fail() -> None:
+    command = [sys.executable, "-c", RENEW_WITHOUT_DESCRIPTORS]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
+
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=GUARD_S)
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no client"), OSError(24, "Too many open")])
+async def test_an_answer_is_resumed_once_a_transport_can_be_made_again(
+    metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    make, refused = connection.HTTPTransport, list[Exception]()
+
+    def made(**options: object) -> object:
+        if refused:
+            raise refused.pop()
+        return make(**options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(connection, "HTTPTransport", made)
+    with running("") as (only,):
+        async with FaultyLink(only.port) as link, using([link.url], metrics) as verifiers:
+
+            async def fall_silent() -> None:
+                refused.extend([error] * 3)
+                link.half_open()
+
+            assert await Answer(verifiers, metrics).run(fall_silent) == TEXT
+
+    assert not refused
+    assert metrics.reopens._value.get() == 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from itertools import count, pairwise, repeat
 from pathlib import Path
 from random import Random
@@ -15,18 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.run.services import free_port
 from edge_agent import proposals
 from edge_agent.link.posts import Posts
 from edge_agent.proposals import ProposalFinder
 from edge_agent.settings import EdgeSettings
 from gateway.errors import InvalidRequest
+from gateway.hosting import limits
 from gateway.ports import Job
 from gateway.ports import opening as lookup_opening
 from speculation import wire
 from speculation.draft_machine import Outcome
 from speculation.errors import RemoteProtocolError
-from speculation.messages import Draft, Fault, Pushed, Redraw, Sampling
+from speculation.messages import RUN_CHARACTERS, Draft, Pushed, Redraw, Sampling
 from speculation.model_facts import TokenId
 from speculation.ngrams import PromptGrams
 from speculation.wire import Framed
@@ -36,13 +36,13 @@ from tests.guards import GUARD_S
 from tests.speculation.joined import Joined
 from tests.speculation.small_models import model
 from tests.speculation.small_models import opening as small_opening
-from tests.verifier.conftest import fake_command, http2_client, serving
-from tests.verifier.down import opened
-from tests.verifier.fake_app import ANN, BEN, OPEN, app_of, client_of, keys_toml
+from tests.verifier.fake_app import ANN, BEN, OPEN, UploadStream, app_of, client_of, write_keys
 from tests.verifier.fake_sessions import ending, running, tenant
 from tests.verifier.fake_target import FACTS, STALLS, FakeTarget, opening
+from tests.virtual_time import compute
 from verifier.open_checks import check_open
 from verifier.routes import DRAFTS_BYTES
+from verifier.sessions.admission import MIN_UPLOADS
 from verifier.sessions.session import INITIAL_CHAINS
 
 ALLOWED = INITIAL_CHAINS * FACTS.limits.max_ahead
@@ -102,11 +102,10 @@ def test_a_correct_edge_never_sends_half_as_much(
     assert joined.edge.finish
 
 
-@pytest.mark.system
 async def test_others_go_on_while_a_session_hands_messages_up() -> None:
     class Slow(FakeTarget):
         async def push(self, session: str, message: Framed[Pushed]) -> None:
-            time.sleep(0.0005)  # noqa: ASYNC251 - it takes the loop, as a pass's machine does
+            compute(0.0005)  # it takes the loop, as a pass's machine does
             self.pushed.append(message)
 
     async def tick() -> None:
@@ -123,40 +122,6 @@ async def test_others_go_on_while_a_session_hands_messages_up() -> None:
         other.cancel()
 
         assert max(after - before for before, after in pairwise(ticks)) <= 3
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    port = free_port()
-    with serving(fake_command(port), port):
-        yield f"http://127.0.0.1:{port}"
-
-
-@pytest.mark.system
-async def test_48_bodies_at_once_are_soon_over(url: str) -> None:
-    body = wire.encode(Draft(0, 0, 0, (5,)))
-    body *= DRAFTS_BYTES // len(body)
-    stalls = opening(fill="never", prompt=(STALLS,))
-    async with http2_client(url) as client, opened(client, stalls) as stream:
-        path = f"/v1/speculate/{await stream.opened()}/drafts"
-        async with asyncio.timeout(GUARD_S):
-            answers = await asyncio.gather(
-                *(client.post(path, content=body) for _ in range(48))
-            )
-
-        statuses = [answer.status_code for answer in answers]
-        assert statuses.count(400) == 1
-        assert statuses.count(404) == 47
-        *_, last = await stream.rest()
-        assert isinstance(last, Fault)
-
-
-@pytest.mark.system
-async def test_a_request_without_a_message_ends_the_session(url: str) -> None:
-    async with http2_client(url) as client, opened(client, opening(prompt=(STALLS,))) as stream:
-        answer = await client.post(f"/v1/speculate/{await stream.opened()}/drafts")
-
-    assert answer.status_code == 400
 
 
 async def test_what_waited_long_goes_in_requests_that_the_verifier_takes() -> None:
@@ -193,8 +158,7 @@ MANY = 24
 async def test_an_open_is_decoded_in_turn_however_many_another_tenant_sends(
     tmp_path: Path,
 ) -> None:
-    file, body = tmp_path / "keys.toml", wire.encode(LARGE)
-    file.write_text(keys_toml("ann", "ben"))
+    file, body = write_keys(tmp_path, "ann", "ben"), wire.encode(LARGE)
     async with (
         app_of(file, FakeTarget()) as app,
         client_of(app, ANN) as ann,
@@ -216,6 +180,41 @@ async def test_an_open_is_decoded_in_turn_however_many_another_tenant_sends(
 def test_the_length_of_a_prompt_is_checked_before_its_tokens_are() -> None:
     with pytest.raises(InvalidRequest, match="the context has"):
         check_open(opening(prompt=(FACTS.vocabulary_size,) * 300_000), FACTS)
+
+
+CONNECTIONS = 24
+
+
+@asynccontextmanager
+async def uploading(file: Path, streams: int) -> AsyncIterator[tuple[int, int]]:
+    """Open upload streams of ann's at a verifier; yield how many run, and the status of a
+    request of ben's."""
+    async with app_of(file, FakeTarget()) as app:
+        opened = [UploadStream(app) for _ in range(streams)]
+        async with asyncio.timeout(GUARD_S), client_of(app, BEN) as ben:
+            while not all(upload.answer for upload in opened):  # noqa: ASYNC110 - other tasks
+                await asyncio.sleep(0.001)
+            status = (await ben.get("/v1/model-facts")).status_code
+        running = [u for u in opened if len(u.answer) == RUN_CHARACTERS]
+        yield len(running), status
+        for upload in opened:
+            upload.leave()
+        await asyncio.gather(*(upload.ended() for upload in opened))
+
+
+async def test_upload_streams_are_a_few_and_count_as_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS", CONNECTIONS)
+    for more, most in (
+        ("", CONNECTIONS * 3 // 4),
+        ("sessions = 1", MIN_UPLOADS),
+        ("sessions = 9", 9),
+        ("requests_a_minute = 3", 3),
+    ):
+        file = write_keys(tmp_path, "ann", "ben", more=more)
+        async with uploading(file, CONNECTIONS) as (running, status):
+            assert (running, status) == (most, 200), more
 
 
 # A long prompt does not hold up other answers while it is searched for what may come next.

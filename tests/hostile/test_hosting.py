@@ -1,19 +1,26 @@
-"""What strangers do to a service's log, its headers and its terminal."""
+"""What strangers and models do to a log, to headers and to a terminal."""
 
 from __future__ import annotations
 
 import io
+import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 import httpx
 import pytest
 import structlog
+from rich.console import Console
 from structlog.testing import capture_logs
 
 from gateway.hosting import logs
 from gateway.log_limits import EVERY_S, MAX_CHARACTERS
+from picospec.answer_progress import AnswerProgress
+from picospec.answer_view import answer
+from picospec.chat_client import ChatError, Turn, first_model
+from picospec.findings import Finding, report
 from tests.gateway.scripted import ScriptedEngine, SetClock, client_of, make_app
 
 KEY = {"authorization": "Bearer right"}
@@ -118,3 +125,60 @@ async def test_http_1_1_without_a_host_is_refused(headers: list[tuple[bytes, byt
     await make_app(ScriptedEngine())(scope, receive, send)  # type: ignore[arg-type]
 
     assert sent[0]["status"] == 400
+
+
+ORDERS = "\x1b]52;c;aGk=\x07\x1b[2J\x9b2J\x00\x08\x7f\r"
+"""Fill the clipboard, clear the screen, by 7 and by 8 bits, and what moves the cursor."""
+
+
+def service(*, status: int = 200, name: str = "m") -> httpx.AsyncClient:
+    said = [
+        {"choices": [{"delta": {"reasoning_content": f"a{ORDERS}b"}}]},
+        {"choices": [], "speculation": {"event": "chain", "text": f"c{ORDERS}d"}},
+        {"choices": [{"delta": {"content": f"e\t{ORDERS}f\ng"}}]},
+    ]
+    events = "".join(f"data: {json.dumps(event)}\n\n" for event in said) + "data: [DONE]\n\n"
+    refusal = {"error": {"message": f"h{ORDERS}i"}}
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/models":
+            return httpx.Response(200, json={"data": [{"id": name, "owned_by": "picospec"}]})
+        return httpx.Response(
+            status, **({"text": events} if status == 200 else {"json": refusal})
+        )
+
+    return httpx.AsyncClient(transport=httpx.MockTransport(respond), base_url="http://edge")
+
+
+def orders(text: str) -> set[str]:
+    """The control characters of a text."""
+    return {c for c in text if not c.isprintable()} - {"\n", "\t"}
+
+
+async def test_an_answer_gives_the_terminal_no_orders() -> None:
+    console = Console(file=io.StringIO(), width=60)
+
+    async with service() as client:
+        await answer(client, [Turn("user", "hi")], console, AnswerProgress(time.monotonic))
+
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert {"a", "b", "e", "f", "g"} <= set(shown)
+    assert not orders(shown)
+
+
+async def test_an_error_and_a_models_name_give_the_terminal_no_orders() -> None:
+    console = Console(file=io.StringIO(), width=60)
+    async with service(status=400, name=f"m{ORDERS}") as client:
+        with pytest.raises(ChatError) as raised:
+            await answer(client, [Turn("user", "hi")], console, AnswerProgress(time.monotonic))
+        model = await first_model(client)
+
+    assert not orders(f"{raised.value}{model.id}")
+
+
+def test_a_finding_gives_the_terminal_no_orders() -> None:
+    console = Console(file=io.StringIO(), width=200)
+
+    report([Finding(f"a{ORDERS}", False, f"b{ORDERS}", f"[red]c{ORDERS}")], console)
+
+    assert not orders(console.file.getvalue())  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@
 
 A beat measures for how long nothing else runs: the time between two heartbeats, or the
 processor time that this process took meanwhile if that is less, so that a busy host does not
-count. `pytest -rP` shows the worst body of each endpoint."""
+count."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,15 +26,12 @@ from edge_agent.settings import load as load_edge
 from gateway.drain import Drain
 from gateway.endpoints.bodies import MIN_LIMIT_BYTES
 from gateway.hosting.server import serve, settle
-from gateway.ports import Delta, Job
 from local_models.store import open_store
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
-from speculation.messages import Open, TokenLogprob
-from tests.gateway.all_endpoints import requests
-from tests.gateway.scripted import ScriptedEngine, make_app, served
+from speculation.messages import Open
+from tests.gateway.scripted import served
 from tests.guards import GUARD_S
-from tests.hostile.small_values import CHAT
-from tests.hostile.tight_bodies import bodies, chat, following, kept, proxied
+from tests.hostile.tight_bodies import CHAT, bodies, chat, following, kept, proxied
 from tests.verifier.conftest import free_port, serving
 from tests.verifier.fake_target import FACTS, STREAMS, FakeTarget
 from verifier.app import build
@@ -159,19 +156,6 @@ def settled() -> Iterator[None]:
     gc.unfreeze()
 
 
-def table(found: dict[tuple[str, str], Measured]) -> str:
-    """Return the longest stall and the most memory by endpoint."""
-    lines = []
-    for endpoint in sorted({path for _, path in found}):
-        rows = [(each, name) for (name, path), each in found.items() if path == endpoint]
-        longest, slow = max(rows, key=lambda row: row[0].stall_s)
-        most, large = max(rows, key=lambda row: row[0].grown_mib)
-        lines.append(
-            f"{endpoint:28}{longest.stall_s:6.3f} s {slow:32}{most.grown_mib:4.0f} MiB {large}"
-        )
-    return "\n".join(lines)
-
-
 @pytest.mark.long
 @pytest.mark.models
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of memory")
@@ -206,40 +190,9 @@ async def test_no_body_within_the_bounds_stops_everybody(end: str, model: str) -
             for each in following(MIN_LIMIT_BYTES, previous):
                 await ask(*each)
 
-    sys.stdout.write(table(found))
     assert not {name: each for name, each in found.items() if each.stall_s > MOST_S}
     assert not {name: each for name, each in found.items() if each.grown_mib > MOST_MIB}
     assert {each.status for each in found.values()} <= {200, 400, 413}
-
-
-class Verbose(ScriptedEngine):
-    """Generates 6,000 tokens, each with the 20 likeliest, whatever it is asked."""
-
-    async def generate(self, job: Job) -> AsyncGenerator[Delta]:
-        score = TokenLogprob(-0.123456789, tuple((token, -token / 7) for token in range(20)))
-        for _ in range(6000):
-            yield Delta((97,), job.top_logprobs and (score,), statistics=self.statistics)
-            await asyncio.sleep(0)
-        yield Delta((), None, "length", self.statistics)
-
-
-@pytest.mark.long
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the peak of memory")
-@pytest.mark.usefixtures("settled")
-async def test_no_end_of_a_long_answer_stops_everybody() -> None:
-    found: dict[tuple[str, str], Measured] = {}
-    asked, apart = requests(choices=8, top=20)
-    async with served(make_app(Verbose(context_tokens=1 << 17))) as url, beating() as heartbeat:
-        port = int(url.rsplit(":", 1)[1])
-        settle()
-        for kind, of in (("whole", asked), ("streamed", asked), ("background", apart)):
-            for path, body in of.values():
-                sent = {**body, "stream": kind != "whole"}
-                found[f"{kind}: {path}", path] = await measured(heartbeat, port, path, sent)
-
-    sys.stdout.write(table(found))
-    assert {each.status for each in found.values()} == {200}
-    assert not {name: each for name, each in found.items() if each.stall_s > MOST_S}
 
 
 async def ready(port: int) -> None:

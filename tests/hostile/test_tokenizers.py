@@ -1,5 +1,5 @@
 """A tokenizer from a verifier: neither its failures, nor a full disk, nor a long text stop more
-than the work that they belong to, and no prompt for one verifier's goes to another's."""
+than the work that they belong to, and one that is dropped dies with all that was made of it."""
 
 from __future__ import annotations
 
@@ -12,28 +12,48 @@ import threading
 from dataclasses import dataclass
 from dataclasses import replace as replaced
 from pathlib import Path
+from typing import Any
+from weakref import ref
 
 import pytest
 import tokenizers
 from msgspec.structs import replace
+from tokenizers import Regex, models, pre_tokenizers
 
+from edge_agent.draft.drafter import NoDrafter
+from edge_agent.draft.open_tokenizers import OpenTokenizers
 from edge_agent.draft.target_tokenizer import TargetTokenizer
+from edge_agent.draft_grammars import EdgeGrammars
+from edge_agent.served import ServedModel
 from gateway.app import create_app
 from gateway.endpoints.services import Services, one_model
 from gateway.errors import Unavailable
 from gateway.hosting.settings import GatewaySettings
+from gateway.output.output_format import OutputFormats
 from gateway.ports import Facts, GatewayTokenizer
-from local_models.confined import environment
+from local_models.confined import Worker, environment
 from local_models.errors import CannotOpen
 from local_models.hugging_face import HuggingFaceEncoder
+from local_models.llama_cpp.footprint import TOKEN_BYTES
 from local_models.store import open_store
+from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_cache import MAX_KEPT, TokenizerCache
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.model_facts import ModelFacts
-from tests.edge_agent.fakes import FACTS
+from tests.edge_agent.fakes import FACTS, TokenizerVerifier
 from tests.gateway.scripted import ByteTokenizer, ScriptedEngine, client_of
 from tests.guards import GUARD_S
-from tests.hostile.byte_tokenizer import made
+from tests.local_models.grammars.small import asking
+
+
+def made(split: str = " ") -> TokenizerFile:
+    """Return a tokenizer whose tokens are bytes, and which splits texts at a pattern first."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    parts = [pre_tokenizers.Split(Regex(split), "isolated"), byte_level]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)  # type: ignore[assignment]
+    return TokenizerFile("huggingface", tokenizer.to_str().encode())
 
 
 def kept(folder: Path, file: TokenizerFile) -> bool:
@@ -184,6 +204,10 @@ async def test_the_tokenizer_is_that_of_the_facts_or_an_error_to_try_again(
     assert await target(A.digest) is own
     other = await target()
     assert other is not own
+    verifier.file = A
+    assert await target() is own  # one that alternates has each opened once
+    verifier.file = B
+    assert await target() is other
     verifier.file = replace(A, padding=1)
     assert await target(B.digest) is other
     with pytest.raises(Unavailable, match="another one"):
@@ -213,3 +237,65 @@ async def test_a_request_asks_for_the_tokenizer_of_its_facts() -> None:
             assert (await client.post(path, json=body)).status_code == 200
 
     assert asked == ["that one"] * 3
+
+
+KEPT = 2
+ROOM_BYTES = KEPT * 256 * TOKEN_BYTES
+
+
+class Engine:
+    """The part of an engine that has something of a tokenizer."""
+
+    def __init__(self) -> None:
+        self.grammars = EdgeGrammars()
+
+    async def close(self) -> None:
+        await self.grammars.close()
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> list[ref[Worker]]:
+    """The helper processes. No tokenizer is tried out before it is opened."""
+    begun = list[ref[Worker]]()
+    begin = Worker.__init__
+
+    def noted(self: Worker, module: str) -> None:
+        begin(self, module)
+        begun.append(ref(self))
+
+    monkeypatch.setattr(Worker, "__init__", noted)
+    monkeypatch.setattr("local_models.tokenizer_cache._try_out", lambda packed: None)
+    return begun
+
+
+def files(count: int) -> list[TokenizerFile]:
+    return [replace(made(), template="a", padding=number) for number in range(count)]
+
+
+async def test_a_dropped_tokenizer_dies_with_its_helpers(
+    tmp_path: Path, workers: list[ref[Worker]]
+) -> None:
+    open_ones, cache = OpenTokenizers(ROOM_BYTES), TokenizerCache(tmp_path)
+    styles, alive = OutputFormats(), list[ref[Tokenizer]]()
+    models = list[ServedModel]()
+
+    async def use(file: TokenizerFile, number: int) -> None:
+        verifiers: Any = TokenizerVerifier(file)
+        source, engine = TargetTokenizer(verifiers, cache, None, open_ones), Engine()
+        served: Any = engine
+        models.append(ServedModel(f"m{number}", verifiers, source, NoDrafter(), served, (), ()))
+        tokenizer = await source()
+        styles.find(tokenizer)
+        await engine.grammars.compile(asking(choice=["ab"]), tokenizer)
+        alive.append(ref(tokenizer))
+
+    for number, file in enumerate(files(KEPT + 2)):
+        await use(file, number)
+        for model in models:
+            if model._introducing is not None:  # it lets go of what it has made
+                await model._introducing
+
+    assert [tokenizer() is not None for tokenizer in alive] == [False] * 2 + [True] * KEPT
+    running = [worker() for worker in workers]
+    assert sum(each is not None and each.process.poll() is None for each in running) <= 2 * KEPT
+    assert all(model.tokenizer.digest == "" for model in models[:2])

@@ -5,14 +5,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 from edge_agent.proxy import DIRECT, HELD_BYTES
+from gateway.endpoints.bodies import MIN_LIMIT_BYTES
 from gateway.endpoints.parameters import MAX_BIASES
 from gateway.endpoints.request import MAX_STOPS
-from gateway.json_bounds import MAX_CONTAINERS, MAX_STRINGS, SMALL_BYTES
+from gateway.json_bounds import (
+    MAX_CONTAINERS,
+    MAX_STRINGS,
+    MAX_VALUES,
+    SMALL_BYTES,
+    count_structure,
+)
 from gateway.json_schemas import MAX_BYTES
 from gateway.prompt_reader import BYTES_PER_TOKEN
-from tests.hostile.small_values import CHAT, KINDS, TEXT, body_of
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+HERE = "@"
+"""Where the items of a body are."""
+
+LINES = Path(__file__).with_name("bodies.tsv").read_text(encoding="utf-8").splitlines()
+KINDS = {kind: columns for kind, *columns in (line.split("\t") for line in LINES)}
+"""Paths, bodies and their items. A number stands for %d, another one in each item."""
+
 
 Json = dict[str, object]
 Body = tuple[str, str, Json | bytes]
@@ -54,6 +71,21 @@ SCHEMAS: dict[str, Json] = {
     "alternatives": properties(1, {"anyOf": [{"const": f"{i}"} for i in range(6_000)]}),
 }
 """Each is near 128 KiB, takes long to compile, or grows where it is copied."""
+
+
+def body_of(kind: str, *, admitted: bool) -> bytes:
+    """Return a body of as many bytes as the service takes. admitted: of as many values, too."""
+    _, body, item = KINDS[kind]
+    comma = "" if kind in ("deep nesting", "escaped quotes", "a long text") else ","
+    width = len((item % 10**6 if "%" in item else item) + comma)
+    count = (MIN_LIMIT_BYTES - len(body) + len(HERE)) // width
+    if admitted:
+        *_, each = count_structure(f"{item},".encode())
+        each_in_all = ((MAX_CONTAINERS, each.containers), (MAX_STRINGS, each.strings))
+        most = ((limit - 16) // taken for limit, taken in each_in_all if taken)
+        count = min(count, *most, MAX_VALUES)
+    items = (item % (10**6 + i) for i in range(count)) if "%" in item else [item] * count
+    return body.replace(HERE, comma.join(items)).encode()
 
 
 def text_of(unit: str, size: int) -> str:
@@ -180,6 +212,7 @@ def bodies(size: int, tokens: int, longest: int) -> Iterator[Body]:
     most bytes."""
     for kind, (path, *_) in KINDS.items():
         yield kind, path, body_of(kind, admitted=True)
+        yield f"too many: {kind}", path, body_of(kind, admitted=False)
     yield from _texts(size, tokens)
     yield from _ids(tokens, longest)
     yield from _constraints(size)

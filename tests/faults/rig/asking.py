@@ -146,9 +146,3 @@ KINDS: Final[dict[str, Json]] = {
 """Requests by what is special of them; each answer has some seventy tokens."""
 
 BRIEF: Final[Json] = {"messages": [user("Name a colour.")], "temperature": 0, "max_tokens": 8}
-
-
-def long_prompt(beginning: str) -> Json:
-    """Return a request of some 400 tokens, which differ from their beginning on."""
-    words = " ".join(f"{beginning} The lamp was lit {n} times." for n in range(36))
-    return {"messages": [user(f"{words} {_STORY}")], "temperature": 0, "max_tokens": 60}

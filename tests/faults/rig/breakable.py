@@ -2,9 +2,7 @@
 
     python -m tests.faults.rig.breakable ORDER verifier|edge_agent OPTIONS...
 
-ORDER is a file. When it exists, the verifier's next pass removes it and does what it says:
-"raise" fails that pass, and "hang" never ends it. A pass over the token POISON ends the
-process.
+ORDER is a file. When it exists, the verifier's next pass removes it, and fails.
 At SIGUSR2 the names of the tasks that run are written to ORDER.tasks.
 """
 
@@ -12,24 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Final
 
 from fastapi import FastAPI
 
 from verifier.settings import VerifierSettings
-
-POISON: Final = 12
-"""A special token of SmolLM2, which no text has."""
-
-DIED: Final = 139
-"""The status with which a process ends that POISON has broken."""
 
 
 def break_passes(order: Path) -> None:
@@ -41,14 +30,9 @@ def break_passes(order: Path) -> None:
     decode = Context.decode
 
     def breakable(context: Context, segments: Sequence[Segment]) -> None:
-        if any(POISON in segment.tokens for segment in segments):
-            os._exit(DIED)
         if order.exists():
-            ordered = order.read_text()
             order.unlink()
-            if ordered == "hang":
-                time.sleep(3600)
-            raise DecodeFailed(f"the test ordered: {ordered}")
+            raise DecodeFailed("the test ordered it")
         decode(context, segments)
 
     Context.decode = breakable  # type: ignore[method-assign]

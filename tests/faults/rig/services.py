@@ -66,12 +66,11 @@ class Service:
             resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, most)
 
     @contextmanager
-    def on(self, disk: Path | None) -> Iterator[None]:
+    def on(self, disk: Path) -> Iterator[None]:
         """Have it keep its log, and what it caches, on another disk if it is started now."""
         log, environment = self.log, self.environment
-        if disk:
-            self.log = disk / log.name
-            self.environment = {**environment, "PICOSPEC_CACHE": str(disk)}
+        self.log = disk / log.name
+        self.environment = {**environment, "PICOSPEC_CACHE": str(disk)}
         try:
             yield
         finally:

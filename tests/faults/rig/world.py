@@ -10,10 +10,9 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from copy import copy
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
@@ -27,7 +26,6 @@ from tests.faults.rig.services import Service, Verifier
 from tests.local_models.chats import TEMPLATES, Json
 
 FOLDER: Final = ROOT / "build" / "faults"
-PASS_TIMEOUT_S: Final = 6.0
 SETTLED_WITHIN_S: Final = 120.0
 """A session ends when its stream is known to be gone; then nothing may be left."""
 
@@ -42,14 +40,11 @@ class Plan:
     slots: int = 6
     """Answers that a verifier generates at once."""
 
-    edge_slots: int = 4
     verifier_options: Sequence[str] = ()
-    edge_environment: Mapping[str, str] = field(default_factory=dict)
     edge_descriptors: int | None = None
     """The edge's limit, if not that of the tests."""
 
     folder: Path = FOLDER / "campaign"
-    deadline_s: float = 45.0
 
 
 class World:
@@ -75,7 +70,7 @@ class World:
         self._stack.push_async_callback(self.rest)
         for verifier in self.verifiers:
             await self._stack.enter_async_context(verifier.link)
-        self.edge = self._edge("edge", self.plan.deadline_s)
+        self.edge = self._edge()
         clock = _clock(self._folder)
         for service in self.services:
             service.environment |= clock
@@ -90,32 +85,15 @@ class World:
     async def __aexit__(self, *error: object) -> None:
         await self._stack.aclose()
 
-    def _edge(self, name: str, deadline_s: float, *options: str) -> Service:
+    def _edge(self) -> Service:
         urls = [word for v in self.verifiers for word in ("--verifier-url", v.link.url)]
-        given = ("--draft-model", "smollm2", "--slots", str(self.plan.edge_slots))
-        edge = Service(name, "edge_agent", self._folder, *given, *urls, *options)
-        edge.environment["PICOSPEC_EDGE__FAILOVER_DEADLINE_S"] = str(deadline_s)
-        edge.environment["PICOSPEC_EDGE__ANSWER_CACHE_TOKENS"] = (
-            "0"  # or nothing is asked twice
-        )
-        edge.environment |= self.plan.edge_environment
+        given = ("--draft-model", "smollm2", "--slots", "4", *urls)
+        edge = Service("edge", "edge_agent", self._folder, *given)
+        edge.environment["PICOSPEC_EDGE__FAILOVER_DEADLINE_S"] = "45"
+        # Else nothing would be asked twice.
+        edge.environment["PICOSPEC_EDGE__ANSWER_CACHE_TOKENS"] = "0"
         edge.descriptors = self.plan.edge_descriptors
         return edge
-
-    @asynccontextmanager
-    async def other_edge(
-        self, deadline_s: float, *options: str, disk: Path | None = None
-    ) -> AsyncIterator[World]:
-        """Yield this world as the clients of another edge see it. disk: for what it keeps."""
-        other = copy(self)
-        other.edge = self._edge("other_edge", deadline_s, *options)
-        with other.edge.on(disk):
-            other.edge.start()
-            try:
-                await other.edge.ready(self.http)
-                yield other
-            finally:
-                other.edge.end()
 
     @property
     def services(self) -> list[Service]:
@@ -214,7 +192,6 @@ def _verifier_options(plan: Plan) -> tuple[str, ...]:
     return (
         "--model", "smollm2", "--llama.threads", "1", "--llama.slots", str(plan.slots),
         "--llama.context-tokens", "2048", "--chat-template", str(TEMPLATES / "qwen2.5.jinja"),
-        "--pass-timeout-s", str(PASS_TIMEOUT_S),
         *plan.verifier_options,
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
-"""An edge whose verifier comes and goes, with `fallback = "draft"` and real models."""
+"""An edge of its own with real models: its verifier comes and goes, or it serves two models."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from bench.run.services import free_port
+from local_models.store import open_store
 from tests.end_to_end.fleet import Fleet, gauge
 from tests.guards import GUARD_S
 
@@ -30,8 +32,8 @@ def fleet() -> Iterator[Fleet]:
     started.end()
 
 
-def ask(edge: str, **more: object) -> httpx.Response:
-    answer = httpx.post(f"{edge}{PATH}", json=CHAT | more, timeout=GUARD_S)
+def ask(url: str, **more: object) -> httpx.Response:
+    answer = httpx.post(f"{url}{PATH}", json=CHAT | more, timeout=GUARD_S)
     assert answer.status_code == 200, answer.text
     return answer
 
@@ -73,3 +75,38 @@ def test_the_draft_model_answers_alone_while_there_is_no_verifier_and_says_so(
     assert again.headers["x-picospec-fallback"] == "draft"
     assert text_of(again) == text_of(alone)
     assert gauge(edge, "picospec:edge_fallback_answers_total") == {"": 3.0}
+
+
+TARGETS = {"smollm2-135m": "smollm2", "qwen2.5-coder-1.5b": "qwen2.5-coder"}
+"""Maps the served names of two real targets to their pairs, which have different drafts."""
+
+
+def drafts(edge: str) -> dict[str, tuple[str | None, str]]:
+    models = httpx.get(f"{edge}/status").json()["models"]
+    return {m["name"]: (m["draft"]["model"], m["draft"]["state"]) for m in models}
+
+
+@pytest.mark.long
+def test_each_real_model_says_what_its_own_verifier_says_with_its_own_drafts(
+    fleet: Fleet,
+) -> None:
+    given = "--llama.threads", "1", "--llama.context_tokens", "1024", "--llama.slots", "2"
+    urls = {}
+    for name, pair in TARGETS.items():
+        open_store(os.environ).pull(pair, lambda what, done, total: None)
+        urls[name] = fleet.start("verifier", "--model", pair, *given)
+    fleet.until_ready(*urls.values())
+    where = [word for url in urls.values() for word in ("--verifier-url", url)]
+    edge = fleet.start("edge_agent", *where)
+    fleet.until_ready(edge)
+
+    first, second = TARGETS
+    listed = httpx.get(f"{edge}/v1/models").json()["data"]
+    assert {each["id"] for each in listed} == {first, second}
+    before = drafts(edge)
+    for name in (second, first, second):
+        own = {"model": name, "seed": 3, "temperature": 1, "max_tokens": 48}
+        assert text_of(ask(edge, **own)) == text_of(ask(urls[name], **own))
+
+    assert (before[first][1], before[second][1]) == ("loaded", "asleep")
+    assert drafts(edge)[second] == ("qwen2.5-coder-0.5b", "loaded")
