@@ -51,7 +51,6 @@ SYSTEM: Final = (
     "hostile/test_connections.py",
     "hostile/test_hub.py",
     "hostile/test_proxy.py",
-    "local_models/test_choosing.py",
     "local_models/test_hub.py",
     "verifier/test_bad_input.py",
     "verifier/test_routes.py",
