@@ -38,30 +38,12 @@ def test_a_step_follows_the_committed_text_and_the_chain() -> None:
     assert outcome.step == DraftStep([7, 8, 9], [], 0, 6.0)
 
 
-def test_nothing_is_due_while_a_step_is_being_made() -> None:
-    edge = machine(Policy(unsent=5))
-    step(edge, 9)
-
-    assert edge.next(6.0, busy=True) == Outcome()
-    assert edge.session.unsent == 1
-
-
 def test_while_steps_go_on_the_policy_says_when_to_send() -> None:
     edge = machine(Policy(unsent=2))
     step(edge, 7)
 
     assert step(edge, 8).send == ()
     assert step(edge, 9).send == (Draft(0, 0, 0, (7, 8)),)
-
-
-def test_when_no_step_is_due_all_is_sent_and_the_draft_pauses() -> None:
-    edge = machine(Policy(drafts=1, unsent=2))
-    step(edge, 7)
-
-    outcome = edge.next(6.0, busy=False)
-
-    assert outcome == Outcome(send=(Draft(0, 0, 0, (7,), pauses=True),))
-    assert edge.next(6.0, busy=False) == Outcome()
 
 
 def test_no_step_is_asked_for_without_a_draft_model() -> None:
@@ -366,15 +348,6 @@ def test_what_is_sent_may_make_room_for_more() -> None:
 
 
 # The edge's record: its chain grows, travels, is confirmed or broken; a lie is named.
-
-
-def test_the_chain_is_the_context_and_its_survival_a_product() -> None:
-    session = drafting(4, 5)
-    session.receive(Commit(0, 0, (4,)))
-
-    assert session.context == [4, 5]
-    assert session.survival == 0.5
-    assert drafting().survival == 1.0
 
 
 def test_nothing_follows_a_stop_token_drafted_or_committed_nor_max_tokens() -> None:

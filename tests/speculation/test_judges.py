@@ -31,7 +31,6 @@ from speculation.judge import Judgement, Rejection
 from speculation.messages import (
     Commit,
     Draft,
-    Finish,
     Pushed,
     Recovered,
     Redraw,
@@ -485,15 +484,6 @@ def test_accepted_tokens_that_end_the_answer_leave_nothing_to_recover() -> None:
 
     assert commit.tokens == (7,)
     assert finish.reason == "stop"
-
-
-def test_a_recovered_token_may_end_the_answer() -> None:
-    verifier, _ = rejected(max_tokens=2)
-
-    _, finish = verifier.receive(Recovered(1, 1, 2))
-
-    assert isinstance(finish, Finish)
-    assert finish.reason == "length"
 
 
 def test_a_recovered_token_counts_once_and_for_no_later_rejection() -> None:

@@ -68,6 +68,8 @@ def test_separate_ends_with_one_text_at_both_ends(
     assert text == joined.session.committed
     assert len(text) == max_tokens or text[-1] == STOP
     assert STOP not in text[:-1]
+    assert joined.edge.finish
+    assert joined.edge.finish.reason == ("stop" if text[-1] == STOP else "length")
 
 
 def run_with_small_head(joined: Joined, disorder: int) -> None:

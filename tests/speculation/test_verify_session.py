@@ -520,9 +520,6 @@ def test_an_earlier_answer_is_proposed_to_its_owner_only() -> None:
     assert offered_to(machine_after(ALICE), ALICE) == tuple(LINE)
     for other in (Owner("edge", "bob"), Owner("edge"), Owner("other", "alice"), None):
         assert offered_to(machine_after(ALICE), other) == ()
-
-
-def test_a_session_without_owner_leaves_no_answer() -> None:
     assert offered_to(machine_after(None), ALICE) == ()
 
 
