@@ -428,16 +428,6 @@ def test_a_session_that_is_opened_again_looks_in_what_was_committed() -> None:
     assert offered(verifier)[:1] == (16,)
 
 
-def test_a_broken_chain_is_resumed_where_the_text_agrees_with_it_again() -> None:
-    verifier = with_ngrams()
-    verifier.receive(Draft(0, 0, 0, (20, 21, 22, 23, 24)))
-
-    generate_ngrams(verifier, 30)  # in place of 20
-    generate_ngrams(verifier, 21)
-
-    assert offered(verifier)[:3] == (22, 23, 24)
-
-
 def test_what_of_a_broken_chain_comes_late_is_resumed_too() -> None:
     verifier = with_ngrams()
     verifier.receive(Draft(0, 0, 0, (20, 21)))
