@@ -35,8 +35,7 @@ from speculation.pass_policy import (
     best_rate,
     draft_wait_s,
 )
-from speculation.verify_machine import PassRecord, Verdict, VerifyMachine, _Observed
-from tests.speculation import verifiers
+from speculation.verify_machine import PassRecord, Verdict, VerifyMachine
 from tests.speculation.verifiers import V, counting, latency, opening
 
 ONCE = [(9, 50.0), *[(1, 1.0)] * (FORGET_AFTER - 2)]
@@ -296,17 +295,6 @@ def test_a_held_pass_starts_in_the_end_and_not_later_for_what_comes_later(
     assert 0.0 <= waited_s < inf
     assert draft_wait_s(later, learned, 16) == 0.0
     assert draft_wait_s(replace(session, due_s=due_s - waited_s), learned, 16) <= waited_s
-
-
-def test_what_decides_is_read_from_the_session_and_its_arrivals() -> None:
-    session = verifiers.session()
-    arrivals = Arrivals(first_s=0.4, interval_s=0.1)
-    session.receive(Draft(0, 0, 0, (1, 2)))
-    arrivals.drafts_arrived(1.0, 2)
-
-    found = _Observed(session, 0.0, arrivals=arrivals).waiting(1.04)
-
-    assert found == Waiting("auto", 2, 0.9, pytest.approx(0.06), 0, 0.1)
 
 
 # What the verifier learns from the times at which drafts come.
