@@ -50,7 +50,6 @@ SYSTEM: Final = (
     "hostile/test_connections.py",
     "hostile/test_hub.py",
     "hostile/test_proxy.py",
-    "local_models/test_choosing.py",
     "local_models/test_hub.py",
 )
 """The files and folders of system tests."""

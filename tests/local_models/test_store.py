@@ -1,4 +1,4 @@
-"""A name in the store is a complete, checked file, or does not exist."""
+"""A name of the catalogue is a complete, checked file in the store, or does not exist."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from msgspec import structs
 
 from local_models import blobs, file_hashes
 from local_models.blobs import Blobs
-from local_models.catalogue import Catalogue, ModelFile, Pair, Variant, shipped
+from local_models.catalogue import (
+    Catalogue,
+    Family,
+    ModelFile,
+    Pair,
+    Variant,
+    parse_catalogue,
+    shipped,
+)
 from local_models.choosing import fitting_draft
 from local_models.errors import (
-    CannotQuantise,
+    InvalidCatalogue,
     ModelError,
     NotPulled,
     SourceFailed,
@@ -26,13 +34,253 @@ from local_models.errors import (
     WrongHash,
 )
 from local_models.file_hashes import FileHashes
-from local_models.llama_cpp.library import quantise
 from local_models.llama_cpp.model import Model
 from local_models.package_index import Download, Wheels
+from local_models.references import HubReference, Role, parse_reference, quantisation_of
 from local_models.sources import Folder, Source
 from local_models.store import Store, StoredModel, open_store
+from local_models.user_catalogue import UserCatalogue, user_file
 from local_models.vocabulary import Vocabulary
 from tests.local_models.conftest import CONTENT, Fake, NoHub, silent
+
+
+def test_the_shipped_catalogue_knows_the_parts_of_its_pairs_and_variants() -> None:
+    catalogue = shipped()
+
+    assert catalogue.files("smollm2") == ["smollm2-135m-q4_0", "smollm2-135m-q8_0"]
+    assert catalogue.part("qwen2.5-coder", "draft") == "qwen2.5-coder-0.5b-q4_0"
+    recipe = catalogue.recipe("qwen2.5-coder-1.5b-q8_0")
+    assert (recipe.model, recipe.quantisation) == ("qwen2.5-coder-1.5b", "Q8_0")
+
+
+def test_every_shipped_model_has_a_hub_and_wheels_with_hashes() -> None:
+    for model in shipped().models.values():
+        hashes = [model.sha256, *(wheel.sha256 for wheel in model.wheels)]
+
+        assert model.repository
+        assert len(hashes) > 1
+        assert all(len(bytes.fromhex(text)) == 32 for text in hashes)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UnknownModel, match="smollm2-135m"):
+        shipped().recipe("gpt")
+    with pytest.raises(UnknownModel, match="smollm2"):
+        shipped().part("gpt", "target")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('mirror = ""\n', "mirror"),
+        ('[models."../x"]\nfile = "a.gguf"\n', "regex"),
+        ('[models.x]\nfile = "a.gguf"\nsha256 = "../../x"\n', "64 hex"),
+        ('[models.x]\nfile = "a"\nwheels = [{file = "w-1.whl", sha256 = ""}]\n', "a wheel"),
+    ],
+)
+def test_what_is_misspelt_or_names_a_file_elsewhere_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InvalidCatalogue, match=reason):
+        parse_catalogue(text)
+
+
+def test_a_variant_of_a_variant_is_refused() -> None:
+    with pytest.raises(UnknownModel, match="no model 'x'"):
+        parse_catalogue('[variants.x]\nmodel = "x"\nquantisation = "Q4_0"\n').checked()
+
+
+def test_the_drafts_of_a_target_are_those_of_its_pairs() -> None:
+    catalogue = shipped()
+
+    assert catalogue.drafts_of("smollm2-135m-q8_0") == ["smollm2-135m-q4_0"]
+    assert catalogue.drafts_of("qwen2.5-coder-1.5b") == ["qwen2.5-coder-0.5b-q4_0"]
+    assert catalogue.drafts_of("gemma-3-270m") == []
+
+
+# A user's catalogue is used like the shipped one, and nothing that they wrote is lost.
+
+WRITTEN = """\
+# my models
+[models.mine]   # the good one
+file = "/models/mine.gguf"
+
+[pairs.mine-smollm]
+draft = "smollm2-135m-q4_0"
+target = "mine"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "models.toml"
+    file.write_text(WRITTEN)
+    return file
+
+
+def test_the_file_is_in_the_configuration_directory(tmp_path: Path) -> None:
+    assert user_file({"PICOSPEC_CONFIG_DIR": "/a"}) == Path("/a/models.toml")
+    assert user_file({"XDG_CONFIG_HOME": "/b"}) == Path("/b/picospec/models.toml")
+    assert user_file({}) == Path.home() / ".config/picospec/models.toml"
+
+
+def test_a_users_pair_joins_a_shipped_draft_and_an_own_target(file: Path) -> None:
+    catalogue = shipped() | UserCatalogue(file).read()
+
+    assert catalogue.files("mine-smollm") == ["smollm2-135m-q4_0", "mine"]
+    assert catalogue.drafts_of("mine") == ["smollm2-135m-q4_0"]
+
+
+def test_an_added_model_is_read_again_and_comments_stay(file: Path) -> None:
+    own = UserCatalogue(file)
+    model = ModelFile("b.gguf", "mit", 5, "0" * 64, "owner/b")
+
+    own.add("b", model, {"b-pair": Pair("b", "mine")})
+
+    assert own.read().models["b"] == model
+    assert own.read().pairs["b-pair"] == Pair("b", "mine")
+    assert file.read_text().startswith("# my models\n[models.mine]   # the good one\n")
+
+
+def test_the_first_model_makes_the_file(tmp_path: Path) -> None:
+    own = UserCatalogue(tmp_path / "new" / "models.toml")
+
+    own.add("a", ModelFile("/a.gguf"), {})
+
+    assert own.read().models == {"a": ModelFile("/a.gguf")}
+
+
+def test_a_removed_model_takes_its_pairs_along(file: Path) -> None:
+    own = UserCatalogue(file)
+
+    own.remove("mine")
+
+    assert own.read().names == []
+    assert file.read_text().startswith("# my models")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "reason"),
+    [
+        ("[models.x", InvalidCatalogue, r"models\.toml"),
+        ('[models.x]\nfil = "a"', InvalidCatalogue, r"models\.toml.*fil"),
+        (
+            '[models.smollm2-135m]\nfile = "a"',
+            InvalidCatalogue,
+            "smollm2-135m is a name of the built-in",
+        ),
+        ('[pairs.p]\ndraft = "x"\ntarget = "smollm2-135m"', UnknownModel, "no model 'x'"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_an_error_that_says_why(
+    tmp_path: Path, text: str, error: type[Exception], reason: str
+) -> None:
+    (tmp_path / "models.toml").write_text(text)
+
+    with pytest.raises(error, match=reason):
+        open_store({"PICOSPEC_CONFIG_DIR": str(tmp_path)})
+
+
+def test_a_name_that_would_be_a_path_is_not_written(file: Path) -> None:
+    with pytest.raises(InvalidCatalogue):
+        UserCatalogue(file).add("../x", ModelFile("/a.gguf"), {})
+
+    assert file.read_text() == WRITTEN
+
+
+# A reference names one file of a repository, or says which there are.
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("Qwen/Qwen3-4B-GGUF", HubReference("Qwen/Qwen3-4B-GGUF")),
+        ("a/b:Q4_K_M", HubReference("a/b", quantisation="Q4_K_M")),
+        ("hf://a/b", HubReference("a/b")),
+        ("hf://a/b.c/d/e.gguf", HubReference("a/b.c", file="d/e.gguf")),
+        ("smollm2", None),
+        ("a/b/c.gguf", None),
+        ("/a/b", None),
+        ("../b", None),
+        ("hf://a", None),
+        ("a/b:", None),
+    ],
+)
+def test_a_reference_has_one_of_four_forms(text: str, reference: HubReference | None) -> None:
+    assert parse_reference(text) == reference
+
+
+@pytest.mark.parametrize(
+    ("file", "quantisation"),
+    [
+        ("qwen2.5-0.5b-instruct-q4_k_m.gguf", "Q4_K_M"),
+        ("Llama-3.2.IQ3_XXS.gguf", "IQ3_XXS"),
+        ("BF16/model-BF16.gguf", "BF16"),
+        ("Q8_0.gguf", "Q8_0"),
+        ("model-f16.gguf", "F16"),
+        ("q4-tuned-model.gguf", ""),
+        ("model.gguf", ""),
+    ],
+)
+def test_a_files_name_ends_in_its_quantisation(file: str, quantisation: str) -> None:
+    assert quantisation_of(file) == quantisation
+
+
+@pytest.mark.parametrize(
+    ("role", "files", "chosen"),
+    [
+        ("target", ["m-Q4_K_M.gguf", "m-Q8_0.gguf", "m-F16.gguf"], "m-Q8_0.gguf"),
+        ("target", ["m-Q4_K_M.gguf", "m-F16.gguf"], "m-F16.gguf"),
+        ("draft", ["m-Q8_0.gguf", "m-Q4_K_M.gguf", "m-Q4_0.gguf"], "m-Q4_0.gguf"),
+        ("draft", ["m-Q8_0.gguf", "mmproj-m-Q4_0.gguf"], "m-Q8_0.gguf"),
+        ("draft", ["model.gguf"], "model.gguf"),
+    ],
+)
+def test_the_best_file_for_its_use_is_chosen(role: Role, files: list[str], chosen: str) -> None:
+    assert HubReference("a/b").choose(files, role) == chosen
+
+
+def test_two_files_of_one_quantisation_must_be_told_apart() -> None:
+    files = ["small-Q8_0.gguf", "large-Q8_0.gguf"]
+
+    with pytest.raises(UnknownModel, match=r"large-Q8_0.*small-Q8_0.*use hf://"):
+        HubReference("a/b").choose(files, "target")
+
+    assert HubReference("a/b", file=files[0]).choose(files, "target") == files[0]
+
+
+# A target's family is told by its name.
+
+
+@pytest.mark.parametrize(
+    ("target", "first"),
+    [
+        ("Qwen/Qwen3-32B", "unsloth/Qwen3-0.6B-GGUF:Q4_0"),
+        ("Qwen3-Coder-30B-A3B-Instruct", "unsloth/Qwen3-0.6B-GGUF:Q4_0"),
+        ("Qwen/Qwen2.5-72B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_0"),
+        ("meta-llama/Llama-3.3-70B-Instruct", "bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_0"),
+        ("Meta-Llama-3.1-8B", "bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_0"),
+        ("Qwen/Qwen3.5-27B", "unsloth/Qwen3.5-0.8B-GGUF:Q4_0"),
+        ("unsloth/Qwen3.8-27B-GGUF", "unsloth/Qwen3.5-0.8B-GGUF:Q4_0"),
+        ("ibm-granite/granite-4.0-h-small", "ibm-granite/granite-4.0-350m-GGUF"),
+        ("LiquidAI/LFM2.5-8B-A1B", "LiquidAI/LFM2-350M-GGUF:Q4_0"),
+        ("google/gemma-4-31b-it", None),
+        ("mistralai/Mistral-Small-3.2-24B", None),
+        ("openai/gpt-oss-120b", None),
+    ],
+)
+def test_the_shipped_families_recognise_targets_by_their_names(
+    target: str, first: str | None
+) -> None:
+    assert next(iter(shipped().siblings_of(target)), None) == first
+
+
+@pytest.mark.parametrize("wrong", [{"targets": "("}, {"drafts": ("no reference",)}])
+def test_a_malformed_family_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"reference|unterminated"):
+        Family(**({"targets": "a", "drafts": ()} | wrong))  # type: ignore[arg-type]
+
+
+# The store pulls, makes, checks and prunes files.
+
 
 Make = Callable[..., Store]
 
@@ -57,22 +305,16 @@ def quick_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs, "quantise", append)
 
 
-def test_a_pulled_model_has_its_bytes_and_is_verified(make: Make) -> None:
-    store = make(Fake(CONTENT))
+def test_a_pulled_model_has_its_bytes_and_is_not_pulled_again(make: Make) -> None:
+    source = Fake(CONTENT)
+    store = make(source)
 
     (path,) = store.pull("toy", silent)
 
     assert path.read_bytes() == CONTENT
     assert store.find("toy", "target") == StoredModel("toy", path)
     store.verify("toy")
-
-
-def test_a_second_pull_asks_no_source(make: Make) -> None:
-    source = Fake(CONTENT)
     make(source).pull("toy", silent)
-
-    make(source).pull("toy", silent)
-
     assert source.calls == 1
 
 
@@ -176,7 +418,7 @@ def test_a_variant_that_cannot_be_written_has_no_name(make: Make) -> None:
     with pytest.raises(ModelError, match="Q4_0"):
         store.pull("toy-q4", silent)
 
-    assert list(store.root.rglob("*.gguf")) == [store.root / "names" / "toy.gguf"]
+    assert list(store.root.rglob("*.gguf*")) == [store.root / "names" / "toy.gguf"]
 
 
 @pytest.mark.usefixtures("quick_variants")
@@ -282,16 +524,6 @@ def test_a_pull_waits_for_another_one_but_not_forever(
 
     with second.changing():
         pass
-
-
-def test_a_file_that_cannot_be_quantised_leaves_nothing(tmp_path: Path) -> None:
-    source = tmp_path / "a.gguf"
-    source.write_bytes(b"not a gguf")
-
-    with pytest.raises(CannotQuantise):
-        quantise(source, tmp_path / "b.gguf", "Q4_0")
-
-    assert list(tmp_path.iterdir()) == [source]
 
 
 # A hash is that of the whole file as it is, and is computed once.

@@ -1,4 +1,4 @@
-"""What each judge accepts, and what a Reject holds."""
+"""What each judge accepts, what a Reject holds, and which token the edge draws from it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import repeat
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from speculation import separate as verifier
+from speculation import separate
 from speculation.coupled import Coupled
 from speculation.distributions import (
     Q_SCALE,
@@ -24,10 +24,22 @@ from speculation.distributions import (
     distribution,
     quantise,
 )
+from speculation.draft_machine import DraftMachine, Outcome
+from speculation.draft_token import DraftToken
 from speculation.errors import RemoteProtocolError
-from speculation.judge import Judgement, Rejection, Row
-from speculation.messages import Commit, Reject, Sampling
-from speculation.separate import PendingRejection, Separate, as_sent, recover
+from speculation.judge import Judgement, Rejection
+from speculation.messages import (
+    Commit,
+    Draft,
+    Pushed,
+    Recovered,
+    Redraw,
+    Reject,
+    Sampling,
+)
+from speculation.separate import MAX_REDRAWS, PendingRejection, Separate, as_sent, recover
+from speculation.verify_session import VerifyingSession
+from tests.speculation.edges import ONLY_TAIL, REJECT, Policy, Q, machine
 from tests.speculation.small_models import (
     ALMOST_1,
     Ends,
@@ -35,6 +47,7 @@ from tests.speculation.small_models import (
     pvalue,
     random_distribution,
 )
+from tests.speculation.verifiers import P, begin, rejecting, session
 
 
 @given(
@@ -64,16 +77,17 @@ def test_no_row_is_computed_after_the_first_rejected_draft_token() -> None:
         return distribution_of(1.0)
 
     Coupled(1, 1).judge(row, (0, 5, 0, 0))
-    separately(row, (0, 5, 0, 0), (Q_SCALE,) * 4, 0.5)
+    Separate((Q_SCALE,) * 4, (0.5,) * 5).judge(row, (0, 5, 0, 0))
 
     assert seen == [0, 1, 0, 1]
 
 
-def separately(row: Row, draft: tuple[int, ...], q: tuple[int, ...], u: float) -> Judgement:
-    return Separate(q, (u,) * (len(draft) + 1)).judge(row, draft)
-
-
-@given(st.floats(0, 1, exclude_max=True), st.integers(1, Q_SCALE), st.floats(0.01, 0.99))
+@given(
+    st.floats(0, 1, exclude_max=True),
+    st.integers(1, Q_SCALE),
+    st.just(0.0) | st.floats(0.01, 0.99),
+)
+@example(0.0, 1, 0.0)  # what the target cannot generate is never accepted
 def test_a_draft_token_is_accepted_when_u_is_under_p_over_q(
     u: float, weight: int, p: float
 ) -> None:
@@ -84,39 +98,17 @@ def test_a_draft_token_is_accepted_when_u_is_under_p_over_q(
     assert (judged.rejection is None) == bool(judged.accepted)
 
 
-@pytest.mark.parametrize("u", [0.0, 0.5, ALMOST_1])
-def test_a_draft_token_that_the_target_cannot_generate_is_never_accepted(u: float) -> None:
-    judged = separately(lambda i: distribution_of(1.0, 0.0), (1,), (1,), u)
-
-    assert (judged.tokens, judged.accepted) == ((), 0)
-    assert judged.rejection is not None
-    assert judged.rejection.token == 1
-
-
-def test_without_drafts_the_target_draws_from_p() -> None:
-    judged = [
-        separately(lambda i: distribution_of(0.25, 0.75), (), (), u).tokens[0]
-        for u in (0.0, 0.2, 0.3, ALMOST_1)
-    ]
-
-    assert judged == [0, 0, 1, 1]
-
-
 def test_a_token_whose_p_rounds_to_nothing_is_impossible() -> None:
     p = as_sent(Distribution(np.array([4, 5, 6]), np.array([0.5, 1e-60, 0.5])))
 
     assert (p.tokens.tolist(), p.p.tolist()) == ([4, 6], [0.5, 0.5])
 
 
-def rejecting(token: int, p: Distribution) -> PendingRejection:
-    return PendingRejection(Rejection(token, p), Commit(3, 9, ()))
-
-
-def sent(p: Distribution, *uniforms: float) -> Reject:
+def reject_of(p: Distribution, *uniforms: float) -> Reject:
     """What is sent of p with a sample of the tail for each of the uniforms."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verifier, "TAIL_SAMPLES", len(uniforms))
-        return rejecting(0, p).message(iter(uniforms))
+        patch.setattr(separate, "TAIL_SAMPLES", len(uniforms))
+        return PendingRejection(Rejection(0, p), Commit(3, 9, ())).message(iter(uniforms))
 
 
 @given(st.integers(0, 2**32), st.integers(1, 700), st.floats(0.1, 4.0))
@@ -126,7 +118,7 @@ def test_a_reject_holds_the_distribution_that_rejected(
 ) -> None:
     p = as_sent(random_distribution(number, size, spread))
 
-    reject = sent(p, 0.1, 0.9, ALMOST_1)
+    reject = reject_of(p, 0.1, 0.9, ALMOST_1)
 
     assert (reject.epoch, reject.position, reject.draw) == (3, 9, 0)
     assert sum(p for _, p in reject.head) + reject.tail_mass == pytest.approx(1.0, abs=1e-6)
@@ -136,26 +128,20 @@ def test_a_reject_holds_the_distribution_that_rejected(
         assert p_sent == p.of(token) == np.float32(p_sent)
 
 
-def test_a_recovered_token_is_possible_and_not_the_rejected_one() -> None:
-    rejection = rejecting(0, distribution_of(0.5, 0.5, 0.0))
-
-    assert [rejection.allows(token) for token in range(4)] == [False, True, False, False]
-
-
 def test_samples_of_the_tail_have_the_tails_distribution(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(verifier, "HEAD_TOKENS", 2)
-    monkeypatch.setattr(verifier, "HEAD_COVERS", 0.5)
+    monkeypatch.setattr(separate, "HEAD_TOKENS", 2)
+    monkeypatch.setattr(separate, "HEAD_COVERS", 0.5)
     p = as_sent(distribution_of(0.4, 0.3, 0.15, 0.1, 0.05))
     uniforms = (np.arange(3000) + 0.5) / 3000
 
-    reject = sent(p, *uniforms.tolist())
+    reject = reject_of(p, *uniforms.tolist())
 
     counts = np.bincount([token for token, _ in reject.tail], minlength=5)
     np.testing.assert_allclose(counts / 3000, [0, 0, 1 / 2, 1 / 3, 1 / 6], atol=1e-3)
     assert reject.tail_mass == pytest.approx(0.3)
-    assert verifier.TAIL_SAMPLES == 8
+    assert separate.TAIL_SAMPLES == 8
 
 
 def test_the_head_is_all_of_a_small_distribution_and_most_of_a_large_one() -> None:
@@ -164,11 +150,11 @@ def test_the_head_is_all_of_a_small_distribution_and_most_of_a_large_one() -> No
     flat = distribution(np.linspace(0, 1, 5000).astype(np.float32), Sampling())
 
     tiny = distribution(np.linspace(0, 40, 5).astype(np.float32), Sampling())
-    assert len(verifier.head_of(small)) == 512
-    assert verifier.head_of(tiny).tolist() == [4, 3, 2, 1, 0]
-    assert peaked.p[verifier.head_of(peaked)].sum() >= verifier.HEAD_COVERS
-    assert len(verifier.head_of(peaked)) < verifier.HEAD_TOKENS
-    assert flat.tokens[verifier.head_of(flat)].tolist() == list(range(4999, 4487, -1))
+    assert len(separate.head_of(small)) == 512
+    assert separate.head_of(tiny).tolist() == [4, 3, 2, 1, 0]
+    assert peaked.p[separate.head_of(peaked)].sum() >= separate.HEAD_COVERS
+    assert len(separate.head_of(peaked)) < separate.HEAD_TOKENS
+    assert flat.tokens[separate.head_of(flat)].tolist() == list(range(4999, 4487, -1))
 
 
 # `separate` draws from p: 60,000 tokens through both ends, and wrong controls.
@@ -180,8 +166,8 @@ def test_the_head_is_all_of_a_small_distribution_and_most_of_a_large_one() -> No
 
 @pytest.fixture
 def head_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifier, "HEAD_TOKENS", 3)
-    monkeypatch.setattr(verifier, "TAIL_SAMPLES", 1)
+    monkeypatch.setattr(separate, "HEAD_TOKENS", 3)
+    monkeypatch.setattr(separate, "TAIL_SAMPLES", 1)
 
 
 @pytest.mark.usefixtures("head_of_three")
@@ -323,7 +309,7 @@ PAIRS = {
 def test_the_output_distribution_is_p_by_enumeration(
     target: Distribution, draft: Distribution, heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verifier, "HEAD_TOKENS", heads)
+    monkeypatch.setattr(separate, "HEAD_TOKENS", heads)
     p, q = as_sent(target), quantise(draft)
 
     out = output_distribution(p, q, lambda token: recovered_distribution(p, token, q))
@@ -348,39 +334,189 @@ def test_the_output_distribution_is_not_p_when_the_tail_is_dropped() -> None:
 
 
 HEAD = ((0, 0.5), (1, 0.25))
-Q = quantise(distribution_of(0.75, 0.0, 0.25))
-
-
-def test_the_head_is_drawn_from_its_residual() -> None:
-    reject = Reject(0, 0, 0, HEAD, 0.25, ((3, 0.25),))
-
-    assert recover(reject, Q, scripted([0.49])) == 1
-
-
-def test_a_tail_token_that_q_does_not_name_is_taken() -> None:
-    reject = Reject(0, 0, 0, HEAD, 0.25, ((3, 0.25),))
-
-    assert recover(reject, Q, scripted([0.5, 0.0])) == 3
+NEAR = quantise(distribution_of(0.75, 0.0, 0.25))
 
 
 def test_a_tail_token_likelier_in_q_is_dropped_and_all_is_drawn_again() -> None:
     reject = Reject(0, 0, 0, HEAD, 0.25, ((2, 0.2), (3, 0.05)))
 
-    assert recover(reject, Q, scripted([0.9, ALMOST_1, 0.9, 0.0])) == 3
-    assert recover(reject, Q, scripted([0.9, ALMOST_1, 0.1])) == 1
+    assert recover(reject, NEAR, scripted([0.9, ALMOST_1, 0.9, 0.0])) == 3
+    assert recover(reject, NEAR, scripted([0.9, ALMOST_1, 0.1])) == 1
 
 
 def test_a_tail_that_runs_out_is_owed_a_sample() -> None:
     reject = Reject(0, 0, 0, HEAD, 0.25, ((2, 0.2),))
 
-    assert recover(reject, Q, scripted([0.9, 0.5, 0.9])) is None
+    assert recover(reject, NEAR, scripted([0.9, 0.5, 0.9])) is None
 
     fresh = dataclasses.replace(reject, tail=((3, 0.05),))
-    assert recover(fresh, Q, scripted([0.0]), in_tail=True) == 3
+    assert recover(fresh, NEAR, scripted([0.0]), in_tail=True) == 3
 
 
 def test_a_reject_where_p_exceeds_q_nowhere_is_not_honest() -> None:
     with pytest.raises(RemoteProtocolError, match="exceeds q nowhere"):
-        recover(Reject(0, 0, 0, ((0, 0.5),), 0.0), Q, repeat(0.5))
+        recover(Reject(0, 0, 0, ((0, 0.5),), 0.0), NEAR, repeat(0.5))
     with pytest.raises(RemoteProtocolError, match="exceeds q nowhere"):
-        recover(Reject(0, 0, 0, (), 0.0), Q, repeat(0.5))
+        recover(Reject(0, 0, 0, (), 0.0), NEAR, repeat(0.5))
+
+
+# In `separate` the edge draws recovered tokens; nothing is committed until one has come.
+
+
+def sent(*chain: int, judge: str = "separate") -> DraftMachine:
+    """A machine that has sent a chain."""
+    edge = machine(Policy(drafts=0), judge=judge)
+    for token in chain:
+        edge.session.extend(DraftToken(token, 0.9, Q if judge == "separate" else None))
+    edge.next(0.0, busy=False)
+    return edge
+
+
+def test_each_draft_token_is_sent_at_once_whatever_the_policy_says() -> None:
+    edge = machine(Policy(unsent=5), judge="separate")
+    asked = edge.next(0.0, busy=False).step
+    assert asked
+    edge.drafted(asked, [DraftToken(2, 0.9, Q)], 0.1)
+
+    outcome = edge.next(0.1, busy=False)
+
+    assert outcome.step
+    assert outcome.send == (Draft(0, 0, 0, (2,), (Q_SCALE // 2,)),)
+
+
+def test_the_recovered_token_is_the_text_with_the_draft_tokens_before_it() -> None:
+    edge = sent(2, 1)
+
+    outcome = edge.received(Reject(0, 1, 0, ((1, 0.25), (3, 0.75)), 0.0))
+
+    assert outcome == Outcome(send=(Recovered(1, 1, 3),), commit=Commit(0, 0, (2, 3), 1))
+    assert (edge.session.epoch, edge.session.chain, edge.session.misses) == (1, [], 0)
+
+
+def test_a_rejected_first_token_is_a_miss_drawn_once_and_known_when_it_is_committed() -> None:
+    edge = sent(1)
+    edge.received(REJECT)
+
+    assert edge.received(REJECT) == Outcome()  # it is not drawn from again
+    assert edge.received(Commit(0, 0, (3,), pass_s=0.1)) == Outcome()
+
+    assert edge.session.committed == [3]
+    assert edge.session.misses == 1
+    assert edge.lost() is None
+    assert edge.opening().committed == (3,)
+
+
+def test_a_tail_that_runs_out_asks_for_more_until_the_answer_to_that_comes() -> None:
+    edge = sent(2)
+
+    assert edge.received(ONLY_TAIL) == Outcome(send=(Redraw(0, 0, 1),))
+
+    assert edge.received(ONLY_TAIL) == Outcome()  # the same samples again
+    assert edge.received(Reject(0, 0, 1, ONLY_TAIL.head, 1.0)).send == (Redraw(0, 0, 2),)
+    fresh = Reject(0, 0, 2, ONLY_TAIL.head, 1.0, ((3, 0.9),))
+    assert edge.received(fresh).send == (Recovered(1, 0, 3),)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        Reject(0, 0, 0, ((1, 0.5), (2, 0.5)), 0.0),  # it forbids all
+        Reject(0, 0, 0, (), 0.0),
+        Reject(0, 1, 0, ((3, 1.0),), 0.0),
+    ],
+)
+def test_a_reject_that_cannot_be_answered_changes_nothing(lie: Reject) -> None:
+    edge = sent(1)
+
+    with pytest.raises(RemoteProtocolError, match=r"^Reject"):
+        edge.received(lie)
+
+    assert (edge.session.committed, edge.session.epoch) == ([], 0)
+
+
+def test_a_reject_is_a_lie_in_coupled() -> None:
+    edge = sent(1, judge="coupled")
+
+    with pytest.raises(RemoteProtocolError, match="no token to the edge"):
+        edge.received(REJECT)
+
+
+def rejected(**changes: object) -> tuple[VerifyingSession, list[Any]]:
+    """A session that accepted one draft token of two, and what it sent."""
+    verifier = session("separate", **changes)
+    verifier.receive(Draft(0, 0, 0, (7, 1, 5), (9, 9, 9)))
+    begin(verifier)
+    return verifier, verifier.resolve(Judgement((7,), 1, Rejection(1, P)), pass_s=0.2)
+
+
+def test_a_rejection_is_sent_and_nothing_of_its_epoch_is_kept() -> None:
+    verifier, (reject,) = rejected()
+
+    assert isinstance(reject, Reject)
+    assert (reject.epoch, reject.position, reject.draw) == (0, 1, 0)
+    assert verifier.receive(Draft(0, 3, 3, (6,), (9,))) == []
+    assert (verifier.committed, verifier.may_begin) == ([], False)
+    verifier.receive(Recovered(1, 1, 2))
+    assert verifier.pending == 0
+
+
+def test_the_recovered_token_is_committed_with_what_was_accepted_before_it() -> None:
+    verifier, _ = rejected()
+
+    down = verifier.receive(Recovered(1, 1, 2))
+
+    assert down == [Commit(0, 0, (7, 2), accepted=1, pass_s=0.2)]
+    assert (verifier.totals.accepted, verifier.totals.passes) == (1, 1)
+
+
+def test_draft_tokens_may_come_before_the_recovered_token_that_they_follow() -> None:
+    early, late = rejected()[0], rejected()[0]
+    messages: list[Pushed] = [Draft(1, 2, 0, (5, 6), (9, 9)), Recovered(1, 1, 2)]
+    for verifier, order in ((early, messages), (late, messages[::-1])):
+        for message in order:
+            verifier.receive(message)
+
+        assert begin(verifier).draft == (5, 6)
+
+
+def test_accepted_tokens_that_end_the_answer_leave_nothing_to_recover() -> None:
+    _, (commit, finish) = rejected(stop_tokens=(7,))
+
+    assert commit.tokens == (7,)
+    assert finish.reason == "stop"
+
+
+def test_a_recovered_token_counts_once_and_for_no_later_rejection() -> None:
+    verifier = rejecting(7)
+    verifier.receive(Recovered(1, 1, 2))
+    verifier.receive(Draft(1, 2, 0, (1,), (Q_SCALE,)))
+    begin(verifier)
+    verifier.resolve(Judgement((), 0, Rejection(1, P)))
+
+    assert verifier.receive(Recovered(1, 1, 2)) == []
+
+    assert (verifier.committed, verifier.may_begin) == ([7, 2], False)
+
+
+def redraw(verifier: VerifyingSession, position: int, draw: int) -> Sequence[Any]:
+    return verifier.receive(Redraw(0, position, draw))
+
+
+def test_a_redraw_is_answered_once_where_a_token_is_owed() -> None:
+    verifier = rejecting(7)
+
+    (again,) = redraw(verifier, 1, 1)
+
+    assert (again.position, again.draw) == (1, 1)
+    assert redraw(verifier, 1, 1) == []
+    assert redraw(verifier, 0, 2) == []
+    assert redraw(session("separate"), 0, 1) == []
+
+
+def test_one_rejection_is_redrawn_so_many_times_and_no_more() -> None:
+    verifier = rejecting(7)
+    for draw in range(1, MAX_REDRAWS + 1):
+        assert redraw(verifier, 1, draw)
+
+    with pytest.raises(RemoteProtocolError, match="Redraw"):
+        redraw(verifier, 1, MAX_REDRAWS + 1)

@@ -1,8 +1,9 @@
-"""What a request changes of the logits: vLLM's and Hugging Face's definitions, by the text."""
+"""What a client asks for reaches both ends, and changes the logits as others define it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -11,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.ports import Job, opening
 from speculation import logits as adjustments
 from speculation.errors import InvalidSetting
 from speculation.logit_settings import MAX_BIASES
 from speculation.logits import Adjust, adjustment, in_turn
 from speculation.messages import Open, Sampling
+from speculation.model_facts import Limits, ModelFacts
 from tests.speculation.small_models import slow
 
 V = 12
@@ -158,3 +161,54 @@ def test_reasoning_has_no_more_tokens_than_its_budget(
 def test_a_budget_that_is_none_is_an_error(asked: object) -> None:
     with pytest.raises(InvalidSetting, match="thinking_budget"):
         adjusting(asking(thinking_budget=asked))
+
+
+# The session that a client asks for is the same at both ends.
+
+FACTS = ModelFacts("big", 100, "print", 512, [7, 8], Limits(), ["coupled"], [])
+
+
+def opened(**extras: object) -> Open:
+    job = Job("r", (1, 2), 20, Sampling(0.5, 0.1, 3, 0.9), 9, 4, MappingProxyType(extras))
+    return opening(job, FACTS)
+
+
+def test_the_settings_travel_by_their_names() -> None:
+    request = opened(logit_bias={5: 1}, min_tokens=2)
+
+    given = request.sampling
+    assert (given.temperature, given.min_p, given.top_k, given.top_p) == (0.5, 0.1, 3, 0.9)
+    assert {k: bytes(v) for k, v in given.extras.items()} == {
+        "logit_bias": b'{"5":1}',
+        "min_tokens": b"2",
+    }
+    assert (request.seed, request.max_tokens, request.top_logprobs) == (9, 20, 4)
+
+
+@pytest.mark.parametrize(
+    ("extras", "stops"),
+    [
+        ({}, (7, 8)),
+        ({"ignore_eos": False}, (7, 8)),
+        ({"ignore_eos": True}, ()),
+        ({"stop_token_ids": [5, 8]}, (7, 8, 5)),
+        ({"ignore_eos": True, "stop_token_ids": [5, 8]}, (5, 8)),
+    ],
+)
+def test_the_answer_stops_at_the_models_tokens_and_the_clients(
+    extras: dict[str, object], stops: tuple[int, ...]
+) -> None:
+    request = opened(**extras)
+
+    assert request.stop_tokens == stops
+    assert request.sampling.extras == {}
+
+
+@pytest.mark.parametrize("token", [-1, 100])
+def test_what_is_no_token_cannot_stop(token: int) -> None:
+    with pytest.raises(InvalidSetting, match="stop_token_ids"):
+        opened(stop_token_ids=[1, token])
+
+
+def test_a_prediction_is_no_sampling_setting() -> None:
+    assert opened(prediction="text") == opened()

@@ -1,10 +1,12 @@
-"""How long to hold a pass: a table of cases, and what must never go the wrong way."""
+"""How long passes take is learned, and decides how long one is held and who gets its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import inf
+from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,16 @@ from hypothesis import strategies as st
 
 from speculation.arrivals import MAX_COMMITS, MIN_INTERVAL_S, Arrivals
 from speculation.judge import Judgement
-from speculation.latency import TRIED_ROWS, PassLatency, measured
+from speculation.latency import (
+    FORGET_AFTER,
+    MAX_SAMPLES,
+    MEASURE_S,
+    MIN_SAMPLES,
+    TRIED_ROWS,
+    OutcomeCost,
+    PassLatency,
+    measured,
+)
 from speculation.messages import Draft
 from speculation.model_facts import Limits
 from speculation.pass_policy import (
@@ -24,9 +35,164 @@ from speculation.pass_policy import (
     best_rate,
     draft_wait_s,
 )
-from speculation.verify_machine import PassRecord, Verdict, VerifyMachine, _Observed
-from tests.speculation import verifiers
+from speculation.verify_machine import PassRecord, Verdict, VerifyMachine
 from tests.speculation.verifiers import V, counting, latency, opening
+
+ONCE = [(9, 50.0), *[(1, 1.0)] * (FORGET_AFTER - 2)]
+
+LEARNED: dict[str, tuple[list[tuple[int, float]], dict[int, float]]] = {
+    "nothing": ([], {3: 0.0}),
+    "it never falls with rows": ([(1, 1.0), (2, 9.0), (3, 2.0)], {1: 1.0, 2: 2.0, 4: 2.0}),
+    "a size below those seen": ([(5, 1.0)], {1: 0.2, 5: 1.0, 9: 1.0}),
+    "a size between those seen": ([(5, 1.0), (1, 0.6), (9, 0.8)], {1: 0.6, 3: 0.7, 7: 0.8}),
+    "a pause is not a slow host": (
+        [*[(1, 1.0), (2, 1.0)] * MAX_SAMPLES, (1, 100.0)],
+        {1: 1.5, 2: 1.5},
+    ),
+    "a size seen once is known for so many passes": (ONCE, {9: 50.0}),
+    "and then it is forgotten": ([*ONCE, (1, 1.0)], {1: 1.0, 9: 1.0}),
+    "a size seen more often is known for long": (
+        [*[(17, 0.4)] * MIN_SAMPLES, *[(1, 0.2)] * 1000],
+        {17: 0.4},
+    ),
+    "a size clearly dearer than a larger one counts as it is": (
+        [*[(4, 0.16), (1, 0.21)] * MIN_SAMPLES, *[(1, 0.21)] * 300],
+        {1: 0.21, 2: 0.16},
+    ),
+    "one slow pass does not count against a size": ([(4, 0.16), (1, 0.9)], {1: 0.16}),
+    "brief passes differ by noise alone": (
+        [(9, 0.006), (4, 0.0069)] * MIN_SAMPLES,
+        {4: 0.006, 9: 0.006},
+    ),
+}
+"""Passes of so many rows that took so many seconds, and what is expected of these rows."""
+
+
+@pytest.mark.parametrize(("passes", "expected"), LEARNED.values(), ids=LEARNED)
+def test_the_time_of_a_pass_is_learned_by_its_rows(
+    passes: list[tuple[int, float]], expected: dict[int, float]
+) -> None:
+    learned = PassLatency()
+    for rows, seconds in passes:
+        learned.observe(rows, seconds)
+
+    assert {rows: learned.of(rows) for rows in expected} == pytest.approx(expected, rel=0.01)
+
+
+def timed(pass_s: Callable[[int], float], max_verify: int) -> tuple[list[int], PassLatency]:
+    """Return the rows of the passes timed before the first session, and what is known then."""
+    asked: list[int] = []
+
+    def run(rows: int) -> float:
+        asked.append(rows)
+        return pass_s(rows)
+
+    learned = measured(run, max_verify)
+    return asked[1:], learned  # the first is for the weights alone
+
+
+def test_before_the_first_session_passes_of_ever_more_rows_are_timed() -> None:
+    asked, learned = timed(lambda rows: 0.1 + 0.01 * rows, 16)
+
+    assert asked == [1, 2, 3, 5, 9, 17, *[1, 17] * (MIN_SAMPLES - 1)]
+    assert [learned.of(rows) for rows in (1, 3, 17)] == pytest.approx([0.11, 0.13, 0.27])
+    assert timed(lambda rows: 0.1, 1)[0] == [1, 2] * MIN_SAMPLES
+
+
+def test_the_size_with_most_rows_a_second_is_timed_again_and_no_pass_once_time_is_up() -> None:
+    costly, _ = timed(lambda rows: 0.1 if rows < 9 else 0.9, 16)
+    slow, _ = timed(lambda rows: 0.3 * rows, 32)
+    jump, _ = timed(lambda rows: MEASURE_S if rows >= 9 else 0.3, 32)
+
+    assert costly == [1, 2, 3, 5, 9, 17, *[1, 5, 17] * (MIN_SAMPLES - 1)]
+    assert slow == [1, 2, 3, 5, 9, 17]
+    assert jump == [1, 2, 3, 5, 9]
+
+
+def test_a_host_that_slows_down_does_so_for_every_size() -> None:
+    learned = PassLatency()
+    for _ in range(MAX_SAMPLES):
+        for rows, seconds in enumerate((1.0, 1.2, 1.4), 1):
+            learned.observe(rows, seconds)
+    for _ in range(20):
+        learned.observe(1, 1.5)
+
+    assert [learned.of(rows) for rows in (1, 2, 3)] == pytest.approx([1.5, 1.8, 2.1], rel=0.06)
+
+
+def test_sizes_not_seen_for_long_are_known_still_on_a_host_that_pauses() -> None:
+    learned, chance = PassLatency(), Random(1)
+    for _ in range(MIN_SAMPLES):
+        learned.observe(1, 0.2)
+        learned.observe(17, 0.4)
+    for _ in range(2000):
+        learned.observe(1, 0.2 + chance.expovariate(1 / 0.02))
+
+    assert learned.of(1) == pytest.approx(0.22, rel=0.1)
+    assert learned.of(17) == pytest.approx(0.44, rel=0.15)
+
+
+def test_a_size_that_was_dear_twice_stays_dear() -> None:
+    learned, known = latency(1.0), []
+    for _ in range(3):
+        learned.observe(9, 40.0)
+        for _ in range(FORGET_AFTER - 1):
+            learned.observe(1, 1.0)
+        known.append(learned.of(9) > 30.0)
+
+    assert known == [False, True, True]
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=1, max_size=20), st.integers(1, 30))
+def test_a_larger_pass_is_never_expected_sooner(seconds: list[float], rows: int) -> None:
+    learned = latency(*seconds)
+
+    assert learned.of(rows) <= learned.of(rows + 1)
+
+
+def test_a_pass_that_also_reads_a_prompt_shows_that_its_rows_are_cheap() -> None:
+    """On a busy host no pass may be without a prompt."""
+    learned = latency(*[0.01] * 33)
+    assert learned.max_rows(8) == 66
+
+    learned.observe_with_prompt(66, 0.09)  # nothing is known: the prompt may have taken it
+    assert learned.max_rows(8) == 66
+    learned.observe_with_prompt(66, 0.02)
+
+    assert learned.max_rows(8) == 132
+    assert learned.of(66) == pytest.approx(0.01)
+
+
+def test_passes_with_draft_tokens_are_learned_apart_where_both_kinds_are_known() -> None:
+    learned = PassLatency()
+    for _ in range(MIN_SAMPLES):
+        for rows in (40, 60, 64):
+            learned.observe(rows, 0.008)
+    assert learned.of(64, with_drafts=True) == pytest.approx(0.008)
+    for _ in range(MIN_SAMPLES):
+        for rows in (44, 64, 80):
+            learned.observe(rows, 0.012, with_drafts=True)
+
+    assert [learned.of(rows) for rows in (44, 64, 80)] == pytest.approx([0.008, 0.008, 0.008])
+    assert learned.of(62, with_drafts=True) == pytest.approx(0.012)
+    assert learned.with_drafts(60, 4) == pytest.approx([0.008, *[0.012] * 4])
+    assert learned.learned_statistics()["64 with drafts"] == pytest.approx(0.012)
+
+
+def test_what_it_costs_to_wait_for_an_outcome_is_learned_and_tried_again() -> None:
+    cost = OutcomeCost()
+    assert cost.of(0.008) == 0.004
+    for seconds, ahead in ((0.0085, True), (0.0115, False)) * 30:
+        cost.observe(seconds, 0.008, ahead=ahead)
+    assert cost.of(0.008) == pytest.approx(0.003, rel=0.1)
+    for ahead, expected in ((True, 0.0), (False, 0.008)):
+        for _ in range(2000):
+            cost.observe(0.0085 if ahead else 0.0115, 0.008, ahead=ahead)
+        assert cost.of(0.008) == pytest.approx(expected, abs=0.0005)
+
+
+# How long to hold a pass: a table of cases, and what must never go the wrong way.
+
 
 SECONDS = st.floats(0.0, 10.0)
 
@@ -131,206 +297,107 @@ def test_a_held_pass_starts_in_the_end_and_not_later_for_what_comes_later(
     assert draft_wait_s(replace(session, due_s=due_s - waited_s), learned, 16) <= waited_s
 
 
-def test_what_decides_is_read_from_the_session_and_its_arrivals() -> None:
-    session = verifiers.session()
-    arrivals = Arrivals(first_s=0.4, interval_s=0.1)
-    session.receive(Draft(0, 0, 0, (1, 2)))
-    arrivals.drafts_arrived(1.0, 2)
-
-    found = _Observed(session, 0.0, arrivals=arrivals).waiting(1.04)
-
-    assert found == Waiting("auto", 2, 0.9, pytest.approx(0.06), 0, 0.1)
-
-
 # What the verifier learns from the times at which drafts come.
 
+KNOWN = {"first_s": 0.4, "interval_s": 0.1}
+CLOSE = {"first_s": 0.3, "interval_s": 0.01}
 
-class Text:
-    """A text that grows, and where its chain ends."""
-
-    def __init__(self, reach: int = 0) -> None:
-        self.length, self._reach = 0, reach
-
-    def into(self, seen: Arrivals, now: float, wrong_at: int | None = None) -> None:
-        """Grow by a token that is sent now."""
-        self.length += 1
-        seen.committed(self.length, now, wrong_at)
-
-    def lag_tokens(self, seen: Arrivals) -> int:
-        return seen.lag_tokens(self.length, self._reach)
-
-
-def test_arrivals_learn_how_soon_drafts_follow_a_broken_chain() -> None:
-    seen, text = Arrivals(), Text()
-
-    seen.drafts_arrived(0.5, 2)
-    text.into(seen, 1.0, wrong_at=0)
-    seen.drafts_arrived(1.4, 1)
-    seen.drafts_arrived(1.6, 2)
-
-    assert seen.first_s == pytest.approx(0.4)
-    assert seen.interval_s == pytest.approx(0.1)
-
-
-def test_arrivals_move_slowly_and_pauses_hardly_count() -> None:
-    seen, text = Arrivals(), Text()
-    for broke, came in ((0.0, 0.4), (10.0, 90.0)):  # the edge paused
-        text.into(seen, broke, wrong_at=text.length)
-        seen.drafts_arrived(came, 1)
-    seen.drafts_arrived(90.1, 1)
-    seen.drafts_arrived(160.0, 1)
-
-    assert seen.first_s == pytest.approx(0.5)
-    assert seen.interval_s == pytest.approx(0.1 * (1 + 3 / 4))
-
-
-def test_an_edge_that_pauses_is_not_waited_for() -> None:
-    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
-    seen.drafts_arrived(0.5, 1)
-    seen.paused(known=0)
-    assert seen.due_s(0.5) == inf
-
-    text.into(seen, 0.6)
-    assert seen.due_s(0.6) == pytest.approx(0.4)  # this Commit wakes it
-    seen.drafts_arrived(1.0, 1)
-    assert seen.interval_s == pytest.approx(0.1)  # the pause is no interval
-    assert seen.due_s(1.0) == pytest.approx(0.1)
-
-
-def test_an_edge_that_wakes_goes_on_where_its_chain_ends() -> None:
-    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text(reach=3)
-    seen.drafts_arrived(0.5, 3)
-    seen.paused(known=0)
-    for sent_at in (0.6, 0.8, 1.0, 1.2):
-        text.into(seen, sent_at)
-
-    assert text.lag_tokens(seen) == 1  # it knows of one token, and has drafted two after it
-
-
-def test_a_chain_found_wrong_late_was_given_up_with_the_commit_that_says_so() -> None:
-    seen, text = Arrivals(first_s=0.3, interval_s=0.01), Text()
-    for sent_at in (1.0, 1.1, 1.2):
-        text.into(seen, sent_at)
-    seen.drafts_arrived(1.25, 1)
-
-    seen.chain_broke(position=1)
-
-    assert seen.due_s(1.25) == pytest.approx(1.1 + 0.3 - 1.25)
-    assert text.lag_tokens(seen) == 1  # it begins after two tokens, and there are three
-
-
-def test_drafts_that_the_text_overtook_are_behind_it() -> None:
-    seen, text = Arrivals(first_s=0.3, interval_s=0.1), Text(reach=2)
-    seen.drafts_arrived(0.0, 2)
-    text.into(seen, 0.1)
-    text.into(seen, 0.15)
-    assert text.lag_tokens(seen) == 0
-    text.into(seen, 0.2)
-    assert text.lag_tokens(seen) == 1
-
-    text.into(seen, 0.25, wrong_at=3)
-    assert text.lag_tokens(seen) == 0
-    text.into(seen, 0.3)
-    assert text.lag_tokens(seen) == 1
+ARRIVALS: dict[str, tuple[dict[str, float], list[tuple[Any, ...]]]] = {
+    "how soon draft tokens follow a broken chain": ({}, [
+        ("drafts", 0.5, 2), ("commit", 1.0, 0), ("drafts", 1.4, 1), ("drafts", 1.6, 2),
+        ("first", 0.4), ("interval", 0.1),
+    ]),
+    "what is learned moves slowly, and a pause hardly counts": ({}, [
+        ("commit", 0.0, 0), ("drafts", 0.4, 1), ("commit", 10.0, 1), ("drafts", 90.0, 1),
+        ("drafts", 90.1, 1), ("drafts", 160.0, 1),
+        ("first", 0.5), ("interval", 0.1 * (1 + 3 / 4)),
+    ]),
+    "an edge that pauses is awaited once a Commit has woken it": (KNOWN, [
+        ("drafts", 0.5, 1), ("pause", 0), ("due", 0.5, inf),
+        ("commit", 0.6), ("due", 0.6, 0.4),
+        ("drafts", 1.0, 1), ("interval", 0.1), ("due", 1.0, 0.1),
+    ]),
+    "an edge that wakes goes on where its chain ends": (KNOWN, [
+        ("drafts", 0.5, 3), ("pause", 0),
+        ("commit", 0.6), ("commit", 0.8), ("commit", 1.0), ("commit", 1.2),
+        ("lag", 3, 1),  # it knows of one token, and has drafted two after it
+    ]),
+    "a chain found wrong late was given up with the Commit that says so": (CLOSE, [
+        ("commit", 1.0), ("commit", 1.1), ("commit", 1.2), ("drafts", 1.25, 1),
+        ("broke", 1), ("due", 1.25, 1.1 + 0.3 - 1.25),
+        ("lag", 0, 1),  # it begins after two tokens, and there are three
+    ]),
+    "draft tokens that the text overtook are behind it": (KNOWN, [
+        ("drafts", 0.0, 2), ("commit", 0.1), ("commit", 0.15), ("lag", 2, 0),
+        ("commit", 0.2), ("lag", 2, 1), ("commit", 0.25, 3), ("lag", 2, 0),
+        ("commit", 0.3), ("lag", 2, 1),
+    ]),
+    "a Commit wakes an edge of which none has come for five intervals": (KNOWN, [
+        ("drafts", 0.5, 1), ("commit", 0.6), ("due", 0.6, 0.0),  # drafts still come
+        ("commit", 1.0), ("due", 1.1, 0.3),
+        ("commit", 1.2), ("due", 1.3, 0.1),  # the edge was awake already
+        ("drafts", 1.3, 2), ("first", 0.4), ("due", 1.35, 0.05),
+    ]),
+    "who never woke an edge learns from the first time": ({"interval_s": 0.1}, [
+        ("drafts", 0.2, 1), ("commit", 1.0), ("due", 1.1, inf),
+        ("drafts", 1.3, 1), ("first", 0.3),
+    ]),
+    "draft tokens that were there before a Commit do not answer it": (KNOWN, [
+        ("drafts", 0.5, 1), ("commit", 1.0),
+        ("drafts", 0.7, 1),  # taken in after the pass that was running
+        ("first", 0.4), ("interval", 0.125), ("due", 0.75, 0.7 + 0.125 - 0.75),
+    ]),
+    "the next one is due when the last ones say so": ({}, [
+        ("due", 0.0, inf), ("commit", 0.0, 0), ("due", 0.1, inf),
+        ("drafts", 0.4, 1), ("due", 0.5, inf),
+        ("drafts", 0.6, 2), ("due", 0.65, 0.05), ("due", 0.75, -0.05),
+        ("due", 0.9, inf),  # so late that none is coming
+        ("commit", 1.0, 1), ("due", 1.1, 0.3),
+    ]),
+    "the oldest Commits are forgotten": (CLOSE, [
+        *(("commit", float(number)) for number in range(MAX_COMMITS + 1)),
+        ("broke", 0), ("due", 1.0, 0.3),
+    ]),
+    "only those further apart than the least interval tell a pace": ({}, [
+        ("drafts", 0.0, 1), ("drafts", MIN_INTERVAL_S, 1), ("interval", 0.0),
+        ("drafts", 3 * MIN_INTERVAL_S, 1), ("interval", 2 * MIN_INTERVAL_S),
+    ]),
+    "one that comes with the Commit is the first to answer it": (KNOWN, [
+        ("commit", 1.0, 0), ("drafts", 1.0, 1), ("first", 0.3),
+    ]),
+    "one is expected until two intervals after its time": ({"interval_s": 1.0}, [
+        ("drafts", 0.0, 1), ("due", 3.0, -2.0), ("due", 3.001, inf),
+    ]),
+    "a chain found wrong before any Commit awaits none": (KNOWN, [
+        ("broke", 0), ("due", 0.0, inf),
+    ]),
+}  # fmt: skip
+"""What is known, and what happens in turn. A Commit has a time, and where the chain was wrong.
+What is expected: `due` of a time, `lag` of where the chain ends, and what was learned."""
 
 
-def test_a_commit_wakes_an_edge_that_has_paused() -> None:
-    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
-    seen.drafts_arrived(0.5, 1)
-    text.into(seen, 0.6)  # drafts still come: none is awaited
-    assert seen.due_s(0.6) == pytest.approx(0.0)
-    text.into(seen, 1.0)  # none has come for five intervals
-    assert seen.due_s(1.1) == pytest.approx(0.3)
-    text.into(seen, 1.2)  # the edge was awake already
-    assert seen.due_s(1.3) == pytest.approx(0.1)
-    seen.drafts_arrived(1.3, 2)
-
-    assert seen.first_s == pytest.approx(0.4)  # it may have been on its way before
-    assert seen.due_s(1.35) == pytest.approx(0.05)
-
-
-def test_who_never_woke_an_edge_learns_from_the_first_time() -> None:
-    seen, text = Arrivals(interval_s=0.1), Text()
-    seen.drafts_arrived(0.2, 1)
-    text.into(seen, 1.0)
-    assert seen.due_s(1.1) == inf
-    seen.drafts_arrived(1.3, 1)
-
-    assert seen.first_s == pytest.approx(0.3)
-
-
-def test_drafts_that_were_there_before_a_commit_do_not_answer_it() -> None:
-    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
-    seen.drafts_arrived(0.5, 1)
-    text.into(seen, 1.0)
-
-    seen.drafts_arrived(0.7, 1)  # taken in after the pass that was running
-
-    assert seen.first_s == pytest.approx(0.4)
-    assert seen.due_s(0.75) == pytest.approx(0.7 + seen.interval_s - 0.75)
-
-
-def test_the_next_draft_is_due_when_the_last_ones_say_so() -> None:
-    seen, text = Arrivals(), Text()
-    assert seen.due_s(0.0) == inf
-
-    text.into(seen, 0.0, wrong_at=0)
-    assert seen.due_s(0.1) == inf
-    seen.drafts_arrived(0.4, 1)
-    assert seen.due_s(0.5) == inf
-    seen.drafts_arrived(0.6, 2)
-
-    assert seen.due_s(0.65) == pytest.approx(0.05)
-    assert seen.due_s(0.75) == pytest.approx(-0.05)
-    assert seen.due_s(0.9) == inf  # so late that none is coming
-    text.into(seen, 1.0, wrong_at=1)
-    assert seen.due_s(1.1) == pytest.approx(0.3)
-
-
-def test_the_oldest_commits_are_forgotten() -> None:
-    seen, text = Arrivals(first_s=0.3, interval_s=0.01), Text()
-    for number in range(MAX_COMMITS + 1):
-        text.into(seen, float(number))
-
-    seen.chain_broke(position=0)
-
-    assert seen.due_s(1.0) == pytest.approx(0.3)
-
-
-def test_only_draft_tokens_further_apart_than_the_least_interval_tell_a_pace() -> None:
-    seen = Arrivals()
-    seen.drafts_arrived(0.0, 1)
-    seen.drafts_arrived(MIN_INTERVAL_S, 1)
-    assert seen.interval_s == 0.0
-
-    seen.drafts_arrived(3 * MIN_INTERVAL_S, 1)
-
-    assert seen.interval_s == pytest.approx(2 * MIN_INTERVAL_S)
-
-
-def test_a_draft_token_that_comes_with_the_commit_is_the_first_to_answer_it() -> None:
-    seen, text = Arrivals(first_s=0.4, interval_s=0.1), Text()
-    text.into(seen, 1.0, wrong_at=0)
-
-    seen.drafts_arrived(1.0, 1)
-
-    assert seen.first_s == pytest.approx(0.3)
-
-
-def test_a_draft_token_is_expected_until_two_intervals_after_its_time() -> None:
-    seen = Arrivals(interval_s=1.0)
-    seen.drafts_arrived(0.0, 1)
-
-    assert seen.due_s(3.0) == -2.0
-    assert seen.due_s(3.001) == inf
-
-
-def test_a_chain_found_wrong_before_any_commit_awaits_none() -> None:
-    seen = Arrivals(first_s=0.4, interval_s=0.1)
-
-    seen.chain_broke(position=0)
-
-    assert seen.due_s(0.0) == inf
+@pytest.mark.parametrize(("known", "events"), ARRIVALS.values(), ids=ARRIVALS)
+def test_arrivals_tell_when_the_next_draft_token_is_due(
+    known: dict[str, float], events: list[tuple[Any, ...]]
+) -> None:
+    seen, length = Arrivals(**known), 0
+    for event, *values in events:
+        match event:
+            case "commit":
+                length += 1
+                seen.committed(length, *values)
+            case "drafts":
+                seen.drafts_arrived(*values)
+            case "pause":
+                seen.paused(*values)
+            case "broke":
+                seen.chain_broke(*values)
+            case "due":
+                assert seen.due_s(values[0]) == pytest.approx(values[1])
+            case "lag":
+                assert seen.lag_tokens(length, values[0]) == values[1]
+            case _:
+                assert getattr(seen, f"{event}_s") == pytest.approx(values[0])
 
 
 # Rows go where they earn most tokens a second, and never over what there is.

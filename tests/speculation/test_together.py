@@ -17,7 +17,6 @@ from speculation.distributions import Distribution
 from speculation.draft_machine import Outcome
 from speculation.draft_token import DraftToken
 from speculation.errors import LocalProtocolError, RemoteProtocolError
-from speculation.judge import Judgement
 from speculation.messages import Commit, Draft, Finish, Recovered, Redraw, Reject, Totals
 from speculation.model_facts import Limits, TokenId
 from speculation.verify_session import VerifyingSession
@@ -69,6 +68,8 @@ def test_separate_ends_with_one_text_at_both_ends(
     assert text == joined.session.committed
     assert len(text) == max_tokens or text[-1] == STOP
     assert STOP not in text[:-1]
+    assert joined.edge.finish
+    assert joined.edge.finish.reason == ("stop" if text[-1] == STOP else "length")
 
 
 def run_with_small_head(joined: Joined, disorder: int) -> None:
@@ -279,12 +280,3 @@ def test_a_verifier_that_goes_on_takes_no_token_before_its_text() -> None:
     assert verifier.plan(9) == (5,)
     with pytest.raises(RemoteProtocolError, match="gap"):
         verifier.receive(Draft(0, 3, 0, (1,)))
-
-
-def test_a_session_that_goes_on_gives_what_is_left_of_the_answer() -> None:
-    verifier = session(committed=(3, 1), max_tokens=4)
-    verifier.begin(0)
-
-    down = verifier.resolve(Judgement((2, 4, 5), 0))
-
-    assert down == [Commit(0, 2, (2, 4)), Finish("length", Totals(1, 0, 0, 1))]

@@ -213,11 +213,6 @@ def test_a_chain_that_a_pass_finds_wrong_is_noted() -> None:
 # The verifier's machine: when passes start, and what they judge.
 
 
-def test_nothing_is_offered_without_a_session_that_is_ready() -> None:
-    assert machine().offer([], 0.0, rows=9) == Offer({}, inf, [])
-    assert machine(a="always").offer([], 0.0, rows=9) == Offer({}, inf, [])
-
-
 def test_a_pass_starts_at_once_where_no_draft_token_is_expected() -> None:
     assert machine(a="auto").offer(["a"], 0.0, rows=9) == Offer({"a": ()}, 0.0)
 
@@ -382,18 +377,6 @@ def test_fill_never_has_all_its_drafts_judged_unless_others_pay_for_them(
     offer = verifier.offer(["a", "b"], 0.0, rows=16)
 
     assert [len(draft) for draft in offer.start.values()] == judged
-
-
-def test_rows_go_to_the_session_whose_draft_tokens_are_accepted() -> None:
-    verifier = machine(latency(*FLAT), good="always", bad="always")
-    verifier.session("good").chain._precision.right = 0.9
-    verifier.session("bad").chain._precision.right = 0.2
-    for name in ("good", "bad"):
-        verifier.received(name, Draft(0, 0, 0, (1, 2, 3)), arrived=0.0)
-
-    offer = verifier.offer(["bad", "good"], 0.0, rows=7)
-
-    assert offer.start == {"bad": (), "good": (1, 2, 3)}
 
 
 # A pass judges the edge's chain or the tokens of the target's own head: what earns more.

@@ -1,4 +1,4 @@
-"""Draft tokens are weighed by tokens a second: answers pause where they earn nothing."""
+"""When the edge drafts, sends and pauses: while it pays, in tokens a second."""
 
 from __future__ import annotations
 
@@ -8,13 +8,150 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from speculation.draft_policy import (
+    MAX_MISSES,
+    MAX_PAUSE_TOKENS,
+    StreamPolicy,
+    should_pause,
+    window,
+)
+from speculation.draft_token import DraftToken
+from speculation.drafting import DraftingSession
 from speculation.messages import Commit
+from speculation.model_facts import Limits
+from speculation.proposer import Latencies
 from speculation.speedup import (
     AnswerSpeedup,
     AnswerSpeedups,
     SpeedupEstimate,
     SpeedupEstimates,
 )
+
+# Tables say when the edge drafts, sends and pauses; properties, what must never go wrong.
+
+LIMITS = Limits(max_verify=16, max_ahead=64)
+UNKNOWN = Latencies(0.0, 0.0, 0.0)
+SECONDS = st.floats(0.0, 10.0)
+LIKELY = DraftToken(1, 0.9)
+
+
+def drafted(*chain: DraftToken) -> DraftingSession:
+    session = DraftingSession(max_tokens=100, stop_tokens=())
+    for token in chain:
+        session.extend(token)
+    return session
+
+
+@pytest.mark.parametrize(
+    ("rtt_s", "pass_s", "draft_s", "tokens"),
+    [
+        (0.0, 0.0, 0.01, 64),
+        (0.01, 0.2, 0.02, 27),
+        (0.2, 0.2, 0.02, 36),
+        (5.0, 0.2, 0.02, 64),
+        (0.2, 0.2, 0.0, 64),
+    ],
+)
+def test_the_window_is_a_pass_and_what_is_drafted_meanwhile(
+    rtt_s: float, pass_s: float, draft_s: float, tokens: int
+) -> None:
+    assert window(LIMITS, Latencies(rtt_s, pass_s, draft_s)) == tokens
+
+
+@given(SECONDS, SECONDS, SECONDS, SECONDS)
+def test_the_window_grows_with_distance_and_never_over_the_limit(
+    rtt_s: float, more_s: float, pass_s: float, draft_s: float
+) -> None:
+    near = window(LIMITS, Latencies(rtt_s, pass_s, draft_s))
+    far = window(LIMITS, Latencies(rtt_s + more_s, pass_s, draft_s))
+
+    assert LIMITS.max_verify <= near <= far <= LIMITS.max_ahead
+
+
+@pytest.mark.parametrize(
+    ("survival", "tokens", "expected"),
+    [(1.0, 1, True), (0.1, 9, True), (0.099, 1, False), (1.0, 10, False), (0.5, 11, False)],
+)
+def test_a_chain_grows_while_it_may_be_accepted_and_there_is_room(
+    survival: float, tokens: int, expected: bool
+) -> None:
+    session = drafted(DraftToken(1, survival), *[DraftToken(1, 1.0)] * (tokens - 1))
+    limits = Limits(max_verify=4, max_ahead=10)
+
+    assert StreamPolicy().may_draft(session, UNKNOWN, limits) is expected
+    assert StreamPolicy().may_look_up(session, UNKNOWN, limits) is expected
+
+
+def test_drafting_stops_at_the_window_and_looking_up_goes_on_to_the_limit() -> None:
+    latencies = Latencies(0.0, 0.2, 0.1)  # two draft steps a pass
+    full, longer, longest = (drafted(*[DraftToken(1, 1.0)] * n) for n in (17, 18, 64))
+
+    assert StreamPolicy().may_draft(full, latencies, LIMITS)
+    assert not StreamPolicy().may_draft(longer, latencies, LIMITS)
+    assert StreamPolicy().may_look_up(longer, latencies, LIMITS)
+    assert not StreamPolicy().may_look_up(longest, latencies, LIMITS)
+
+
+@pytest.mark.parametrize("may_pause", [True, False])
+def test_a_pausing_edge_drafts_nothing_unless_it_never_pauses(may_pause: bool) -> None:
+    session = DraftingSession(max_tokens=100, stop_tokens=())
+    session.misses = MAX_MISSES
+    policy = StreamPolicy(may_pause=may_pause)
+
+    assert policy.may_draft(session, Latencies(0.0, 0.1, 0.01), LIMITS) is not may_pause
+    assert policy.may_look_up(session, Latencies(0.0, 0.1, 0.01), LIMITS) is not may_pause
+
+
+@pytest.mark.parametrize(
+    ("unsent", "in_flight", "drafting", "expected"),
+    [
+        (0, 0, False, False),
+        (1, 0, True, False),
+        (1, 0, False, True),
+        (2, 0, True, True),
+        (2, 16, True, True),
+        (2, 17, True, False),
+        (3, 24, True, True),
+        (2, 17, False, True),
+    ],
+)
+def test_draft_tokens_are_sent_in_pairs_and_more_at_once_where_many_are_away(
+    unsent: int, in_flight: int, drafting: bool, expected: bool
+) -> None:
+    session = drafted(*[LIKELY] * in_flight)
+    session.flush()
+    for _ in range(unsent):
+        session.extend(LIKELY)
+
+    assert (session.unsent, session.in_flight) == (unsent, in_flight)
+    assert StreamPolicy().should_send(session, drafting=drafting) is expected
+
+
+def answer(committed: int, *, misses: int = 0) -> DraftingSession:
+    session = DraftingSession(max_tokens=1000, stop_tokens=())
+    session.receive(Commit(0, 0, (1,) * committed))
+    session.misses = misses
+    return session
+
+
+@pytest.mark.parametrize(
+    ("misses", "tokens"),
+    [
+        (0, 0),
+        (MAX_MISSES - 1, 0),
+        (MAX_MISSES, 1),
+        (MAX_MISSES + 3, 8),
+        (999, MAX_PAUSE_TOKENS),
+    ],
+)
+def test_the_rest_doubles_with_each_miss_beyond_those_allowed(misses: int, tokens: int) -> None:
+    rests = [should_pause(answer(n, misses=misses)) for n in range(40)]
+
+    assert rests == [n < tokens for n in range(40)]
+
+
+# Draft tokens are weighed by tokens a second: answers pause where they earn nothing.
+
 
 PLAIN_S = 0.02
 
