@@ -29,8 +29,7 @@ from gateway.ports import Delta, Job
 from local_models.store import open_store
 from local_models.tokenizer_file import TokenizerFile, tokenizer_file
 from speculation.messages import Open, TokenLogprob
-from tests.gateway.all_endpoints import requests
-from tests.gateway.scripted import ScriptedEngine, make_app, served
+from tests.gateway.scripted import ScriptedEngine, make_app, requests, served
 from tests.guards import GUARD_S
 from tests.hostile.small_values import CHAT
 from tests.hostile.tight_bodies import bodies, chat, following, kept, proxied

@@ -1,7 +1,9 @@
-"""Spans reach a collector, where the standard variables say."""
+"""What operators see of requests: spans, lines of the log and metrics; never a text."""
 
 from __future__ import annotations
 
+import asyncio
+import re
 import subprocess
 import sys
 import threading
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,18 +19,24 @@ from fastapi import FastAPI
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 from starlette.responses import Response
 from structlog.testing import capture_logs
 
 from gateway.errors import NotFound, Unavailable
+from gateway.metrics import MAX_MODELS, OTHERS, Metrics
+from gateway.middleware import ANSWERS, route_of
+from gateway.ports import Job, Statistics
+from gateway.routes import ROUTES
 from gateway.tracing import Tracing, open_tracing
-from tests.gateway.scripted import MODEL, ScriptedEngine, client_of, make_app
+from speculation.messages import Totals
+from tests.gateway.scripted import MODEL, Body, ScriptedEngine, ask, client_of, make_app
 from tests.guards import GUARD_S
+from verifier.routes import OPEN
 
 Posts = list[tuple[str, bytes]]
 """Paths and bodies."""
-
 HI = [{"role": "user", "content": "hi"}]
 
 
@@ -134,11 +143,149 @@ def test_what_is_not_sampled_is_not_sent_and_says_so(
     assert int(headers["traceparent"][-2:], 16) & 1 == 0  # the flag `sampled`
 
 
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "secret words"}]}
+STREAM = CHAT | {"stream": True}
+OF = f'{{model_name="{MODEL}"}}'
+"""The label of series of the model."""
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("trace-1.a:b", True), ("a" * 128, True), ("a" * 129, False), ("a b", False)],
+)
+async def test_a_sane_request_id_is_kept_and_any_other_replaced(given: str, kept: bool) -> None:
+    async with client_of(make_app(ScriptedEngine())) as client:
+        answer = await client.get("/health", headers={"x-request-id": given})
+
+    assert (answer.headers["x-request-id"] == given) is kept
+    assert answer.headers["x-request-id"].startswith("req-") is not kept
+
+
+async def test_the_log_has_one_line_a_request_and_never_its_text() -> None:
+    with capture_logs() as logs:
+        await ask(CHAT)
+        await ask(CHAT | {"temperature": "secret"})
+
+    first, second = logs
+    assert (first["status"], first["prompt_tokens"], first["completion_tokens"]) == (200, 15, 9)
+    assert (second["status"], second["error"]) == (400, "invalid_value")
+    assert second["prompt_tokens"] == second["completion_tokens"] == 0
+    assert "secret" not in repr(logs)
+
+
+@pytest.mark.parametrize(
+    ("body", "script", "status"), [(CHAT, (), 500), (STREAM, (), 500), (STREAM, (b"Hi",), 200)]
+)
+async def test_a_bugs_traceback_is_logged_without_any_text_of_the_request(
+    body: Body, script: tuple[bytes, ...], status: int
+) -> None:
+    engine = ScriptedEngine(script, then=RuntimeError("a bug"))
+    with capture_logs() as logs:
+        answer = await ask(body, engine)
+
+    assert answer.status_code == status
+    assert '"message":"internal error"' in answer.text
+    assert logs[0]["log_level"] == "error"
+    assert "RuntimeError: a bug" in logs[0]["traceback"]
+    assert "secret" not in repr(logs)
+
+
+async def test_metrics_have_the_names_dashboards_know() -> None:
+    async with client_of(make_app(ScriptedEngine())) as client:
+        await client.post("/v1/chat/completions", json=CHAT)
+        await client.get("/")
+        metrics = (await client.get("/metrics")).text
+
+    for line in (
+        'picospec:requests_total{route="answer",status="200"} 1.0',
+        'picospec:requests_total{route="page",status="200"} 1.0',
+        f"picospec:spec_decode_num_drafts_total{OF} 3.0",
+        f"picospec:spec_decode_num_draft_tokens_total{OF} 12.0",
+        f"picospec:spec_decode_num_accepted_tokens_total{OF} 7.0",
+        f'picospec:spec_decode_num_accepted_tokens_per_pos_total{OF[:-1]},position="2"}} 1.0',
+        f"picospec:time_to_first_token_seconds_count{OF} 1.0",
+        f"picospec:inter_token_latency_seconds_count{OF} 7.0",
+        f"picospec:e2e_request_latency_seconds_count{OF} 1.0",
+        f"picospec:generation_tokens_total{OF} 9.0",
+        f"picospec:prompt_tokens_total{OF} 15.0",
+        f"picospec:num_requests_running{OF} 0.0",
+        f'picospec:request_success_total{{finished_reason="stop",{OF[1:]} 1.0',
+    ):
+        assert line in metrics.splitlines()
+    assert re.search(r'picospec:build_info{protocol="\d+",version="[0-9.]+"} 1.0', metrics)
+    assert "_created" not in metrics
+
+
+def test_models_without_end_have_series_of_an_end() -> None:
+    counted = Metrics(registry := CollectorRegistry())
+
+    for number in range(3 * MAX_MODELS):
+        counted.of(f"model-{number}").generation_tokens.inc()
+
+    name = "picospec:generation_tokens_total"
+    (family,) = registry.restricted_registry([name]).collect()
+    assert len(family.samples) == MAX_MODELS + 1
+    assert registry.get_sample_value(name, {"model_name": OTHERS}) == 2 * MAX_MODELS
+
+
+def test_each_path_that_gives_answers_counts_as_one() -> None:
+    streams = {r.path for r in ROUTES if r.body and "stream" in r.body.model_fields}
+    own = {"/v1/picospec/direct/chat/completions", OPEN}
+
+    assert streams - {path for path in streams if path.endswith("tokens")} | own == ANSWERS
+    assert [route_of("GET", path) for path in ("/page/main.js", "/status", "/v1/models")] == [
+        "page", "probe", "other",
+    ]  # fmt: skip
+
+
+async def test_times_are_measured_from_the_start_of_the_request() -> None:
+    now_s = 10.0
+
+    async def wait() -> None:
+        nonlocal now_s
+        await asyncio.sleep(0.01)  # the Delta before is read first
+        now_s += 0.25
+
+    def script(_: Job) -> list[bytes]:
+        nonlocal now_s
+        now_s += 1 / 3
+        return [b"Hi", b" there"]
+
+    app = make_app(ScriptedEngine(script, pause=wait), clock=lambda: now_s)
+    async with client_of(app) as client:
+        with capture_logs() as logs:
+            answer = await client.post("/v1/chat/completions", json=CHAT)
+        metrics = (await client.get("/metrics")).text
+
+    assert answer.json()["timings"] == pytest.approx({
+        "cache_n": 0, "prompt_n": 15, "prompt_ms": 1000 / 3,
+        "prompt_per_token_ms": 1000 / 45, "prompt_per_second": 45,
+        "predicted_n": 9, "predicted_ms": 500, "predicted_per_token_ms": 500 / 9,
+        "predicted_per_second": 18, "draft_n": 12, "draft_n_accepted": 7,
+    })  # fmt: skip
+    assert (logs[0]["first_token_s"], logs[0]["duration_s"]) == (0.333, 0.833)
+    sums = re.findall(r"^picospec:(\w+)_seconds_sum(?:{.*})? (.*)", metrics, re.MULTILINE)
+    found = {name: pytest.approx(float(seconds)) for name, seconds in sums}
+    assert found["time_to_first_token"] == 1 / 3
+    assert found["inter_token_latency"] == 0.5
+    assert found["e2e_request_latency"] == 5 / 6
+
+
+async def test_rates_without_drafts_or_without_time_are_zero() -> None:
+    answer = await ask(
+        CHAT, ScriptedEngine(statistics=Statistics(Totals(3, filled=3))), clock=lambda: 0.0
+    )
+
+    found = answer.json()["metrics"]["speculative_decoding"]
+    assert (found["mean_acceptance_length"], found["draft_acceptance_rate"]) == (1, 0)
+    assert (found["num_target_passes"], found["acceptance_histogram"]) == (3, [0])
+    assert answer.json()["timings"]["predicted_per_second"] == 0
+
+
 # Which calls are requests: those have a log line and are counted. What a log never shows, and
 # never does to those who write to it.
 
 ROOT = Path(__file__).parents[2]
-
 FAILS = """
 import sys, structlog
 from gateway.hosting import logs
@@ -153,6 +300,7 @@ except RuntimeError:
     structlog.get_logger("x").error("failed", exc_info=True)
 """
 
+
 LOGS = """
 import structlog
 from gateway.hosting import logs
@@ -162,7 +310,9 @@ structlog.get_logger("x").info("an event")
 print("went on")
 """
 
+
 MESSAGES = "/sessions/s1/messages"
+PROBES = ("/health", "/ready", "/metrics")
 LATENCY = "picospec:e2e_request_latency_seconds_count"
 
 
@@ -234,24 +384,13 @@ async def test_a_message_without_a_key_is_a_failed_message() -> None:
     assert after['picospec:failed_draft_messages_total{status="401"}'] == 1
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
-@pytest.mark.parametrize("down", [None, Unavailable("the model is loading")])
-async def test_a_probe_makes_no_log_line(path: str, down: Unavailable | None) -> None:
-    async with client_of(make_app(ScriptedEngine(down=down))) as client:
-        with capture_logs() as logs:
-            await client.get(path)
-
-    assert logs == []
-
-
 @pytest.mark.parametrize("logs_requests", [True, False])
 async def test_a_log_has_a_line_for_an_answer_and_for_what_fails(logs_requests: bool) -> None:
-    asked = {"model": MODEL, "messages": HI}
     async with client_of(make_app(ScriptedEngine(), log_requests=logs_requests)) as client:
         with capture_logs() as logs:
-            for path in ("/", "/page/main.js", "/v1/models", "/status", "/nothing"):
+            for path in (*PROBES, "/status", "/", "/page/main.js", "/v1/models", "/nothing"):
                 await client.get(path)
-            await client.post("/v1/chat/completions", json=asked)
+            await client.post("/v1/chat/completions", json=CHAT)
 
     found = [(line["path"], line["status"]) for line in logs]
     answer = [("/v1/chat/completions", 200)] if logs_requests else []
@@ -259,13 +398,23 @@ async def test_a_log_has_a_line_for_an_answer_and_for_what_fails(logs_requests: 
     assert None not in logs[-1].values()
 
 
-async def test_a_bug_in_a_probe_is_logged() -> None:
-    engine = ScriptedEngine(down=RuntimeError("a bug"))  # type: ignore[arg-type]
-    async with client_of(make_app(engine)) as client:
+@pytest.mark.parametrize(
+    ("down", "shown"),
+    [
+        (Unavailable("the model is loading"), []),
+        (RuntimeError("a bug"), ["RuntimeError: a bug"]),
+    ],
+)
+async def test_a_probe_that_fails_makes_a_line_for_a_bug_alone(
+    down: Any,  # noqa: ANN401 - also what facts() must not raise
+    shown: list[str],
+) -> None:
+    async with client_of(make_app(ScriptedEngine(down=down))) as client:
         with capture_logs() as logs:
-            await client.get("/ready")
+            for path in PROBES:
+                await client.get(path)
 
-    assert "RuntimeError: a bug" in logs[0]["traceback"]
+    assert [line["traceback"].splitlines()[-1] for line in logs] == shown
 
 
 @pytest.mark.system
