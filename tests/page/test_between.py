@@ -6,8 +6,8 @@ import pytest
 from playwright.sync_api import Browser, Request
 
 from tests.guards import GUARD_S
-from tests.page.answers import MARKDOWN
 from tests.page.conftest import SIZES, visiting
+from tests.page.service import MARKDOWN
 from tests.page.visiting import KEPT, Serving, Visit, origins_kept
 
 NARROW = {"viewport": SIZES["narrow"], "has_touch": True}
@@ -97,14 +97,6 @@ def test_the_service_is_not_asked_at_each_key_that_is_typed(visit: Visit) -> Non
     assert asked_before <= 1  # it is asked every ten seconds, too
 
 
-def test_the_status_view_keeps_the_focus_when_it_is_drawn_again(visit: Visit) -> None:
-    visit.engine.down = True
-    visit.page.click("#open-status")
-    visit.page.get_by_text("not ready: the verifier is away").wait_for()
-
-    assert visit.evaluate("document.activeElement.ariaLabel") == "Close"
-
-
 def test_a_reload_in_mid_answer_goes_on_with_it_in_every_tab(visit: Visit) -> None:
     visit.engine.pass_s = 1.0
     visit.ask("Merge two lists", wait=False).locator(".text", has_text="Walk over").wait_for()
@@ -143,6 +135,7 @@ def test_stop_stops_an_answer_in_every_tab_that_goes_on_with_it(visit: Visit) ->
     for each in (visit, other):
         each.until_done(each.answers.first)
         assert each.answers.first.locator(".state").inner_text() == "Stopped."
+        assert "Line 3" in each.answers.first.locator(".text").inner_text()
     visit.page.reload()
     assert visit.answers.count() == 0
 
