@@ -110,14 +110,19 @@ async def test_services_stop_in_the_reverse_order_of_their_start() -> None:
 
 
 async def test_a_service_that_dies_before_all_are_ready_brings_all_down_and_is_quoted() -> None:
+    output = Output()
+
     with pytest.raises(ServiceDied, match="no model to be found") as caught:
         await run(
             service("verifier"),
             service("edge", "dies"),
+            output=output,
             meanwhile=asyncio.Event().wait,
             restarts=asyncio.Event(),
         )
 
+    said = [line for name, line in output.lines if name == "edge"]
+    assert said == ["no model to be found"]  # it was not started again
     assert (caught.value.name, caught.value.status) == ("edge", 3)
     assert len(asyncio.all_tasks()) == 1
 
