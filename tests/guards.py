@@ -44,8 +44,6 @@ SYSTEM: Final = (
     "edge_agent/test_proxy.py",
     "edge_agent/test_rendering.py",
     "gateway/test_background.py",
-    "gateway/test_drain.py",
-    "gateway/test_sdk.py",
     "gateway/test_server.py",
     "hostile/test_connections.py",
     "hostile/test_hub.py",

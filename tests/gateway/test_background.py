@@ -1,4 +1,4 @@
-"""The real openai SDK on responses that run in the background: they outlive their connection,
+"""The real openai SDK on responses. Those that run in the background outlive their connection,
 are polled, cancelled, and streamed again from any event."""
 
 from __future__ import annotations
@@ -6,29 +6,29 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from openai.types.responses import Response
-from starlette.types import Message
 from structlog.testing import capture_logs
 
 from gateway import request_context
 from gateway.drain import Drain
-from gateway.endpoints import background, response_store
-from gateway.endpoints.recording import Dropped, Recording, Replay
-from gateway.errors import Unauthorized, Unavailable
+from gateway.endpoints import background, response_store, responses_handlers
+from gateway.endpoints.endpoint import EndpointRequest
+from gateway.endpoints.recording import Recording
+from gateway.endpoints.response_store import ResponseStore
+from gateway.endpoints.responses import ResponsesRequest
+from gateway.errors import Unavailable
+from gateway.json_bounds import SMALL_BYTES
 from tests.gateway import scripted as openai_sdk
-from tests.gateway.response_events import EVENTS, TEXT, TOOLS
 from tests.gateway.scripted import (
     MODEL,
     Body,
@@ -41,6 +41,10 @@ from tests.gateway.scripted import (
 )
 from tests.guards import GUARD_S
 
+CALL = '<tool_call>\n{"name": "n__f", "arguments": {"a": 1}}\n</tool_call>'
+TEXT = f"<think>why</think>Let me see.\n{CALL}"
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
+TOOLS: Any = [{"type": "namespace", "name": "n", "description": "d", "tools": [FUNCTION]}]
 ENDED = ("completed", "incomplete", "failed", "cancelled")
 sdk = partial(openai_sdk.sdk, tokenizer=ByteTokenizer(template="<think><tool_call>"))
 
@@ -123,18 +127,6 @@ async def test_a_stream_that_was_cut_at_each_of_ten_places_goes_on_to_an_equal_t
     assert whole[-1].response.output_text == "Let me see."
 
 
-async def test_the_sdks_own_stream_goes_on_by_the_id() -> None:
-    async with sdk(writes("Hi there")) as client:
-        opened = client.responses.stream(model=MODEL, input="Hi", background=True)
-        async with opened as stream:
-            id = (await anext(stream)).response.id  # type: ignore[union-attr]
-        async with client.responses.stream(response_id=id, starting_after=3) as stream:
-            events = [event async for event in stream]
-            final = await stream.get_final_response()
-
-    assert (events[0].sequence_number, final.output_text) == (4, "Hi there")
-
-
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_what_is_cancelled_ends_at_once_and_stays_so(is_streamed: bool) -> None:
     async with waiting() as (client, on, engine):
@@ -180,20 +172,6 @@ async def test_an_error_and_a_run_without_end_are_told(monkeypatch: pytest.Monke
         assert found.error is not None
         assert found.error.code == "server_error"
         assert reason in found.error.message
-
-
-@pytest.mark.parametrize(
-    ("request_", "field"),
-    [({"store": False}, "background"), ({"input": "a" * 100}, "input")],
-)
-async def test_what_cannot_begin_is_refused_at_once(
-    request_: dict[str, Any], field: str
-) -> None:
-    async with sdk(ScriptedEngine()) as client:
-        with pytest.raises(openai.BadRequestError) as refused:
-            await begun(client, **request_)
-
-    assert refused.value.param == field
 
 
 async def test_only_what_was_streamed_is_streamed_again_and_only_the_background_cancelled() -> (
@@ -318,57 +296,6 @@ async def test_what_was_dropped_is_an_error_that_says_how_to_go_on(
     assert (events[0].sequence_number, events[-1].type) == (kept, "response.completed")
 
 
-def revoked() -> None:
-    raise Unauthorized("no API key, or a wrong one")
-
-
-@pytest.mark.parametrize(
-    ("number", "check_key", "code"),
-    [(0, lambda: None, "events_dropped"), (2, revoked, "invalid_api_key")],
-)
-async def test_who_reads_too_slowly_or_has_lost_the_key_is_told_so(
-    number: int, check_key: Callable[[], None], code: str
-) -> None:
-    recording, sent = Recording(1, 1), list[bytes]()
-    for _ in range(2):
-        recording.add(b"data: {}\n\n")
-
-    async def send(message: Message) -> None:
-        sent.append(message.get("body", b""))
-
-    context: Any = SimpleNamespace(check_key=check_key)
-    await Replay(recording, number, 60, context)({}, asyncio.Event().wait, send)  # type: ignore[arg-type]
-
-    (error,) = (EVENTS.validate_python(event) for event in events_of(b"".join(sent).decode()))
-    assert (error.type, error.code) == ("error", code)
-
-
-@given(st.lists(st.lists(st.binary(max_size=9), max_size=4)), st.data())
-def test_a_recording_has_the_events_from_any_on_or_says_that_they_are_dropped(
-    added: list[list[bytes]], data: st.DataObject
-) -> None:
-    recording = Recording(block_bytes=20, max_bytes=data.draw(st.integers(1, 200)))
-    events = [
-        b"".join(b"%d" % byte for byte in each) + b"\n\n" for part in added for each in part
-    ]
-    left = iter(events)
-    for part in added:
-        recording.add(b"".join(next(left) for _ in part))
-    if data.draw(st.booleans()):
-        recording.end()
-
-    is_dropped = False
-    for first in reversed(range(len(events))):
-        number, found = first, b""
-        try:
-            while piece := recording.since(number):
-                number, found = number + piece.count(b"\n\n"), found + piece
-        except Dropped:
-            is_dropped = True
-        else:
-            assert (found, is_dropped) == (b"".join(events[first:]), False)
-
-
 # A service that drains lets what runs finish, and says of the rest that it failed.
 
 
@@ -408,3 +335,93 @@ async def test_what_does_not_end_in_time_has_failed_for_those_who_watch_and_who_
     assert (events[-1].type, found.status) == ("response.failed", "failed")
     assert found.error is not None
     assert "before the answer was complete" in found.error.message
+
+
+# Responses that their connection waits for.
+
+
+created = partial(begun, background=False)
+
+
+async def test_a_conversation_goes_on_from_a_response_that_is_kept() -> None:
+    engine = writes(TEXT, context_tokens=400)
+    async with sdk(engine) as client:
+        first = await created(client, tools=TOOLS)
+        call = first.output[2]
+        result = {"type": "function_call_output", "call_id": call.call_id, "output": "2"}
+        reference = {"type": "item_reference", "id": call.id}
+        second = await client.responses.create(
+            model=MODEL, input=[result], previous_response_id=first.id
+        )
+        await client.responses.create(
+            model=MODEL, input=[{"role": "user", "content": "Hi"}, reference, result]
+        )
+        listed = await client.responses.input_items.list(second.id, order="asc", limit=3)
+        found = await client.responses.retrieve(first.id)
+        await client.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError):
+            await client.responses.retrieve(first.id)
+        with pytest.raises(openai.BadRequestError):
+            await client.responses.cancel(second.id)
+
+    assert found == first
+    kinds = [item.type for item in listed.data]
+    assert (kinds, listed.has_more) == (["message", "reasoning", "message"], True)
+    history = "u:Hi\na:Let me see.\nt:2\n"
+    assert bytes(engine.jobs[1].prompt).decode() == history
+    assert bytes(engine.jobs[2].prompt).decode() == "u:Hi\na:\nt:2\n"
+
+
+async def test_what_is_not_to_be_stored_or_is_anothers_is_not_found() -> None:
+    async with sdk(ScriptedEngine(), api_keys=["k", "other"]) as client:
+        forgotten, kept = await created(client, store=False), await created(client)
+        other = client.with_options(api_key="other")
+        for asked, id in ((client, forgotten.id), (other, kept.id)):
+            with pytest.raises(openai.NotFoundError):
+                await asked.responses.retrieve(id)
+            with pytest.raises(openai.BadRequestError) as refused:
+                await created(asked, previous_response_id=id)
+
+    assert refused.value.code == "previous_response_not_found"
+
+
+async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, read = list[threading.Thread](), responses_handlers.convert
+
+    def convert(store: ResponseStore, body: ResponsesRequest) -> EndpointRequest:
+        threads.append(threading.current_thread())
+        return read(store, body)
+
+    monkeypatch.setattr(responses_handlers, "convert", convert)
+    async with sdk(ScriptedEngine(context_tokens=100_000)) as client:
+        short = await created(client)
+        long = await client.responses.create(model=MODEL, input="a" * (SMALL_BYTES + 1))
+        for id in (short.id, long.id):
+            await created(client, previous_response_id=id)
+
+    main = threading.main_thread()
+    assert [thread is main for thread in threads] == [True, False, False, False]
+
+
+async def test_a_stream_that_waits_has_events_and_an_error_is_the_last() -> None:
+    engine = ScriptedEngine((), Unavailable("gone"), begins_after_s=0.05)
+    async with sdk(engine, keep_alive_s=0.01) as client:
+        events = [event async for event in await created(client, stream=True)]
+
+    kinds = [event.type for event in events]
+    assert kinds[:3] == ["response.created", "response.in_progress", "keepalive"]
+    assert (kinds[-1], events[-1].response.error.code) == ("response.failed", "server_error")
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+
+
+async def test_log_probabilities_of_earlier_answers_are_not_kept_again() -> None:
+    async with sdk(writes("Hi", context_tokens=400)) as client:
+        first = await created(client, include=["message.output_text.logprobs"])
+        second = await created(client, previous_response_id=first.id)
+        kept = await client.responses.retrieve(first.id)
+        listed = await client.responses.input_items.list(second.id, order="asc")
+
+    assert kept.output[0].content[0].logprobs
+    [answer] = [item for item in listed.data if item.role == "assistant"]
+    assert answer.content[0].text == "Hi"
+    assert not answer.content[0].logprobs

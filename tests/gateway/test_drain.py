@@ -1,20 +1,23 @@
-"""A service that drains refuses new answers, and lets those that run finish for a while."""
+"""A service that drains refuses new answers, and lets those that run finish for a while.
+Signals begin that, and its server answers meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import httpx
 import pytest
+import uvicorn
 from structlog.testing import capture_logs
 
-from gateway import background_work, request_body
-from gateway.drain import Drain
-from gateway.hosting import http1
+from gateway import background_work
+from gateway.drain import Drain, stopped_by_signals
+from gateway.hosting.http1 import DrainingServer
 from tests.gateway.scripted import (
     MODEL,
     Body,
@@ -24,7 +27,6 @@ from tests.gateway.scripted import (
     endpoint_of,
     events_of,
     make_app,
-    served,
 )
 from tests.guards import GUARD_S
 
@@ -108,193 +110,6 @@ async def test_a_timeout_of_the_engines_own_is_no_end_of_draining() -> None:
     assert (await ask(CHAT, engine)).status_code == 500
 
 
-# What a client may take its time for, and what happens when it takes too long.
-
-PATH = "/v1/chat/completions"
-DEADLINES_STREAM = json.dumps(
-    {"stream": True, "messages": [{"role": "user", "content": "on"}]}
-).encode()
-SOON_S = 0.2
-TYPE = "content-type: application/json"
-ENDLESS = [b"on and on " * 100] * 10_000
-
-
-@asynccontextmanager
-async def connection(
-    engine: ScriptedEngine, **settings: object
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Serve as the edge does, and connect."""
-    async with served(make_app(engine, **settings), http=http1.protocol(9)) as url:
-        port = int(url.rsplit(":", 1)[1])
-        client = socket.socket()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
-        client.connect(("127.0.0.1", port))
-        reader, writer = await asyncio.open_connection(sock=client)
-        async with asyncio.timeout(GUARD_S):
-            yield reader, writer
-        writer.transport.abort()
-
-
-def head(*lines: str) -> bytes:
-    return "\r\n".join((f"POST {PATH} HTTP/1.1", "host: x", TYPE, *lines, "", "")).encode()
-
-
-async def cut(reader: asyncio.StreamReader) -> bytes:
-    """Return what comes until the service cuts the connection."""
-    come = b""
-    try:
-        while data := await reader.read(1 << 16):
-            come += data
-    except ConnectionResetError:
-        pass
-    return come
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_body, "PATIENCE_S", SOON_S)
-    monkeypatch.setattr(request_body, "LINGER_S", SOON_S)
-
-
-@pytest.mark.usefixtures("impatient")
-async def test_a_body_that_does_not_come_is_a_408() -> None:
-    async with connection(ScriptedEngine()) as (reader, writer):
-        writer.write(head("content-length: 100") + b"{")
-
-        answer = await cut(reader)
-
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b'"code":"request_timeout"' in answer
-    assert b"connection: close" in answer
-
-
-@pytest.mark.usefixtures("impatient")
-async def test_a_body_that_comes_byte_by_byte_is_a_408() -> None:
-    async with connection(ScriptedEngine()) as (reader, writer):
-        writer.write(head("content-length: 100000"))
-        answer = asyncio.create_task(cut(reader))
-        while not answer.done():
-            writer.write(b" ")
-            await asyncio.sleep(0.02)
-
-    assert (await answer).startswith(b"HTTP/1.1 408 ")
-
-
-async def test_a_body_that_comes_slowly_but_comes_is_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(request_body, "PATIENCE_S", SOON_S)
-    monkeypatch.setattr(request_body, "MIN_BYTES_PER_S", 10)  # 700 bytes: 70 s
-    body = DEADLINES_STREAM + b" " * 1000
-    async with connection(ScriptedEngine()) as (reader, writer):
-        writer.write(head(f"content-length: {len(body)}", "connection: close") + body[:700])
-        await asyncio.sleep(2 * SOON_S)
-        writer.write(body[700:])
-
-        answer = await cut(reader)
-
-    assert answer.startswith(b"HTTP/1.1 200 ")
-
-
-@pytest.mark.parametrize("key", ["right", "wrong"])
-async def test_a_client_that_still_sends_a_refused_body_gets_the_answer(key: str) -> None:
-    size = 1 << 20
-    settings = {"body_limit_bytes": 1024, "api_keys": ("right",)}
-    async with connection(ScriptedEngine(), **settings) as (reader, writer):
-        writer.write(head(f"content-length: {size}", f"authorization: Bearer {key}"))
-        for _ in range(64):
-            writer.write(b" " * (size // 64))
-            await writer.drain()
-
-        answer = await reader.readuntil(b"\r\n")
-
-    assert answer.split()[1] == {"right": b"413", "wrong": b"401"}[key]
-
-
-async def test_of_a_refused_body_only_so_much_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_body, "LINGER_BYTES", 1 << 16)
-    read_bytes = 0
-
-    async def endless() -> AsyncIterator[bytes]:
-        nonlocal read_bytes
-        while True:
-            read_bytes += 1 << 14
-            yield b" " * (1 << 14)
-
-    async with client_of(make_app(ScriptedEngine(), body_limit_bytes=1024)) as client:
-        answer = await client.post(PATH, content=endless())
-
-    assert answer.status_code == 413
-    assert answer.headers["connection"] == "close"
-    assert read_bytes == 1 << 16
-
-
-async def test_a_client_that_reads_nothing_does_not_hold_the_engine(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("gateway.http.UNREAD_S", SOON_S)
-    engine = ScriptedEngine(script=ENDLESS, context_tokens=1 << 30)
-    async with connection(engine) as (_, writer):
-        writer.write(head(f"content-length: {len(DEADLINES_STREAM)}") + DEADLINES_STREAM)
-
-        await engine.closed.acquire()
-
-
-async def test_a_client_that_reads_nothing_does_not_hold_its_connection(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(http1, "UNREAD_S", SOON_S)
-    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)  # Linux would cut it, too
-    engine = ScriptedEngine(script=ENDLESS, context_tokens=1 << 30)
-    async with connection(engine) as (reader, writer):
-        writer.write(head(f"content-length: {len(DEADLINES_STREAM)}") + DEADLINES_STREAM)
-        await engine.closed.acquire()
-
-        assert not (await cut(reader)).endswith(b"0\r\n\r\n")
-
-
-async def test_a_client_that_reads_slowly_but_reads_keeps_its_connection(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(http1, "UNREAD_S", 10 * SOON_S)
-    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
-    script = [b"on and on " * 100] * 600
-    engine = ScriptedEngine(script=script, context_tokens=1 << 30)
-    body = DEADLINES_STREAM.replace(b'"stream": true', b'"stream": false')
-    async with connection(engine) as (reader, writer):
-        writer.write(head(f"content-length: {len(body)}", "connection: close") + body)
-        size, come = 0, await reader.readuntil(b"\r\n\r\n")
-        while data := await reader.read(1 << 13):  # in all longer than that
-            size += len(data)
-            await asyncio.sleep(SOON_S / 4)
-
-    assert come.startswith(b"HTTP/1.1 200 ")
-    assert size > 600_000
-
-
-@pytest.mark.parametrize("begun", [b"", b"POST /v1/chat"])
-async def test_a_connection_on_which_no_request_comes_is_cut(
-    monkeypatch: pytest.MonkeyPatch, begun: bytes
-) -> None:
-    monkeypatch.setattr(http1, "REQUEST_S", SOON_S)
-    async with connection(ScriptedEngine()) as (reader, writer):
-        writer.write(begun)
-
-        assert await cut(reader) == b""
-
-
-async def test_a_connection_between_two_requests_is_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(http1, "REQUEST_S", SOON_S)
-    async with connection(ScriptedEngine()) as (reader, writer):
-        for _ in range(2):
-            writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert (await reader.readuntil(b"\r\n")).split()[1] == b"200"
-            await asyncio.sleep(2 * SOON_S)
-            assert await reader.read(1 << 16)
-
-
 async def test_background_work_that_fails_is_logged_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -313,3 +128,122 @@ async def test_background_work_that_fails_is_logged_and_goes_on(
     assert [(line["event"], line["log_level"]) for line in logs] == [
         ("background_failed", "error")
     ] * 2
+
+
+class Closed(asyncio.Event):
+    async def __call__(self) -> None:
+        self.set()
+
+
+def signals(
+    drain: Drain, within_s: float, closed: Closed, *, second_is_at_once: bool = True
+) -> AbstractAsyncContextManager[None]:
+    return stopped_by_signals(
+        drain, within_s, closed, at_once=signal.SIGUSR1, second_is_at_once=second_is_at_once
+    )
+
+
+async def until_begun(drain: Drain) -> None:
+    async with asyncio.timeout(2):
+        while not drain.begun:  # noqa: ASYNC110 - a handler of the loop
+            await asyncio.sleep(0.001)
+
+
+async def test_sigterm_waits_for_work_and_a_second_one_does_not() -> None:
+    drain, closed = Drain(), Closed()
+    drain.enter()
+    async with signals(drain, 60.0, closed):
+        signal.raise_signal(signal.SIGTERM)
+        await until_begun(drain)
+        assert not closed.is_set()
+
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(closed.wait(), 2)
+
+
+async def test_where_signals_are_passed_on_a_second_sigterm_is_the_first_once_more() -> None:
+    drain = Drain()
+    drain.enter()
+    async with signals(drain, 60.0, Closed(), second_is_at_once=False):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGTERM)
+            await until_begun(drain)
+            await asyncio.sleep(0.01)
+
+        assert not drain.over.is_set()
+        drain.leave()
+
+
+@pytest.mark.parametrize(
+    ("within_s", "received"),
+    [(0.05, signal.SIGTERM), (60.0, signal.SIGUSR1)],
+    ids=["the time is up", "the signal means at once"],
+)
+async def test_work_is_not_waited_for_where(within_s: float, received: signal.Signals) -> None:
+    drain, closed = Drain(), Closed()
+    drain.enter()
+    async with signals(drain, within_s, closed):
+        signal.raise_signal(received)
+        await asyncio.wait_for(closed.wait(), 2)
+
+
+async def test_a_service_that_ends_without_a_signal_closes_nothing() -> None:
+    closed = Closed()
+    async with signals(Drain(), 60.0, closed):
+        await asyncio.sleep(0)
+
+    assert not closed.is_set()
+
+
+@asynccontextmanager
+async def serving(
+    engine: ScriptedEngine, drain: Drain
+) -> AsyncIterator[tuple[httpx.AsyncClient, asyncio.Task[None]]]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(make_app(engine, drain=drain), log_level="critical")
+        server = DrainingServer(config, drain, 60.0)
+        listener.listen()
+        running = asyncio.create_task(server.serve([listener]))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with asyncio.timeout(GUARD_S), httpx.AsyncClient(base_url=url) as client:
+            yield client, running
+            await running
+
+
+@pytest.mark.system
+async def test_while_it_drains_the_server_answers_new_connections_and_then_it_ends() -> None:
+    drain, finish = Drain(), asyncio.Event()
+    async with (
+        serving(ScriptedEngine(pause=finish.wait), drain) as (client, running),
+        client.stream("POST", "/v1/chat/completions", json=STREAM) as answer,
+    ):
+        lines = answer.aiter_lines()
+        await anext(lines)
+        signal.raise_signal(signal.SIGTERM)
+        await until_begun(drain)
+        async with httpx.AsyncClient(base_url=client.base_url) as another:
+            statuses = [(await another.get(path)).status_code for path in ("/ready", "/health")]
+        assert not running.done()
+        finish.set()
+        rest = [line async for line in lines]
+
+    assert statuses == [503, 200]
+    assert rest[-2] == "data: [DONE]"
+
+
+@pytest.mark.system
+async def test_sigint_ends_a_running_answer_with_an_error_at_once() -> None:
+    drain = Drain()
+    engine = ScriptedEngine(pause=asyncio.Event().wait)
+    async with (
+        serving(engine, drain) as (client, _),
+        client.stream("POST", "/v1/chat/completions", json=STREAM) as answer,
+    ):
+        lines = answer.aiter_lines()
+        await anext(lines)
+        signal.raise_signal(signal.SIGINT)
+        events = [line async for line in lines if line]
+
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
+    assert engine.closed.locked() is False

@@ -14,7 +14,7 @@ from gateway.app import create_app
 from gateway.endpoints.services import Backend, Forward, Json, OneModel, Services
 from gateway.errors import Unavailable
 from gateway.hosting.settings import GatewaySettings
-from gateway.ports import Facts, GatewayTokenizer, TokenizerSource
+from gateway.ports import Facts, GatewayTokenizer
 from tests.gateway.scripted import (
     MODEL,
     Body,
@@ -68,20 +68,16 @@ def fallback() -> Fallback:
     return Fallback()
 
 
-def spared(engine: ScriptedEngine, source: TokenizerSource, spares: list[Fallback]) -> OneModel:
-    away = spares[0].is_away if spares else Fallback().is_away
-    return OneModel(Backend(engine, source, spares=spares, is_away=away))
-
-
-def client(engine: ScriptedEngine, fallback: Fallback | None) -> httpx.AsyncClient:
+def client(
+    engine: ScriptedEngine, *spares: Fallback, proxy: Asked | None = None
+) -> httpx.AsyncClient:
     async def source(_: str) -> GatewayTokenizer:
         if engine.down:
             raise engine.down
         return ByteTokenizer()
 
-    settings = GatewaySettings()
-    app = create_app(Services(spared(engine, source, [fallback] if fallback else []), settings))
-    return client_of(app)
+    models = OneModel(Backend(engine, source, spares=spares, is_away=spares[0].is_away))
+    return client_of(create_app(Services(models, GatewaySettings(), proxy=proxy)))
 
 
 def away() -> ScriptedEngine:
@@ -146,13 +142,16 @@ async def test_models_tokens_and_parameters_are_the_fallbacks_meanwhile(
     assert models.headers["x-picospec-fallback"] == "draft"
 
 
-class Undrafted:
-    """A proxy to a verifier that opened no sessions when it was last asked."""
+class Asked:
+    """A proxy that keeps what it is asked for. Its verifier opened no sessions of late."""
+
+    models, held_bytes = (), 0
+
+    def __init__(self) -> None:
+        self.forwards = list[Forward]()
 
     def is_without_drafts(self, _: str) -> bool:
         return True
-
-    models, held_bytes = (), 0
 
     def fields_of(self, _: bytes) -> Json:
         return {}
@@ -165,31 +164,6 @@ class Undrafted:
 
     async def prompt(self, *_: object) -> tuple[int, ...]:
         raise Unavailable("no verifier answers")
-
-    async def answer(self, *_: object) -> Response:
-        raise Unavailable("no verifier answers")
-
-
-async def test_the_fallback_answers_whatever_the_verifier_was_that_went_away(
-    fallback: Fallback,
-) -> None:
-    async def source(_: str) -> GatewayTokenizer:
-        return ByteTokenizer()
-
-    settings = GatewaySettings()
-    models = spared(away(), source, [fallback])
-    app = create_app(Services(models, settings, proxy=Undrafted()))
-    async with client_of(app) as asked:
-        answer = await asked.post("/v1/chat/completions", json=CHAT)
-
-    assert (answer.status_code, answer.headers["x-picospec-fallback"]) == (200, "draft")
-
-
-class Asked(Undrafted):
-    """A proxy that keeps what it is asked for."""
-
-    def __init__(self) -> None:
-        self.forwards = list[Forward]()
 
     async def answer(self, *asked: object) -> Response:
         self.forwards += [each for each in asked if isinstance(each, Forward)]
@@ -210,14 +184,9 @@ ENDPOINTS = {
 async def test_the_first_in_the_order_that_can_answers_at_each_endpoint(
     fallback: Fallback, path: str, stream: bool, order: str
 ) -> None:
-    async def source(_: str) -> GatewayTokenizer:
-        raise AssertionError("no tokenizer is needed")
-
-    server = Elsewhere((path,) if "server" in order else ())
-    spares = [server, *([fallback] if "draft" in order else [])]
-    settings, proxy = GatewaySettings(), Asked()
-    app = create_app(Services(spared(away(), source, spares), settings, proxy=proxy))
-    async with client_of(app) as asked:
+    server, proxy = Elsewhere((path,) if "server" in order else ()), Asked()
+    spares = [server, fallback] if "draft" in order else [server]
+    async with client(away(), *spares, proxy=proxy) as asked:
         answer = await asked.post(path, json={"stream": stream, **ENDPOINTS[path]})
 
     by = "server" if "server" in order else "draft" if "draft" in order else None

@@ -109,13 +109,20 @@ async def test_services_stop_in_the_reverse_order_of_their_start() -> None:
     assert [name for name, line in output.lines if line == "stopping"] == ["edge", "verifier"]
 
 
-async def test_a_service_that_dies_brings_all_down_and_is_quoted() -> None:
-    async def wait_forever() -> None:
-        await asyncio.Event().wait()
+async def test_a_service_that_dies_before_all_are_ready_brings_all_down_and_is_quoted() -> None:
+    output = Output()
 
     with pytest.raises(ServiceDied, match="no model to be found") as caught:
-        await run(service("verifier"), service("edge", "dies"), meanwhile=wait_forever)
+        await run(
+            service("verifier"),
+            service("edge", "dies"),
+            output=output,
+            meanwhile=asyncio.Event().wait,
+            restarts=asyncio.Event(),
+        )
 
+    said = [line for name, line in output.lines if name == "edge"]
+    assert said == ["no model to be found"]  # it was not started again
     assert (caught.value.name, caught.value.status) == ("edge", 3)
     assert len(asyncio.all_tasks()) == 1
 
@@ -139,15 +146,6 @@ async def test_a_service_that_fails_is_started_again_but_not_forever(
     assert lines[1:2] == [again] * (starts > 1)
 
 
-async def test_a_service_that_fails_before_all_are_ready_is_not_started_again() -> None:
-    output = Output()
-
-    with pytest.raises(ServiceDied):
-        await run(service("edge", "dies"), output=output, restarts=asyncio.Event())
-
-    assert [line for _, line in output.lines] == ["no model to be found"]
-
-
 async def test_a_service_that_is_never_ready_is_quoted() -> None:
     output, verifier = Output(), service("verifier")
 
@@ -169,14 +167,6 @@ async def test_a_service_that_ignores_sigterm_is_killed_after_the_grace_period(
         await run_until_all_serve(service("verifier", "ignores-sigterm"), output=output)
 
     assert output.lines[-1] == ("verifier", "did not stop within 0.1 s; killed")
-
-
-async def test_what_runs_meanwhile_may_fail_and_all_stop() -> None:
-    async def fail() -> None:
-        raise LookupError("no such thing")
-
-    with pytest.raises(LookupError):
-        await run(service("verifier"), meanwhile=fail)
 
 
 async def test_what_a_service_started_ends_with_it() -> None:
@@ -226,13 +216,6 @@ async def test_a_service_that_never_listens_is_named_after_the_wait() -> None:
             await until_ready([silent], client, within_s=0.1, on_wait=waited_for.append)
 
     assert waited_for == [silent]
-
-
-@pytest.mark.parametrize(
-    ("status", "how"), [(-9, "signal 9"), (0, "status 0"), (3, "status 3")]
-)
-def test_a_dead_service_is_named_with_how_it_ended(status: int, how: str) -> None:
-    assert str(ServiceDied("edge", status, ["last"])) == f"the edge ended with {how}\nlast"
 
 
 # A process ends when the process that started it is gone.

@@ -1,25 +1,24 @@
 """Events of a response: of OpenAI's own types, in the order that clients need, and what they
-add up to does not depend on how the text came."""
+add up to does not depend on how the text came. They are kept within bounds."""
 
 from __future__ import annotations
 
-import threading
+import asyncio
+from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openai import AsyncOpenAI
-from openai.types.responses import Response
+from openai.types.responses import ResponseStreamEvent
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel
+from pydantic import TypeAdapter
+from starlette.types import Message
 
 from gateway.endpoints import response_store, responses_handlers
-from gateway.endpoints.endpoint import EndpointRequest
+from gateway.endpoints.recording import Dropped, Recording, Replay
 from gateway.endpoints.response_store import (
     MAX_AGE_S,
     MAX_BYTES,
@@ -30,16 +29,15 @@ from gateway.endpoints.response_store import (
 )
 from gateway.endpoints.responses import ResponsesRequest
 from gateway.endpoints.responses_output import Output, place_of
-from gateway.errors import InvalidRequest, Unavailable
-from gateway.json_bounds import SMALL_BYTES, Values
+from gateway.errors import InvalidRequest, Unauthorized
+from gateway.json_bounds import Values
 from gateway.keys import KeyLimits
 from gateway.output.detokenise import TextDelta
 from gateway.output.message import CallArguments, CallStart, Parsed
 from gateway.tenant_limits import Tenant, TenantMetrics
-from tests.gateway import scripted as openai_sdk
-from tests.gateway.response_events import EVENTS, TEXT, TOOLS
-from tests.gateway.scripted import MODEL, ByteTokenizer, ScriptedEngine, SetClock, writes
+from tests.gateway.scripted import SetClock, events_of
 
+EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 KEY = "0" * 32
 CALLED = {
     "f": {"name": "f"},
@@ -47,7 +45,6 @@ CALLED = {
     "custom": {"name": "custom"},
     "unknown": {"name": "unknown"},
 }
-
 pieces = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=3)
 answers = st.tuples(
     st.lists(st.text(min_size=1, max_size=3), max_size=3),
@@ -149,144 +146,9 @@ def test_what_an_open_call_still_gets_comes_before_the_text_of_the_same_delta() 
     assert shown == [("function_call", "{}"), ("message", None)]
 
 
-# The real openai SDK on responses, served by uvicorn on loopback.
-
-FEATURES = frozenset({"structured_outputs"})
-sdk = partial(openai_sdk.sdk, tokenizer=ByteTokenizer(template="<think><tool_call>"))
-
-
-class Person(BaseModel):
-    name: str
-
-
-async def streamed(client: AsyncOpenAI, **request: Any) -> Response:  # noqa: ANN401 - SDK's
-    async with client.responses.stream(model=MODEL, input="Hi", **request) as stream:
-        events = [event async for event in stream]
-    assert [event.sequence_number for event in events] == list(range(len(events)))
-    return events[-1].response
-
-
-async def created(client: AsyncOpenAI, **request: Any) -> Any:  # noqa: ANN401 - SDK's
-    return await client.responses.create(model=MODEL, input="Hi", **request)
-
-
-@pytest.mark.system
-@pytest.mark.parametrize("ask", [streamed, created])
-async def test_reasoning_text_and_calls_are_the_same_streamed_or_not(ask: Any) -> None:  # noqa: ANN401
-    async with sdk(writes(TEXT, context_tokens=400)) as client:
-        answer = await ask(client, tools=TOOLS, include=["reasoning.encrypted_content"])
-
-    thoughts, message, call = answer.output
-    assert (thoughts.content[0].text, thoughts.encrypted_content) == ("why", "d2h5")
-    assert (message.content[0].text, answer.output_text) == ("Let me see.", "Let me see.")
-    assert (call.name, call.namespace, call.arguments) == ("f", "n", '{"a": 1}')
-    assert (answer.status, answer.usage.output_tokens) == ("completed", len(TEXT) + 1)
-    assert answer.usage.output_tokens_details.reasoning_tokens == 12
-    Response.model_validate(answer.to_dict(), strict=True)
-
-
-@pytest.mark.system
-async def test_an_object_is_parsed() -> None:
-    async with sdk(writes('{"name": "Ada"}', features=FEATURES)) as client:
-        answer = await client.responses.parse(model=MODEL, input="Hi", text_format=Person)
-
-    assert answer.output_parsed == Person(name="Ada")
-
-
-@pytest.mark.system
-async def test_a_conversation_goes_on_from_a_response_that_is_kept() -> None:
-    engine = writes(TEXT, context_tokens=400)
-    async with sdk(engine) as client:
-        first = await created(client, tools=TOOLS)
-        call = first.output[2]
-        result = {"type": "function_call_output", "call_id": call.call_id, "output": "2"}
-        reference = {"type": "item_reference", "id": call.id}
-        second = await client.responses.create(
-            model=MODEL, input=[result], previous_response_id=first.id
-        )
-        await client.responses.create(
-            model=MODEL, input=[{"role": "user", "content": "Hi"}, reference, result]
-        )
-        listed = await client.responses.input_items.list(second.id, order="asc", limit=3)
-        found = await client.responses.retrieve(first.id)
-        await client.responses.delete(first.id)
-        with pytest.raises(openai.NotFoundError):
-            await client.responses.retrieve(first.id)
-        with pytest.raises(openai.BadRequestError):
-            await client.responses.cancel(second.id)
-
-    assert found == first
-    kinds = [item.type for item in listed.data]
-    assert (kinds, listed.has_more) == (["message", "reasoning", "message"], True)
-    history = "u:Hi\na:Let me see.\nt:2\n"
-    assert bytes(engine.jobs[1].prompt).decode() == history
-    assert bytes(engine.jobs[2].prompt).decode() == "u:Hi\na:\nt:2\n"
-
-
-@pytest.mark.system
-async def test_what_is_not_to_be_stored_or_is_anothers_is_not_found() -> None:
-    async with sdk(ScriptedEngine(), api_keys=["k", "other"]) as client:
-        forgotten, kept = await created(client, store=False), await created(client)
-        other = client.with_options(api_key="other")
-        for asked, id in ((client, forgotten.id), (other, kept.id)):
-            with pytest.raises(openai.NotFoundError):
-                await asked.responses.retrieve(id)
-            with pytest.raises(openai.BadRequestError) as refused:
-                await created(asked, previous_response_id=id)
-
-    assert refused.value.code == "previous_response_not_found"
-
-
-@pytest.mark.system
-async def test_a_long_conversation_is_read_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, read = list[threading.Thread](), responses_handlers.convert
-
-    def convert(store: ResponseStore, body: ResponsesRequest) -> EndpointRequest:
-        threads.append(threading.current_thread())
-        return read(store, body)
-
-    monkeypatch.setattr(responses_handlers, "convert", convert)
-    async with sdk(ScriptedEngine(context_tokens=100_000)) as client:
-        short = await created(client)
-        long = await client.responses.create(model=MODEL, input="a" * (SMALL_BYTES + 1))
-        for id in (short.id, long.id):
-            await created(client, previous_response_id=id)
-
-    main = threading.main_thread()
-    assert [thread is main for thread in threads] == [True, False, False, False]
-
-
-@pytest.mark.system
-async def test_a_stream_that_waits_has_events_and_an_error_is_the_last() -> None:
-    engine = ScriptedEngine((), Unavailable("gone"), begins_after_s=0.05)
-    async with sdk(engine, keep_alive_s=0.01) as client:
-        events = [event async for event in await created(client, stream=True)]
-
-    kinds = [event.type for event in events]
-    assert kinds[:3] == ["response.created", "response.in_progress", "keepalive"]
-    assert (kinds[-1], events[-1].response.error.code) == ("response.failed", "server_error")
-    assert [event.sequence_number for event in events] == list(range(len(events)))
-
-
-@pytest.mark.system
-async def test_log_probabilities_of_earlier_answers_are_not_kept_again() -> None:
-    async with sdk(writes("Hi", context_tokens=400)) as client:
-        first = await created(client, include=["message.output_text.logprobs"])
-        second = await created(client, previous_response_id=first.id)
-        kept = await client.responses.retrieve(first.id)
-        listed = await client.responses.input_items.list(second.id, order="asc")
-
-    assert kept.output[0].content[0].logprobs
-    [answer] = [item for item in listed.data if item.role == "assistant"]
-    assert answer.content[0].text == "Hi"
-    assert not answer.content[0].logprobs
-
-
 # A ResponseStore keeps the responses that were used last, within its bounds.
 
 HALF = StoredResponse(b"", bytes(MAX_BYTES // 2))
-
-
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["keep", "keep large", "keep too large", "find", "remove", "wait"]),
@@ -294,8 +156,6 @@ STEPS = st.lists(
     ),
     max_size=30,
 )
-
-
 KEPT = {
     "keep": StoredResponse(b"1", b"2"),
     "keep large": HALF,
@@ -394,3 +254,57 @@ def test_a_body_goes_on_with_no_more_items_than_one_body_has(
         responses_handlers.convert(responses, body)
 
     assert not is_refused or refused.value.param == "previous_response_id"
+
+
+# A recording keeps the events of a response, for those who ask for them again.
+
+
+def revoked() -> None:
+    raise Unauthorized("no API key, or a wrong one")
+
+
+@pytest.mark.parametrize(
+    ("number", "check_key", "code"),
+    [(0, lambda: None, "events_dropped"), (2, revoked, "invalid_api_key")],
+)
+async def test_who_reads_too_slowly_or_has_lost_the_key_is_told_so(
+    number: int, check_key: Callable[[], None], code: str
+) -> None:
+    recording, sent = Recording(1, 1), list[bytes]()
+    for _ in range(2):
+        recording.add(b"data: {}\n\n")
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+
+    context: Any = SimpleNamespace(check_key=check_key)
+    await Replay(recording, number, 60, context)({}, asyncio.Event().wait, send)  # type: ignore[arg-type]
+
+    (error,) = (EVENTS.validate_python(event) for event in events_of(b"".join(sent).decode()))
+    assert (error.type, error.code) == ("error", code)
+
+
+@given(st.lists(st.lists(st.binary(max_size=9), max_size=4)), st.data())
+def test_a_recording_has_the_events_from_any_on_or_says_that_they_are_dropped(
+    added: list[list[bytes]], data: st.DataObject
+) -> None:
+    recording = Recording(block_bytes=20, max_bytes=data.draw(st.integers(1, 200)))
+    events = [
+        b"".join(b"%d" % byte for byte in each) + b"\n\n" for part in added for each in part
+    ]
+    left = iter(events)
+    for part in added:
+        recording.add(b"".join(next(left) for _ in part))
+    if data.draw(st.booleans()):
+        recording.end()
+
+    is_dropped = False
+    for first in reversed(range(len(events))):
+        number, found = first, b""
+        try:
+            while piece := recording.since(number):
+                number, found = number + piece.count(b"\n\n"), found + piece
+        except Dropped:
+            is_dropped = True
+        else:
+            assert (found, is_dropped) == (b"".join(events[first:]), False)

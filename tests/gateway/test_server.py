@@ -1,42 +1,47 @@
-"""What a client sees on the wire, what happens when it goes away, and what operators see."""
+"""Clients of the served API: what they may take their time for, what happens when they go away,
+and what a health check and the openai SDK get."""
 
 from __future__ import annotations
 
 import asyncio
 import http.server
 import json
-import re
 import socket
 import ssl
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 import trustme
-from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
+from gateway import request_body
+from gateway.hosting import http1
 from gateway.hosting.probe import trouble
 from gateway.hosting.server import check_free
-from gateway.metrics import MAX_MODELS, OTHERS, Metrics
-from gateway.middleware import ANSWERS, route_of
-from gateway.ports import Job, Statistics
-from gateway.routes import ROUTES
-from speculation.messages import Totals
-from tests.gateway.scripted import MODEL, Body, ScriptedEngine, ask, client_of, make_app, served
+from tests.gateway.scripted import (
+    CALL,
+    HERMES,
+    MODEL,
+    WEATHER,
+    Body,
+    ScriptedEngine,
+    client_of,
+    make_app,
+    sdk,
+    served,
+    writes,
+)
 from tests.guards import GUARD_S
-from verifier.routes import OPEN
 
-CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "secret words"}]}
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 STREAM = CHAT | {"stream": True}
-OF = f'{{model_name="{MODEL}"}}'
-"""The label of series of the model."""
 
 
 async def forever() -> None:
@@ -47,17 +52,6 @@ async def closed(engine: ScriptedEngine, count: int) -> None:
     async with asyncio.timeout(GUARD_S):
         for _ in range(count):
             await engine.closed.acquire()
-
-
-async def test_a_stream_is_framed_as_events_that_end_with_done() -> None:
-    answer = await ask(STREAM)
-
-    *events, done, rest = answer.text.split("\n\n")
-    assert (done, rest) == ("data: [DONE]", "")
-    assert all(json.loads(event.removeprefix("data: ")) for event in events)
-    assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert answer.headers["cache-control"] == "no-cache"
-    assert answer.headers["x-accel-buffering"] == "no"
 
 
 @pytest.mark.parametrize(
@@ -82,8 +76,9 @@ async def test_a_client_that_goes_away_mid_stream_closes_every_generator(
         metrics = (await client.get("/metrics")).text
 
     assert 'picospec:requests_total{route="answer",status="499"} 1.0' in metrics
-    assert f"picospec:num_requests_running{OF} 0.0" in metrics
-    aborted = f'picospec:request_success_total{{finished_reason="abort",{OF[1:]} 1.0'
+    of = f'model_name="{MODEL}"'
+    assert f"picospec:num_requests_running{{{of}}} 0.0" in metrics
+    aborted = f'picospec:request_success_total{{finished_reason="abort",{of}}} 1.0'
     assert aborted in metrics
 
 
@@ -111,135 +106,170 @@ async def test_a_client_that_goes_away_before_the_first_token_closes_the_generat
     assert [entry["status"] for entry in logs] == [499]
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [("trace-1.a:b", True), ("a" * 128, True), ("a" * 129, False), ("a b", False)],
-)
-async def test_a_sane_request_id_is_kept_and_any_other_replaced(given: str, kept: bool) -> None:
-    async with client_of(make_app(ScriptedEngine())) as client:
-        answer = await client.get("/health", headers={"x-request-id": given})
+# What a client may take its time for, and what happens when it takes too long.
 
-    assert (answer.headers["x-request-id"] == given) is kept
-    assert answer.headers["x-request-id"].startswith("req-") is not kept
+PATH = "/v1/chat/completions"
+SENT = json.dumps(STREAM).encode()
+SOON_S = 0.2
+TYPE = "content-type: application/json"
+ENDLESS = [b"on and on " * 100] * 10_000
 
 
-async def test_the_log_has_one_line_a_request_and_never_its_text() -> None:
-    with capture_logs() as logs:
-        await ask(CHAT)
-        await ask(CHAT | {"temperature": "secret"})
+@asynccontextmanager
+async def connection(
+    engine: ScriptedEngine, **settings: object
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Serve as the edge does, and connect."""
+    async with served(make_app(engine, **settings), http=http1.protocol(9)) as url:
+        port = int(url.rsplit(":", 1)[1])
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        client.connect(("127.0.0.1", port))
+        reader, writer = await asyncio.open_connection(sock=client)
+        async with asyncio.timeout(GUARD_S):
+            yield reader, writer
+        writer.transport.abort()
 
-    first, second = logs
-    assert (first["status"], first["prompt_tokens"], first["completion_tokens"]) == (200, 15, 9)
-    assert (second["status"], second["error"]) == (400, "invalid_value")
-    assert second["prompt_tokens"] == second["completion_tokens"] == 0
-    assert "secret" not in repr(logs)
+
+def head(*lines: str) -> bytes:
+    return "\r\n".join((f"POST {PATH} HTTP/1.1", "host: x", TYPE, *lines, "", "")).encode()
 
 
-@pytest.mark.parametrize("body", [CHAT, STREAM])
-async def test_a_bug_is_a_500_and_its_traceback_is_logged_without_any_text_of_the_request(
-    body: Body,
+async def cut(reader: asyncio.StreamReader) -> bytes:
+    """Return what comes until the service cuts the connection."""
+    come = b""
+    try:
+        while data := await reader.read(1 << 16):
+            come += data
+    except ConnectionResetError:
+        pass
+    return come
+
+
+@pytest.mark.parametrize("is_trickling", [False, True], ids=["silent", "byte by byte"])
+async def test_a_body_that_does_not_come_is_a_408(
+    monkeypatch: pytest.MonkeyPatch, is_trickling: bool
 ) -> None:
-    engine = ScriptedEngine((), then=RuntimeError("a bug"))
-    with capture_logs() as logs:
-        answer = await ask(body, engine)
+    monkeypatch.setattr(request_body, "PATIENCE_S", SOON_S)
+    monkeypatch.setattr(request_body, "LINGER_S", SOON_S)
+    async with connection(ScriptedEngine()) as (reader, writer):
+        writer.write(head("content-length: 100000") + b"{")
+        come = asyncio.create_task(cut(reader))
+        while not come.done():
+            writer.write(b" " * is_trickling)
+            await asyncio.sleep(0.02)
 
-    assert answer.status_code == 500
-    assert answer.json()["error"]["message"] == "internal error"
-    assert logs[0]["log_level"] == "error"
-    assert "RuntimeError: a bug" in logs[0]["traceback"]
-    assert "secret" not in repr(logs)
-
-
-async def test_metrics_have_the_names_dashboards_know() -> None:
-    async with client_of(make_app(ScriptedEngine())) as client:
-        await client.post("/v1/chat/completions", json=CHAT)
-        await client.get("/")
-        metrics = (await client.get("/metrics")).text
-
-    for line in (
-        'picospec:requests_total{route="answer",status="200"} 1.0',
-        'picospec:requests_total{route="page",status="200"} 1.0',
-        f"picospec:spec_decode_num_drafts_total{OF} 3.0",
-        f"picospec:spec_decode_num_draft_tokens_total{OF} 12.0",
-        f"picospec:spec_decode_num_accepted_tokens_total{OF} 7.0",
-        f'picospec:spec_decode_num_accepted_tokens_per_pos_total{OF[:-1]},position="2"}} 1.0',
-        f"picospec:time_to_first_token_seconds_count{OF} 1.0",
-        f"picospec:inter_token_latency_seconds_count{OF} 7.0",
-        f"picospec:e2e_request_latency_seconds_count{OF} 1.0",
-        f"picospec:generation_tokens_total{OF} 9.0",
-        f"picospec:prompt_tokens_total{OF} 15.0",
-        f"picospec:num_requests_running{OF} 0.0",
-        f'picospec:request_success_total{{finished_reason="stop",{OF[1:]} 1.0',
-    ):
-        assert line in metrics.splitlines()
-    assert re.search(r'picospec:build_info{protocol="\d+",version="[0-9.]+"} 1.0', metrics)
-    assert "_created" not in metrics
+    assert (await come).startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in await come
+    assert b"connection: close" in await come
 
 
-def test_models_without_end_have_series_of_an_end() -> None:
-    counted = Metrics(registry := CollectorRegistry())
+async def test_a_body_that_comes_slowly_but_comes_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(request_body, "PATIENCE_S", SOON_S)
+    monkeypatch.setattr(request_body, "MIN_BYTES_PER_S", 10)  # 700 bytes: 70 s
+    body = SENT + b" " * 1000
+    async with connection(ScriptedEngine()) as (reader, writer):
+        writer.write(head(f"content-length: {len(body)}", "connection: close") + body[:700])
+        await asyncio.sleep(2 * SOON_S)
+        writer.write(body[700:])
 
-    for number in range(3 * MAX_MODELS):
-        counted.of(f"model-{number}").generation_tokens.inc()
+        answer = await cut(reader)
 
-    name = "picospec:generation_tokens_total"
-    (family,) = registry.restricted_registry([name]).collect()
-    assert len(family.samples) == MAX_MODELS + 1
-    assert registry.get_sample_value(name, {"model_name": OTHERS}) == 2 * MAX_MODELS
-
-
-def test_each_path_that_gives_answers_counts_as_one() -> None:
-    streams = {r.path for r in ROUTES if r.body and "stream" in r.body.model_fields}
-    own = {"/v1/picospec/direct/chat/completions", OPEN}
-
-    assert streams - {path for path in streams if path.endswith("tokens")} | own == ANSWERS
-    assert [route_of("GET", path) for path in ("/page/main.js", "/status", "/v1/models")] == [
-        "page", "probe", "other",
-    ]  # fmt: skip
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-async def test_times_are_measured_from_the_start_of_the_request() -> None:
-    now_s = 10.0
+@pytest.mark.parametrize("key", ["right", "wrong"])
+async def test_a_client_that_still_sends_a_refused_body_gets_the_answer(key: str) -> None:
+    size = 1 << 20
+    settings = {"body_limit_bytes": 1024, "api_keys": ("right",)}
+    async with connection(ScriptedEngine(), **settings) as (reader, writer):
+        writer.write(head(f"content-length: {size}", f"authorization: Bearer {key}"))
+        for _ in range(64):
+            writer.write(b" " * (size // 64))
+            await writer.drain()
 
-    async def wait() -> None:
-        nonlocal now_s
-        await asyncio.sleep(0.01)  # the Delta before is read first
-        now_s += 0.25
+        answer = await reader.readuntil(b"\r\n")
 
-    def script(_: Job) -> list[bytes]:
-        nonlocal now_s
-        now_s += 1 / 3
-        return [b"Hi", b" there"]
-
-    app = make_app(ScriptedEngine(script, pause=wait), clock=lambda: now_s)
-    async with client_of(app) as client:
-        with capture_logs() as logs:
-            answer = await client.post("/v1/chat/completions", json=CHAT)
-        metrics = (await client.get("/metrics")).text
-
-    assert answer.json()["timings"] == pytest.approx({
-        "cache_n": 0, "prompt_n": 15, "prompt_ms": 1000 / 3,
-        "prompt_per_token_ms": 1000 / 45, "prompt_per_second": 45,
-        "predicted_n": 9, "predicted_ms": 500, "predicted_per_token_ms": 500 / 9,
-        "predicted_per_second": 18, "draft_n": 12, "draft_n_accepted": 7,
-    })  # fmt: skip
-    assert (logs[0]["first_token_s"], logs[0]["duration_s"]) == (0.333, 0.833)
-    sums = re.findall(r"^picospec:(\w+)_seconds_sum(?:{.*})? (.*)", metrics, re.MULTILINE)
-    found = {name: pytest.approx(float(seconds)) for name, seconds in sums}
-    assert found["time_to_first_token"] == 1 / 3
-    assert found["inter_token_latency"] == 0.5
-    assert found["e2e_request_latency"] == 5 / 6
+    assert answer.split()[1] == {"right": b"413", "wrong": b"401"}[key]
 
 
-async def test_rates_without_drafts_or_without_time_are_zero() -> None:
-    answer = await ask(
-        CHAT, ScriptedEngine(statistics=Statistics(Totals(3, filled=3))), clock=lambda: 0.0
-    )
+async def test_of_a_refused_body_only_so_much_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "LINGER_BYTES", 1 << 16)
+    read_bytes = 0
 
-    found = answer.json()["metrics"]["speculative_decoding"]
-    assert (found["mean_acceptance_length"], found["draft_acceptance_rate"]) == (1, 0)
-    assert (found["num_target_passes"], found["acceptance_histogram"]) == (3, [0])
-    assert answer.json()["timings"]["predicted_per_second"] == 0
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read_bytes
+        while True:
+            read_bytes += 1 << 14
+            yield b" " * (1 << 14)
+
+    async with client_of(make_app(ScriptedEngine(), body_limit_bytes=1024)) as client:
+        answer = await client.post(PATH, content=endless())
+
+    assert answer.status_code == 413
+    assert answer.headers["connection"] == "close"
+    assert read_bytes == 1 << 16
+
+
+@pytest.mark.parametrize(
+    "deadline", ["gateway.http.UNREAD_S", "gateway.hosting.http1.UNREAD_S"]
+)
+async def test_a_client_that_reads_nothing_holds_neither_the_engine_nor_its_connection(
+    monkeypatch: pytest.MonkeyPatch, deadline: str
+) -> None:
+    monkeypatch.setattr(deadline, SOON_S)
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)  # Linux would cut it, too
+    engine = ScriptedEngine(script=ENDLESS, context_tokens=1 << 30)
+    async with connection(engine) as (reader, writer):
+        writer.write(head(f"content-length: {len(SENT)}") + SENT)
+        await engine.closed.acquire()
+
+        if "http1" in deadline:
+            assert not (await cut(reader)).endswith(b"0\r\n\r\n")
+
+
+async def test_a_client_that_reads_slowly_but_reads_keeps_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http1, "UNREAD_S", 10 * SOON_S)
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT", raising=False)
+    script = [b"on and on " * 100] * 600
+    engine = ScriptedEngine(script=script, context_tokens=1 << 30)
+    body = SENT.replace(b'"stream": true', b'"stream": false')
+    async with connection(engine) as (reader, writer):
+        writer.write(head(f"content-length: {len(body)}", "connection: close") + body)
+        size, come = 0, await reader.readuntil(b"\r\n\r\n")
+        while data := await reader.read(1 << 13):  # in all longer than that
+            size += len(data)
+            await asyncio.sleep(SOON_S / 4)
+
+    assert come.startswith(b"HTTP/1.1 200 ")
+    assert size > 600_000
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /v1/chat"])
+async def test_a_connection_on_which_no_request_comes_is_cut(
+    monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(http1, "REQUEST_S", SOON_S)
+    async with connection(ScriptedEngine()) as (reader, writer):
+        writer.write(begun)
+
+        assert await cut(reader) == b""
+
+
+async def test_a_connection_between_two_requests_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http1, "REQUEST_S", SOON_S)
+    async with connection(ScriptedEngine()) as (reader, writer):
+        for _ in range(2):
+            writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n")).split()[1] == b"200"
+            await asyncio.sleep(2 * SOON_S)
+            assert await reader.read(1 << 16)
 
 
 # A container's health check, against services with and without TLS.
@@ -359,3 +389,26 @@ def test_a_port_in_use_is_named_with_what_chooses_another() -> None:
 
         with pytest.raises(OSError, match=rf"\Aport {port} of .* PICOSPEC_EDGE__PORT\Z"):
             check_free("edge", "127.0.0.1", port)
+
+
+# The real openai SDK puts calls together, streamed or not.
+
+
+@pytest.mark.parametrize("is_streamed", [True, False])
+async def test_the_sdk_has_the_same_calls_streamed_or_not(is_streamed: bool) -> None:
+    text = f"Let me see.\n{CALL % 'Oslo'}\n{CALL % 'Rom'}"
+    asked = {**CHAT, "tools": [WEATHER]}
+    async with sdk(writes(text), tokenizer=HERMES) as client:
+        if is_streamed:
+            async with client.chat.completions.stream(**asked) as stream:
+                answer = await stream.get_final_completion()
+        else:
+            answer = await client.chat.completions.create(**asked)
+
+    [choice] = answer.choices
+    calls = choice.message.tool_calls
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Let me see.")
+    assert [call.function.name for call in calls] == ["weather", "weather"]
+    assert [json.loads(call.function.arguments)["city"] for call in calls] == ["Oslo", "Rom"]
+    assert len({call.id for call in calls}) == 2
+    assert {call.type for call in calls} == {"function"}

@@ -20,9 +20,8 @@ import pytest
 from gateway.endpoints.recording import LARGE_BYTES, MARK, Recording
 from gateway.endpoints.sending import JOINED
 from gateway.output.output_format import FormatName
-from tests.gateway.all_endpoints import HI, requests
-from tests.gateway.output.calls import NAMES, written
-from tests.gateway.scripted import MODEL, Body, ByteTokenizer, ScriptedEngine, ask
+from tests.gateway.output.reading import NAMES, written
+from tests.gateway.scripted import HI, MODEL, Body, ByteTokenizer, ScriptedEngine, ask, requests
 
 ASKED, APART = requests(choices=2, top=2)
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}}

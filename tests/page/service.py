@@ -1,6 +1,6 @@
 """A service with a scripted engine, for the page: `python -m tests.page.service PORT [KEY]`.
 
-What the user writes last chooses the answer: see tests.page.answers.
+What the user writes last chooses the answer: see text_of.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -39,7 +40,6 @@ from gateway.ports import (
 )
 from gateway.watching import ChainEvent, Event, LinkUse, PassEvent
 from speculation.messages import TokenLogprob, Totals
-from tests.page.answers import FAULT, text_of
 
 MODEL = "words-1"
 CONTEXTS = {MODEL: 4_000_000, "words-2": 32_768, "words-3": None}
@@ -50,6 +50,52 @@ DRAFTS: Mapping[str, Json | None] = {
 }
 DIRECT = "/v1/picospec/direct/chat/completions"
 END = 0
+
+
+# What the scripted engine answers, by what it is asked.
+
+FAULT = (" always", " usually")
+TEXTS = Path(__file__).with_name("texts")
+MARKDOWN = (TEXTS / "merging.md").read_text()
+
+
+HOSTILE = (TEXTS / "hostile.md").read_text()
+
+
+_LONG = {
+    "mixed": "".join(
+        f"Line {n} is a **bold** word, an *italic* one and a `mark`.\n\n" for n in range(500)
+    )
+    + "```python\n"
+    + "x = f(x, 1) + g(y)  # and so on\n" * 500
+    + "```\n",
+    "one line": "so it goes on and on, " * 1700,
+}
+
+
+def _call(city: str) -> str:
+    return f'<tool_call> {{"name": "weather", "arguments": {{"city": "{city}"}}}} </tool_call>'
+
+
+def text_of(asked: str, *, alone: bool) -> str:
+    """Return the answer to what the user asked. With "planted" in it, both ends differ."""
+    if "planted" in asked and alone:
+        return MARKDOWN.replace(*FAULT)
+    if "hostile" in asked:
+        return HOSTILE
+    if "ten thousand" in asked:
+        return _LONG[asked.strip().partition(": ")[2]]
+    if "long" in asked:
+        return "".join(f"Line {n} goes **on** and `on`.\n\n" for n in range(2000))
+    if "tool" in asked:
+        cities = ("Oslo", "Rome") if "twice" in asked else ("Oslo",)
+        return " ".join(map(_call, cities))
+    if "think" in asked:
+        return "<think>Let me see.</think>The answer is 42."
+    return MARKDOWN
+
+
+# The service.
 
 
 class Words:

@@ -1,4 +1,5 @@
-"""Where an edge serves several models, a conversation chooses one and remembers it."""
+"""Where an edge serves several models, a conversation chooses one and remembers it. The panel
+of other clients says of them what `picospec connect` says."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from picospec.connect import find_edge
-from picospec.known_clients import read_clients
+from picospec.connect import NO_KEY, find_edge
+from picospec.known_clients import Edge, read_clients
 from tests.page.conftest import SIZES
 from tests.page.visiting import Serving, Visit
 
@@ -115,18 +116,25 @@ def test_the_status_says_in_words_what_drafts_and_where_answers_began(visit: Vis
     assert found == {"picker": [], "status": []}
 
 
-def test_clients_are_told_of_every_model_as_by_the_command(visit: Visit) -> None:
+def test_each_client_can_be_copied_with_every_model_as_the_command_prints_it(
+    visit: Visit,
+) -> None:
+    visit.context.grant_permissions(["clipboard-read", "clipboard-write"])
     choose(visit, "words-2")
     with ThreadPoolExecutor() as other:  # this thread has the browser's loop
         edge = other.submit(find_edge, visit.serving.url, None, "words-2").result()
-    parts = [part for client in read_clients().values() for part in client.parts]
+    parts = [edge.fill(part) for client in read_clients().values() for part in client.parts]
 
     visit.page.click("#open-connect")
-    visit.page.locator("#connect .part pre").first.wait_for(state="attached")
+    panel = visit.page.locator("#connect")
+    panel.locator("summary", has_text="Codex").click()
+    serious = visit.serious()
+    panel.locator(".part .action").first.click()
 
-    shown = visit.page.locator("#connect .part pre").all_text_contents()
-    assert shown == [edge.fill(part) for part in parts]
-    assert [each.model for each in edge.others] == ["words-1"]
+    assert panel.locator(".part pre").all_text_contents() == parts
+    assert visit.evaluate("navigator.clipboard.readText()") == parts[0]
+    assert (edge.key, [each.model for each in edge.others]) == (NO_KEY, ["words-1"])
+    assert serious == []
 
 
 def test_a_key_that_opens_one_model_has_no_choice(visit: Visit) -> None:
@@ -137,3 +145,22 @@ def test_a_key_that_opens_one_model_has_no_choice(visit: Visit) -> None:
 
     assert visit.page.locator("select").count() == 0
     assert "model" not in visit.sent("think")
+
+
+def test_a_key_is_copied_and_not_shown_whatever_it_is(visit: Visit) -> None:
+    key, name = 'it\'s "$a" \\ key', 'a "m"'
+    edge = Edge("http://e", name, 4097, key)
+    values = {**dict(url=edge.url, model=name, key=key), "context": 4097}
+    values |= {"output": 1024, "input": 3073}
+    visit.set(API_key="very-secret")
+
+    visit.page.click("#open-connect")
+    visit.page.locator("#connect .part pre").first.wait_for(state="attached")
+    shown = visit.page.locator("#connect").text_content()
+
+    assert "very-secret" not in (shown or "")
+    for client in read_clients().values():
+        for part in client.parts:
+            given = [{"format": part.format, "text": part.text}, [values]]
+            script = "async (a) => (await import('/page/panels/connect.js')).fill(...a)"
+            assert visit.evaluate(script, given) == edge.fill(part)

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Route
 
 from tests.guards import GUARD_S
-from tests.page.answers import MARKDOWN
+from tests.page.service import MARKDOWN
 from tests.page.visiting import Visit, origins_kept
 
 COLOURS = """(answer) => {
@@ -229,6 +229,7 @@ def test_a_verifier_that_is_away_is_said_at_once(visit: Visit) -> None:
 
     visit.page.locator("#health.bad").wait_for()
     visit.page.get_by_text("not ready: the verifier is away").wait_for()
+    assert visit.evaluate("document.activeElement.ariaLabel") == "Close"  # drawn again
     visit.page.keyboard.press("Escape")
     away = visit.page.locator("#away", has_text="The large model cannot be reached now")
     away.wait_for()

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser
 
-from tests.page.answers import HOSTILE
 from tests.page.conftest import visiting
+from tests.page.service import HOSTILE
 from tests.page.visiting import Serving, Visit
 
 

@@ -10,69 +10,14 @@ from typing import Any, Final
 import pytest
 from playwright.sync_api import Locator
 
+from tests.page.service import TEXTS
 from tests.page.visiting import Visit
 
-SEVERAL: Final = """\
-Here:
-
-```python
-alpha = 1
-```
-
-then
-
-
-```js
-bravo;
-```
-
-
-
-```
-charlie
-
-  delta
-```
-echo
-~~~ sh
-foxtrot
-~~~
-
-| golf | hotel |
-|---|---|
-| india | juliet |
-
-```
-kilo
-```"""
-NESTED: Final = """\
-1. lima
-
-   ```py
-   mike = 1
-   ```
-
-2. november
-
-````md
-```
-oscar
-```
-````
-
-> papa
-
-  ```
-  quebec
-    romeo
-  ```
-
-```
-sierra
-```
-tango"""
-UNCLOSED: Final = "```\nuniform\n```\n\n```\n```\n\nvictor\n\n```c\nwhiskey;\n\nxray;\n"
-STORED: Final = {"several": SEVERAL, "nested": NESTED, "unclosed": UNCLOSED}
+STORED: Final = {
+    "several": (TEXTS / "several.md").read_text(),
+    "nested": (TEXTS / "nested.md").read_text(),
+    "unclosed": "```\nuniform\n```\n\n```\n```\n\nvictor\n\n```c\nwhiskey;\n\nxray;\n",
+}
 CODE: Final = {
     "several": ["alpha = 1\n", "bravo;\n", "charlie\n\n  delta\n", "foxtrot\n", "kilo\n"],
     "nested": ["mike = 1\n", "```\noscar\n```\n", "quebec\n  romeo\n", "sierra\n"],

@@ -1,4 +1,5 @@
-"""Reads a text in pieces by one format, and puts the message together as a client does."""
+"""Writes what a model may say, and reads it in pieces: the message is put together as by a
+client."""
 
 from __future__ import annotations
 
@@ -12,9 +13,15 @@ from typing import TypeVar
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
+from gateway.grammars import Tags
+from gateway.output.detokenise import Detokeniser, Piece, StopConditions, TextDelta
 from gateway.output.formats.base import ToolFormat
 from gateway.output.message import CallArguments, CallStart, Parsed, ParsedMessage
+from gateway.output.output_format import FORMATS, CallRules, FormatName, OutputFormats
 from gateway.output.reading import Incoming, Steps
+from gateway.ports import Delta, Statistics
+from speculation.messages import TokenLogprob, Totals
+from tests.gateway.scripted import END, ByteTokenizer
 
 STRING = {"type": "string"}
 INTEGER = {"type": "integer"}
@@ -111,12 +118,75 @@ def split(whole: S, cuts: Sequence[int]) -> list[S]:
 
 
 CUTS = st.lists(st.integers(0, 400), max_size=12)
+THINK = Tags("<think>", "</think>")
+
+
+# A call as models write it, in each format that has a grammar.
+
+NAMES: Sequence[FormatName] = sorted(FORMATS.keys() - {"dsml", "harmony"})
+"""These two have no grammar, and are compared with vLLM's parsers. In Harmony a text without a
+channel is a header, and DeepSeek V4 closes no call that is cut."""
+
+
+CALLS: Mapping[FormatName, str] = {
+    "hermes": '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>',
+    "llama": '<|python_tag|>{"name": "%s", "parameters": %s}',
+    "mistral": "[TOOL_CALLS]%s[ARGS]%s",
+    "qwen_coder": "<tool_call>\n<function=%s>%s</function>\n</tool_call>",
+}
+"""What a model writes for a name and arguments."""
+
+
+def written(name: FormatName, city: str, days: int) -> str:
+    """Return the call weather(city, days) as a model writes it."""
+    if name == "pythonic":
+        return f"[weather(city={city!r}, days={days})]"
+    if name == "qwen_coder":
+        values = (
+            f"<parameter=city>\n{city}\n</parameter>\n<parameter=days>\n{days}\n</parameter>"
+        )
+        return CALLS[name] % ("weather", f"\n{values}\n")
+    return CALLS[name] % ("weather", json.dumps({"city": city, "days": days}))
+
+
+# Deltas of a model's bytes, and what is shown of them by one that reasons and calls tools.
+
+TEMPLATE = "<think></think><tool_call></tool_call>"
+
+
+def parse(
+    deltas: Sequence[Delta], stops: Sequence[str] = (), *, parallel: bool = True
+) -> list[TextDelta]:
+    """Return what the Deltas show, up to the finish."""
+    output_format = OutputFormats().find(ByteTokenizer(template=TEMPLATE))
+
+    def detokeniser(piece: Piece) -> Detokeniser:
+        return Detokeniser(piece, StopConditions(frozenset({END}), stops))
+
+    reader = output_format.reader(detokeniser, (), CallRules(TOOLS, parallel))
+    shown = []
+    for delta in deltas:
+        shown.append(reader.read(delta))
+        if shown[-1].finish is not None:
+            break
+    return shown
+
+
+def grouped(data: bytes, cuts: Sequence[int] = (), *, logprobs: bool = False) -> list[Delta]:
+    """Return Deltas with the bytes as tokens, END as the last token, and a finish."""
+    tokens = [*data, END]
+    return [
+        Delta(
+            tuple(tokens[at] for at in group),
+            tuple(TokenLogprob(-1.0, ()) for _ in group) if logprobs else None,
+            finish="stop" if group.stop == len(tokens) else None,
+            statistics=Statistics(Totals(group.stop)),
+        )
+        for group in split(range(len(tokens)), cuts)
+    ]
 
 
 # Writes random texts that a grammar accepts, byte by byte, as a model under it would.
-
-END = 256
-"""The token that ends a text; tokens 0 to 255 are bytes, and those after END are special."""
 
 _CLOSING = b'"}])\n<>/'
 """Bytes that tend to end something; the walk prefers them, so that texts end."""

@@ -25,20 +25,28 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gateway.grammars import Tags
 from gateway.output.formats.base import pass_content
 from gateway.output.formats.qwen_coder import QwenCoder
 from gateway.output.message import CustomInput, ParsedMessage
 from gateway.output.output_format import FORMATS, FormatName
 from gateway.output.reading import Incoming, Steps
 from gateway.output.reasoning import read_reasoning
-from tests.gateway.output.calls import NAMES, written
-from tests.gateway.output.reading import CUTS, TOOLS, Read, moments, read, run, split
+from tests.gateway.output.reading import (
+    CUTS,
+    NAMES,
+    THINK,
+    TOOLS,
+    Read,
+    moments,
+    read,
+    run,
+    split,
+    written,
+)
 from tests.golden import Json, Line, grown, lines_of
 
 GOLDEN = [*lines_of(Path(__file__).with_name("formats.jsonl"))]
 RESULTS = ("calls", "content", "reasoning", "complete")
-THINK = Tags("<think>", "</think>")
 
 
 def text_of(line: Line) -> str:
@@ -164,12 +172,6 @@ def test_a_call_that_is_cut_is_content_before_it_has_begun_and_arguments_after(
         assert message.content == cut
 
 
-def test_content_alone_is_passed_on_at_once() -> None:
-    shown = [moment.content for moment in run(pass_content, ["a ", "<tool_call>", "\n"])]
-
-    assert shown[:3] == ["a ", "a <tool_call>", "a <tool_call>\n"]
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_text_is_passed_on_as_soon_as_it_cannot_be_a_call(name: FormatName) -> None:
     shown = moments(FORMATS[name], ["Hel", "lo <", "b> ", "you"])
@@ -179,21 +181,6 @@ def test_a_text_is_passed_on_as_soon_as_it_cannot_be_a_call(name: FormatName) ->
         "Hello" if name in ("hermes", "qwen_coder", "llama") else "Hello <",
         "Hello <b>" if name != "pythonic" else "Hello <b> ",
         "Hello <b> you",
-    ]
-
-
-def test_arguments_come_in_pieces_as_the_model_wrote_them() -> None:
-    pieces = ['<tool_call>{"name": "x", "arguments": {', '"a" :  "é', "\\", '"}"', ", 1", "}}"]
-
-    shown = moments(FORMATS["hermes"], pieces)
-
-    assert [moment.calls[0].arguments for moment in shown[:6]] == [
-        "{",
-        '{"a" :  "é',
-        '{"a" :  "é',
-        '{"a" :  "é\\"}"',
-        '{"a" :  "é\\"}", 1',
-        '{"a" :  "é\\"}", 1}',
     ]
 
 

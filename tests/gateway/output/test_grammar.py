@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pytest
 
@@ -11,10 +11,16 @@ from gateway.grammars import Tags
 from gateway.json_schemas import LARK
 from gateway.output.answer_grammar import AllowedOutput, Constraint, grammar
 from gateway.output.output_format import FORMATS, FormatName
-from tests.gateway.output.reading import STRING, Grammar, Tools, ids, read, validates
-
-NAMES: Sequence[FormatName] = sorted(FORMATS.keys() - {"dsml", "harmony"})
-THINK = Tags("<think>", "</think>")
+from tests.gateway.output.reading import (
+    NAMES,
+    STRING,
+    THINK,
+    Grammar,
+    Tools,
+    ids,
+    read,
+    validates,
+)
 
 TOOLS: Tools = {
     "plan": {

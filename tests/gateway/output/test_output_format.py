@@ -26,13 +26,19 @@ from gateway.output.output_format import (
     OutputFormats,
     choose,
 )
-from gateway.output.output_parser import OutputParser
 from gateway.output.reading import Incoming, Steps
 from gateway.output.reasoning import is_opened, read_reasoning, tags_of
-from gateway.ports import Delta, Statistics
-from speculation.messages import Totals
-from tests.gateway.output.deltas import grouped, parse
-from tests.gateway.output.reading import CUTS, TOOLS, Read, Tools, run, split
+from gateway.ports import Delta
+from tests.gateway.output.reading import (
+    CUTS,
+    THINK,
+    TOOLS,
+    Read,
+    grouped,
+    parse,
+    run,
+    split,
+)
 from tests.gateway.scripted import END, ByteTokenizer
 
 BOS = END + 1
@@ -80,25 +86,6 @@ def read(output_format: OutputFormat, text: str, prompt: str = "", **wanted: boo
         assert delta.parsed is not None
         message.add(delta.text, delta.parsed)
     return message
-
-
-@pytest.mark.parametrize(
-    ("template", "tools", "splits", "reader"),
-    [
-        ("{{ messages }}", {}, True, Detokeniser),
-        ("{{ messages }}", TOOLS, True, OutputParser),
-        ("<think>", {}, True, OutputParser),
-        ("<think>", {}, False, Detokeniser),
-    ],
-)
-def test_an_answer_is_parsed_for_calls_and_for_reasoning_that_the_request_wants(
-    template: str, tools: Tools, splits: bool, reader: type
-) -> None:
-    found = output_format(template).reader(
-        detokeniser, (), CallRules(tools), splits_reasoning=splits
-    )
-
-    assert isinstance(found, reader)
 
 
 def test_markers_that_are_special_tokens_are_seen_by_the_parser() -> None:
@@ -225,52 +212,24 @@ def test_any_grouping_of_tokens_gives_the_same_message_usage_and_log_probabiliti
     assert thoughts(some) == thoughts(each)
 
 
-def test_reasoning_content_and_calls_are_told_apart() -> None:
-    [delta] = parse(grouped(b"<think>\nwhy\n</think>\n\nHi.\n" + CALL))
-
-    read = whole([delta])
-    assert (read.reasoning, read.content) == ("why", "Hi.")
-    assert read.decoded == [("weather", {"city": "Oslo"})]
-    assert (delta.finish, delta.statistics) == ("tool_calls", Statistics(Totals(100)))
-    assert (thoughts([delta]), delta.tokens) == (len("<think>\nwhy\n</think>") - 6, 100)
-
-
-def test_a_call_inside_reasoning_is_reasoning() -> None:
-    shown = parse(grouped(b"<think>" + CALL + b"</think>Hi"))
-
-    assert (whole(shown).content, whole(shown).calls) == ("Hi", [])
-    assert shown[-1].finish == "stop"
-
-
-def test_the_choice_ends_with_its_first_call_if_calls_must_not_be_parallel() -> None:
-    deltas = [
-        Delta(tuple(CALL + CALL), statistics=Statistics(Totals(3))),
-        Delta((), finish="length"),
-    ]
-
-    [delta] = parse(deltas, parallel=False)
-
-    assert len(whole([delta]).calls) == 1
-    assert (delta.finish, delta.statistics) == ("tool_calls", Statistics(Totals(3)))
-    assert delta.tokens < len(CALL)
+BETWEEN = "<think>why</think>\n%s\n" + CALL.decode()
 
 
 @pytest.mark.parametrize(
-    "data", [b"  Hi", "é".encode(), b"a <b> c", b"<tool_call>no</tool_call>"]
+    ("text", "content"),
+    [
+        (BETWEEN % "  Hi", "Hi"),
+        (BETWEEN % "é", "é"),
+        (BETWEEN % "a <b> c", "a <b> c"),
+        (BETWEEN % "<tool_call>no</tool_call>", "<tool_call>no</tool_call>"),
+        (" Hi \n", " Hi \n"),
+    ],
 )
-def test_the_log_probabilities_are_those_of_the_content(data: bytes) -> None:
-    prefix = b"<think>why</think>\n"
-
-    shown = parse(grouped(prefix + data + b"\n" + CALL, logprobs=True))
+def test_the_log_probabilities_are_those_of_the_content(text: str, content: str) -> None:
+    shown = parse(grouped(text.encode(), logprobs=True))
 
     pieces = b"".join(entry.piece for delta in shown for entry in delta.entries)
-    assert pieces.decode() == whole(shown).content == data.decode().strip()
-
-
-def test_content_that_is_only_content_has_all_its_log_probabilities() -> None:
-    shown = parse(grouped(b" Hi \n", logprobs=True))
-
-    assert b"".join(entry.piece for delta in shown for entry in delta.entries) == b" Hi \n"
+    assert pieces.decode() == whole(shown).content == content
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
@@ -300,7 +259,6 @@ def test_the_only_call_that_may_be_made_ends_the_answer_unless_the_limit_cuts_it
 
 # Reasoning is what comes first, between its tags, without the space around it.
 
-THINK = Tags("<think>", "</think>")
 PIECES = st.sampled_from(["<think>", "</think>", "<", "th", " ", "\n", "why", "é"])
 
 

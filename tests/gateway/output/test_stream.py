@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing, nullcontext, suppress
+from functools import partial
 from itertools import count, repeat
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gateway.channel import Channel, ChannelFull, as_generator
 from gateway.errors import ClientGone, EngineFault
 from gateway.http import connected
-from gateway.output.detokenise import Detokeniser, StopConditions, StopStrings, TextDelta
+from gateway.output.detokenise import Detokeniser, StopConditions, TextDelta
 from gateway.output.stream import (
     QUEUED,
     ChoiceStream,
@@ -20,8 +23,6 @@ from gateway.output.stream import (
     together,
 )
 from gateway.ports import Delta
-from speculation.messages import TokenLogprob
-from tests.gateway.output.reading import split
 
 
 def detokeniser(stop: str) -> Detokeniser:
@@ -72,15 +73,6 @@ async def stream(
         if closed is not None:
             await asyncio.sleep(0)  # as the end of a session does
             closed.append(index)
-
-
-async def test_every_stream_is_emitted_in_its_own_order() -> None:
-    async with together([stream("abc"), stream("xy", 1)]) as deltas:
-        emitted = [(index, delta.text) async for index, delta in deltas]
-
-    assert [text for index, text in emitted if index == 0] == ["a", "b", "c", ""]
-    assert [text for index, text in emitted if index == 1] == ["x", "y", ""]
-    assert emitted[:2] == [(0, "a"), (1, "x")]
 
 
 @pytest.mark.parametrize(("choices", "most"), [(1, 1), (3, QUEUED + 4)])
@@ -172,145 +164,138 @@ async def test_work_that_ends_first_leaves_nothing_behind() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
-# Any split of tokens shows the same text: never a stop string, never part of a character.
+# A channel: whatever is written, read and cancelled, each value comes once and in order.
 
-END, EXCLAIMED = 256, 257
-STOPPING_PIECES = {END: b"", EXCLAIMED: b"!"}
-LETTERS = st.text(alphabet="abé€😀", max_size=24)
-CUTS = st.lists(st.integers(0, 99))
-STOPS = st.lists(st.text(alphabet="abé€", min_size=1, max_size=4), max_size=4)
-
-
-def detokenise_detokeniser(
-    stops: Sequence[str] = (), *, include_stop: bool = False, min_tokens: int = 0
-) -> Detokeniser:
-    return Detokeniser(
-        lambda token: bytes([token]) if token < END else STOPPING_PIECES[token],
-        StopConditions(frozenset(STOPPING_PIECES), stops, min_tokens, include_stop),
-    )
-
-
-def delta(data: bytes) -> Delta:
-    return Delta(tuple(data), tuple(TokenLogprob(-1.0, ((b, -1.0),)) for b in data))
-
-
-def test_a_stop_token_is_counted_and_not_shown() -> None:
-    read = detokenise_detokeniser().read(Delta((ord("a"), END), finish="stop"))
-
-    assert (read.text, read.tokens, read.finish) == ("a", 2, "stop")
-
-
-@pytest.mark.parametrize(
-    ("min_tokens", "text"),
-    [(0, "a"), (2, "a"), (3, "abcxa"), (6, "abcxa"), (7, "abcxabca"), (10, "abcxabcabc")],
+BOUND = WRITERS = 2
+ACTION = st.sampled_from(
+    ["put", "send", "cut a writer", "take", "next", "cut the reader", "turn"]
 )
-def test_a_stop_string_within_the_least_tokens_ends_nothing(min_tokens: int, text: str) -> None:
-    tokens = tuple(b"abcxabcabc")
-    whole, split = (detokenise_detokeniser(["bc"], min_tokens=min_tokens) for _ in range(2))
-
-    read = whole.read(Delta(tokens, finish="length"))
-    pieces = [split.read(Delta((token,))).text for token in tokens[: read.tokens]]
-
-    assert read.text == "".join(pieces) == text
 
 
-def test_log_probabilities_wait_for_the_text_of_their_token() -> None:
-    choice = detokenise_detokeniser(["stop"])
+class World:
+    """Writers, each of which writes (writer, number) until it is cut, and one reader."""
 
-    read = [choice.read(delta(data)).entries for data in (b"a st", b"\xc3", b"\xa9")]
+    def __init__(self) -> None:
+        self.channel = Channel[tuple[int, int]](BOUND)
+        self.written = list[tuple[int, int]]()
+        self.read = list[tuple[int, int]]()
+        self.sending: dict[int, asyncio.Task[None]] = {}
+        self.reading: asyncio.Task[None] | None = None
 
-    assert [[(entry.piece, entry.offset) for entry in entries] for entries in read] == [
-        [(b"a", 0), (b" ", 1)],
-        [],
-        [(b"s", 2), (b"t", 3), (b"\xc3", 4), (b"\xa9", 4)],
-    ]
+    def do(self, action: str, writer: int) -> None:
+        sending, value = self.sending.get(writer), (writer, len(self.written))
+        if action == "cut a writer" and sending is not None:
+            sending.cancel()
+        elif action == "put":
+            with suppress(ChannelFull):
+                self.channel.put(value)
+                self.written.append(value)
+        elif action == "send" and (
+            sending is None or (sending.done() and not sending.cancelled())
+        ):
+            self.sending[writer] = asyncio.create_task(self.send(value))
+        elif action == "cut the reader" and self.reading is not None:
+            self.reading.cancel()
+        elif action in ("take", "next") and (self.reading is None or self.reading.done()):
+            self.reading = asyncio.create_task(getattr(self, action)())
 
+    async def send(self, value: tuple[int, int]) -> None:
+        self.written.append(value)
+        await self.channel.send(value)
 
-def test_log_probabilities_of_a_stop_string_are_never_shown() -> None:
-    choice = detokenise_detokeniser(["st"])
+    async def take(self) -> None:
+        self.read += await self.channel.take()
 
-    read = [choice.read(delta(b"as")), choice.read(delta(b"ty"))]
+    async def next(self) -> None:
+        self.read.append(await anext(self.channel))
 
-    assert [entry.piece for part in read for entry in part.entries] == [b"a"]
-    assert read[1].finish == "stop"
-
-
-def test_log_probabilities_for_some_tokens_only_are_the_engines_fault() -> None:
-    incomplete = Delta((1, 2), (TokenLogprob(-1.0, ()),))
-
-    with pytest.raises(EngineFault):
-        detokenise_detokeniser().read(incomplete)
-
-
-def read(
-    chunks: Sequence[bytes], stops: Sequence[str], *, include_stop: bool = False
-) -> tuple[list[str], int]:
-    """Return the shown texts and the counted tokens; tokens are bytes, `chunks` groups them."""
-    choice = detokenise_detokeniser(stops, include_stop=include_stop)
-    shown, tokens = [], 0
-    for chunk in [*chunks, None]:
-        delta = Delta((), finish="length") if chunk is None else Delta(tuple(chunk))
-        read_now = choice.read(delta)
-        shown.append(read_now.text)
-        tokens += read_now.tokens
-        if read_now.finish is not None:
-            break
-    return shown, tokens
-
-
-def first_stop(text: str, stops: Sequence[str], *, include_stop: bool = False) -> str:
-    """Cut at the stop string that is complete first, by trying every end."""
-    for end in range(len(text) + 1):
-        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
-        if starts:
-            return text[: end if include_stop else min(starts)]
-    return text
+    async def settle(self) -> None:
+        """Let the reader wake, end the other tasks, and read what is left."""
+        for task in self.sending.values():
+            task.cancel()
+        reading = [self.reading] if self.reading else []
+        async with asyncio.timeout(1):
+            await asyncio.gather(*self.sending.values(), *reading, return_exceptions=True)
+        async for value in self.channel:
+            self.read.append(value)
 
 
-@given(st.binary(max_size=24), CUTS, STOPS)
-def test_any_grouping_of_tokens_gives_the_same_text_and_usage(
-    data: bytes, cuts: list[int], stops: list[str]
+@example([(each, 0) for each in ("put", "put", "send", "turn", "take", "turn")], False)
+@given(st.lists(st.tuples(ACTION, st.integers(0, WRITERS - 1))), st.booleans())
+async def test_each_value_is_read_once_and_in_order_within_the_bound(
+    actions: list[tuple[str, int]], fails: bool
 ) -> None:
-    shown, tokens = read(split(data, cuts), stops)
-    whole, whole_tokens = read([data], stops)
+    world, most = World(), 0
 
-    assert "".join(shown) == "".join(whole)
-    assert tokens == whole_tokens
+    for action, writer in actions:
+        world.do(action, writer)
+        if action == "turn":
+            for _ in range(3):  # a reader wakes, it makes room, and a writer wakes
+                await asyncio.sleep(0)
+            waits = any(not task.done() for task in world.sending.values())
+            assert waits <= (len(world.channel) > BOUND)
+            most = max(most, len(world.channel))
+    world.channel.close((-1, -1), error=LookupError("lost") if fails else None)
+    world.channel.put((-2, -2))
+    with pytest.raises(LookupError) if fails else nullcontext():
+        await world.settle()
 
-
-@given(LETTERS, CUTS, STOPS, st.booleans())
-def test_the_text_ends_at_the_stop_string_that_is_complete_first(
-    text: str, cuts: list[int], stops: list[str], include_stop: bool
-) -> None:
-    shown, _ = read(split(text.encode(), cuts), stops, include_stop=include_stop)
-
-    assert "".join(shown) == first_stop(text, stops, include_stop=include_stop)
-
-
-@given(LETTERS, STOPS)
-def test_the_stop_string_that_ended_the_text_is_told(text: str, stops: list[str]) -> None:
-    read_now = detokenise_detokeniser(stops).read(Delta(tuple(text.encode()), finish="length"))
-
-    assert read_now.stop in {None, *stops}
-    assert text.startswith(read_now.text + (read_now.stop or ""))
-    assert (read_now.stop is None) == (read_now.text == text)
-    assert read_now.finish == ("length" if read_now.stop is None else "stop")
+    assert world.read == [*world.written, (-1, -1)]
+    assert most <= BOUND + WRITERS
+    with pytest.raises(LookupError) if fails else nullcontext():
+        assert await world.channel.take() == []
 
 
-@given(st.binary(max_size=24), CUTS)
-def test_bytes_that_are_no_text_decode_as_a_whole_would(data: bytes, cuts: list[int]) -> None:
-    shown, _ = read(split(data, cuts), ())
+async def test_all_that_waits_is_taken_at_once_and_the_bound_counts_weights() -> None:
+    channel = Channel[bytes](5, len)
+    channel.put(b"ab")
+    channel.put(b"cde")
+    with pytest.raises(ChannelFull):
+        channel.put(b"f")
 
-    assert "".join(shown) == data.decode("utf-8", "replace")
+    taken = [await channel.take()]
+    channel.put(b"fghij")
+    channel.close()
+    taken += [await channel.take(), await channel.take()]
+
+    assert taken == [[b"ab", b"cde"], [b"fghij"], []]
 
 
-@given(LETTERS)
-def test_without_stop_strings_every_whole_character_is_shown_at_once(text: str) -> None:
-    shown, _ = read([character.encode() for character in text], ())
+async def test_closing_a_generator_early_cancels_the_work_and_waits_for_its_end() -> None:
+    channel, ended = Channel[int](BOUND), list[str]()
 
-    assert shown == [*text, ""]
+    async def work() -> None:
+        try:
+            while True:
+                await channel.send(1)
+        finally:
+            await asyncio.sleep(0)
+            ended.append("yes")
+
+    generator: AsyncGenerator[int] = as_generator(work, channel)
+    async with aclosing(generator):
+        await anext(generator)
+
+    assert ended == ["yes"]
+    assert len(asyncio.all_tasks()) == 1
 
 
-def test_an_empty_stop_string_is_refused() -> None:
-    with pytest.raises(ValueError, match="empty"):
-        StopStrings(["a", ""], include_stop=False)
+@pytest.mark.parametrize("error", [None, LookupError("gone")])
+async def test_a_generator_ends_as_its_work_does(error: LookupError | None) -> None:
+    channel, received = Channel[int](BOUND), list[int]()
+
+    async def work(error: Exception | None) -> None:
+        for value in range(3 * BOUND):
+            await channel.send(value)
+        if error is not None:
+            raise error
+
+    async def read() -> None:
+        async for value in as_generator(partial(work, error), channel):
+            received.append(value)
+
+    with pytest.raises(LookupError, match="gone") if error else nullcontext():
+        await read()
+
+    assert received == list(range(3 * BOUND))
+    assert len(asyncio.all_tasks()) == 1

@@ -1,19 +1,19 @@
-"""A stream tells of speculation to those who ask, and is otherwise what it was."""
+"""Tokens become text, however they are grouped: never a stop string, never part of a character.
+Each character of a watched text has the origin of its token."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.errors import EngineFault
 from gateway.grammars import Tags
-from gateway.output.detokenise import Detokeniser, StopConditions, TextDelta
+from gateway.output.detokenise import Detokeniser, StopConditions, StopStrings, TextDelta
 from gateway.output.formats.base import ToolFormat
 from gateway.output.message import ParsedMessage
 from gateway.output.output_format import FORMATS
@@ -21,41 +21,152 @@ from gateway.output.output_parser import OutputParser
 from gateway.output.reasoning import read_reasoning
 from gateway.ports import Delta
 from gateway.watching import ChainEvent, Spans
+from speculation.messages import TokenLogprob
 from tests.gateway.output.reading import CUTS, TOOLS, split
-from tests.gateway.scripted import Body, ReportingEngine, ask, events_of
 
-ASK = {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "seed": 3}
-WATCHED = {"include_speculation": True}
+# Any split of tokens shows the same text: never a stop string, never part of a character.
+
+END, EXCLAIMED = 256, 257
 
 
-async def chunks(body: Body) -> list[Any]:
-    answer = await ask(body, ReportingEngine())
-    assert answer.status_code == 200, answer.text
-    *events, last = events_of(answer.text)
-    assert last == "[DONE]"
-    return events
+STOPPING_PIECES = {END: b"", EXCLAIMED: b"!"}
+LETTERS = st.text(alphabet="abé€😀", max_size=24)
+STOPS = st.lists(st.text(alphabet="abé€", min_size=1, max_size=4), max_size=4)
+
+
+def detokeniser(
+    stops: Sequence[str] = (), *, include_stop: bool = False, min_tokens: int = 0
+) -> Detokeniser:
+    return Detokeniser(
+        lambda token: bytes([token]) if token < END else STOPPING_PIECES[token],
+        StopConditions(frozenset(STOPPING_PIECES), stops, min_tokens, include_stop),
+    )
+
+
+def delta(data: bytes) -> Delta:
+    return Delta(tuple(data), tuple(TokenLogprob(-1.0, ((b, -1.0),)) for b in data))
+
+
+def test_a_stop_token_is_counted_and_not_shown() -> None:
+    read = detokeniser().read(Delta((ord("a"), END), finish="stop"))
+
+    assert (read.text, read.tokens, read.finish) == ("a", 2, "stop")
 
 
 @pytest.mark.parametrize(
-    "options", [None, {"include_usage": True}, {"include_speculation": False}]
+    ("min_tokens", "text"),
+    [(0, "a"), (2, "a"), (3, "abcxa"), (6, "abcxa"), (7, "abcxabca"), (10, "abcxabcabc")],
 )
-@pytest.mark.parametrize("asked", [ASK, {"prompt": "Hi", "stream": True, "seed": 3}])
-async def test_a_stream_that_nobody_watches_is_the_watched_one_without_what_that_tells(
-    options: dict[str, bool] | None, asked: Body
+def test_a_stop_string_within_the_least_tokens_ends_nothing(min_tokens: int, text: str) -> None:
+    tokens = tuple(b"abcxabcabc")
+    whole, split = (detokeniser(["bc"], min_tokens=min_tokens) for _ in range(2))
+
+    read = whole.read(Delta(tokens, finish="length"))
+    pieces = [split.read(Delta((token,))).text for token in tokens[: read.tokens]]
+
+    assert read.text == "".join(pieces) == text
+
+
+def test_log_probabilities_wait_for_the_text_of_their_token() -> None:
+    choice = detokeniser(["stop"])
+
+    read = [choice.read(delta(data)).entries for data in (b"a st", b"\xc3", b"\xa9")]
+
+    assert [[(entry.piece, entry.offset) for entry in entries] for entries in read] == [
+        [(b"a", 0), (b" ", 1)],
+        [],
+        [(b"s", 2), (b"t", 3), (b"\xc3", 4), (b"\xa9", 4)],
+    ]
+
+
+def test_log_probabilities_of_a_stop_string_are_never_shown() -> None:
+    choice = detokeniser(["st"])
+
+    read = [choice.read(delta(b"as")), choice.read(delta(b"ty"))]
+
+    assert [entry.piece for part in read for entry in part.entries] == [b"a"]
+    assert read[1].finish == "stop"
+
+
+def test_log_probabilities_for_some_tokens_only_are_the_engines_fault() -> None:
+    incomplete = Delta((1, 2), (TokenLogprob(-1.0, ()),))
+
+    with pytest.raises(EngineFault):
+        detokeniser().read(incomplete)
+
+
+def read(
+    chunks: Sequence[bytes], stops: Sequence[str], *, include_stop: bool = False
+) -> tuple[list[str], int]:
+    """Return the shown texts and the counted tokens; tokens are bytes, `chunks` groups them."""
+    choice = detokeniser(stops, include_stop=include_stop)
+    shown, tokens = [], 0
+    for chunk in [*chunks, None]:
+        delta = Delta((), finish="length") if chunk is None else Delta(tuple(chunk))
+        read_now = choice.read(delta)
+        shown.append(read_now.text)
+        tokens += read_now.tokens
+        if read_now.finish is not None:
+            break
+    return shown, tokens
+
+
+def first_stop(text: str, stops: Sequence[str], *, include_stop: bool = False) -> str:
+    """Cut at the stop string that is complete first, by trying every end."""
+    for end in range(len(text) + 1):
+        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if starts:
+            return text[: end if include_stop else min(starts)]
+    return text
+
+
+@given(st.binary(max_size=24), CUTS, STOPS)
+def test_any_grouping_of_tokens_gives_the_same_text_and_usage(
+    data: bytes, cuts: list[int], stops: list[str]
 ) -> None:
-    plain = await chunks({**asked, "stream_options": options})
-    reported = await chunks({**asked, "stream_options": {**(options or {}), **WATCHED}})
+    shown, tokens = read(split(data, cuts), stops)
+    whole, whole_tokens = read([data], stops)
 
-    usage = options is not None and "include_usage" in options
-    rest = [c for c in reported if c["choices"] or (usage and c is reported[-1])]
-    assert [without(c) for c in rest] == [without(c) for c in plain]
-    assert not any("speculation" in c for c in plain)
+    assert "".join(shown) == "".join(whole)
+    assert tokens == whole_tokens
 
 
-def without(chunk: Body) -> str:
-    """Return a chunk without what differs from one request to the next."""
-    changes = ("id", "created", "speculation", "timings")
-    return json.dumps({name: value for name, value in chunk.items() if name not in changes})
+@given(LETTERS, CUTS, STOPS, st.booleans())
+def test_the_text_ends_at_the_stop_string_that_is_complete_first(
+    text: str, cuts: list[int], stops: list[str], include_stop: bool
+) -> None:
+    shown, _ = read(split(text.encode(), cuts), stops, include_stop=include_stop)
+
+    assert "".join(shown) == first_stop(text, stops, include_stop=include_stop)
+
+
+@given(LETTERS, STOPS)
+def test_the_stop_string_that_ended_the_text_is_told(text: str, stops: list[str]) -> None:
+    read_now = detokeniser(stops).read(Delta(tuple(text.encode()), finish="length"))
+
+    assert read_now.stop in {None, *stops}
+    assert text.startswith(read_now.text + (read_now.stop or ""))
+    assert (read_now.stop is None) == (read_now.text == text)
+    assert read_now.finish == ("length" if read_now.stop is None else "stop")
+
+
+@given(st.binary(max_size=24), CUTS)
+def test_bytes_that_are_no_text_decode_as_a_whole_would(data: bytes, cuts: list[int]) -> None:
+    shown, _ = read(split(data, cuts), ())
+
+    assert "".join(shown) == data.decode("utf-8", "replace")
+
+
+@given(LETTERS)
+def test_without_stop_strings_every_whole_character_is_shown_at_once(text: str) -> None:
+    shown, _ = read([character.encode() for character in text], ())
+
+    assert shown == [*text, ""]
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        StopStrings(["a", ""], include_stop=False)
 
 
 # Each character that a client is shown has the origin of its token, and each token counts.
@@ -147,7 +258,7 @@ def parser(form: ToolFormat, pieces: Sequence[str]) -> OutputParser:
     return OutputParser(reader, ParsedMessage(lambda: "id"), parse)
 
 
-def read(
+def read_answer(
     answer: str, name: str, cuts: Sequence[int], commits: Sequence[int]
 ) -> list[TextDelta]:
     """Read an answer. The origin of each token is its place in the answer, as a text."""
@@ -181,7 +292,7 @@ def test_spans_add_up_to_content_and_reasoning(
 ) -> None:
     answer = THOUGHT + ANSWERS[name]
 
-    deltas = read(answer, name, cuts, commits)
+    deltas = read_answer(answer, name, cuts, commits)
 
     counted = sum((Counter(d.report.tokens) for d in deltas if d.report), Counter())
     assert counted.total() == sum(delta.tokens for delta in deltas)
@@ -199,7 +310,7 @@ def test_content_and_reasoning_have_the_origins_of_their_own_tokens(
     every_character = range(len(answer) + 1)
 
     shown = list[tuple[str, str]]()
-    for delta in read(answer, name, every_character, commits):
+    for delta in read_answer(answer, name, every_character, commits):
         for text, spans in spans_of(delta):
             shown += zip(text, expand(spans), strict=True)
 

@@ -1,13 +1,117 @@
-"""Ten thousand tokens in one conversation stay smooth."""
+"""A text that grows: its letters come one after another, and none later than the next burst;
+nothing in it takes long, and it looks as if it had come at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import pytest
 
 from tests.page.visiting import Visit
+
+PACED = """async (bursts) => {
+  const {Pace} = await import("/page/chat/answer.js");
+  const [pace, shown] = [new Pace(), []];
+  let text = "", now = 0;
+  for (const [ms, more] of bursts) {
+    for (const until = now + ms; now < until; now += 10) shown.push([now, pace.due(text, now)]);
+    text += more;
+    shown.push([now, pace.due(text, now)]);
+  }
+  for (const until = now + 2000; now < until; now += 10) shown.push([now, pace.due(text, now)]);
+  return shown;
+}"""
+"""Returns [ms, letters shown], every 10 ms. bursts: [ms since the last one, its text]."""
+
+
+def paced(visit: Visit, *bursts: tuple[int, str]) -> dict[int, int]:
+    """Return how many letters are shown at each time, in milliseconds."""
+    return dict(visit.evaluate(PACED, bursts))
+
+
+SPREAD = {
+    "over the interval before it, once that is known": (
+        [(400, "ab"), (400, "cdef"), (400, "gh")],
+        {390: 0, 400: 2, 790: 2, 800: 3, 890: 3, 900: 4, 1000: 5, 1100: 6, 1190: 6, 1200: 7}
+        | {1390: 7, 1400: 8},
+    ),
+    "until the next one comes early": (
+        [(10, "a"), (400, "bcde"), (200, "fg")],
+        {400: 1, 410: 2, 600: 3, 610: 6},
+    ),
+    "over a second at most": (
+        [(10, "a"), (9000, "bcdef")],
+        {9000: 1, 9010: 2, 9500: 4, 10010: 6},
+    ),
+}
+
+
+@pytest.mark.parametrize(("bursts", "letters"), SPREAD.values(), ids=SPREAD)
+def test_a_burst_is_spread(
+    visit: Visit, bursts: list[tuple[int, str]], letters: dict[int, int]
+) -> None:
+    shown = paced(visit, *bursts)
+
+    assert {ms: shown[ms] for ms in letters} == letters
+
+
+def test_every_letter_comes_and_none_after_the_next_burst(visit: Visit) -> None:
+    bursts = [(1 + 130 * (7 * n % 11), "x" * (1 + 5 * n % 9)) for n in range(40)]
+    shown = paced(visit, *bursts)
+
+    came, at_ms = 0, 0
+    counts = list(shown.values())
+    assert all(earlier <= later for earlier, later in pairwise(counts))
+    for wait_ms, text in bursts:
+        at_ms += -(-wait_ms // 10) * 10
+        assert came < shown[at_ms] <= came + len(text)
+        came += len(text)
+    assert shown[at_ms + 1000] == counts[-1] == came
+
+
+def test_a_letter_of_two_units_is_not_split(visit: Visit) -> None:
+    shown = paced(visit, (10, "a"), (400, "🐈🐈🐈🐈"))
+
+    assert set(shown.values()) == {0, 1, 3, 5, 7, 9}
+
+
+WATCH = """() => {
+  const watch = () => {
+    window.held ||= document.querySelector(".answer.live .text .held")?.textContent;
+    requestAnimationFrame(watch);
+  };
+  watch();
+}"""
+"""Notes the first text that was held, so that it can be shown letter by letter."""
+
+
+@pytest.mark.parametrize(
+    ("visit", "setting", "is_held"),
+    [({}, "on", True), ({}, "off", False), ({"reduced_motion": "reduce"}, "on", False)],
+    indirect=["visit"],
+    ids=["steady", "not by setting", "without motion"],
+)
+def test_text_is_held_for_those_who_want_it_steady(
+    visit: Visit, setting: str, is_held: bool
+) -> None:
+    visit.page.click("#open-settings")
+    visit.page.get_by_label("Steady text").select_option(setting)
+    visit.page.keyboard.press("Escape")
+    visit.page.reload()
+    visit.engine.pass_s = 0.3
+    visit.evaluate(WATCH)
+
+    answer = visit.ask("a long one", wait=False)
+    answer.locator(".text", has_text="Line 2").wait_for()
+    visit.page.keyboard.press("Escape")
+    visit.until_done(answer)
+
+    assert bool(visit.evaluate("window.held")) is is_held
+
+
+# Ten thousand tokens in one conversation stay smooth, and a long block is cut.
+
 
 LONGEST_MS = 100
 TRIES = 3
@@ -21,8 +125,7 @@ SLOWNESS = """() => {
   return Math.max(...times) / Math.min(...times);
 }"""
 """How many times as long the same work takes where the host is busy with something else."""
-
-WATCH = """() => {
+WATCH_TASKS = """() => {
   window.long = [];
   new PerformanceObserver((list) => {
     for (const task of list.getEntries()) window.long.push(task.duration);
@@ -36,7 +139,7 @@ def longest_ms(visit: Visit, act: Callable[[], None]) -> float:
     longest = []
     for _ in range(TRIES):
         visit.page.reload()
-        visit.evaluate(WATCH)
+        visit.evaluate(WATCH_TASKS)
         act()
         visit.page.wait_for_timeout(200)
         found = max(visit.evaluate("window.long"), default=0.0)
@@ -76,7 +179,6 @@ BLOCKS = {
     "steps": STEPS,
     "paragraph": "on - - - - - - - - - " * 400,
 }
-
 GROW = """async (text) => {
   const [{Growing}, {Runs}, {blocks, elements}] = await Promise.all(
     ["growing", "colouring", "markdown"].map((name) => import(`/page/chat/${name}.js`)));
