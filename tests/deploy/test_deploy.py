@@ -1,5 +1,4 @@
-"""What deploy/ holds fits: manifests to Kubernetes' API and to the images, and dashboard and
-alert rules to the series of the services.
+"""What deploy/ holds fits to Kubernetes' API, to the images, and to what the services show.
 
 kubernetes.json has the definitions that they need of the package kubernetes-validate 1.37.0
 (v1.37.0-local-strict), without their descriptions.
