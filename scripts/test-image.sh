@@ -88,4 +88,4 @@ else
     step "edge image built" image picospec-base Dockerfile.edge
 fi
 rm -rf "$PICOSPEC_IMAGES/volumes"
-scripts/step.sh "answers from the $what image" "$python" -m pytest -m images "tests/images/test_$what.py"
+scripts/step.sh "answers from the $what image" "$python" -m pytest tests/images -k "$what"

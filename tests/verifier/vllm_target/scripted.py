@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from random import Random
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -61,6 +63,10 @@ SHAPED = {
 """All settings that change logits."""
 
 
+_NUMBERS = count()
+"""Of requests without a session, for their names."""
+
+
 @dataclass(frozen=True)
 class Script:
     """How good the drafts are, and how late."""
@@ -107,6 +113,15 @@ async def plain(target: VllmTarget, session: str, request: Open) -> Answer:
             message = reply.message
             take_in(answer, message)
     return answer
+
+
+async def said_by_vllm(
+    target: VllmTarget, prompt: Sequence[int], asked: Any, lora: Any = None
+) -> Any:
+    """Return vLLM's last output for a request without a session. asked: its SamplingParams."""
+    name, tokens = f"own {next(_NUMBERS)}", {"prompt_token_ids": list(prompt)}
+    outputs = target._engine._llm.generate(tokens, asked, name, lora_request=lora)
+    return [output async for output in outputs][-1]
 
 
 def take_in(answer: Answer, message: object) -> None:

@@ -8,29 +8,23 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 import pytest_asyncio
 
-from bench.run.services import free_port
 from gateway.errors import NotFound
 from speculation.messages import Finish, Open, Sampling
-from speculation.model_facts import ModelFacts
-from tests.guards import GUARD_S
 from tests.verifier.conftest import http2_client
 from tests.verifier.down import HEADERS, opened
 from tests.verifier.vllm_target.conftest import (
     MODEL,
-    VLLMS_KEY,
     WORKERS,
-    engine,
-    make,
-    ready,
+    Served,
+    started,
     vllm_serve,
     with_drafts,
 )
@@ -42,6 +36,7 @@ from tests.verifier.vllm_target.scripted import (
     drafted,
     opening,
     plain,
+    said_by_vllm,
 )
 from verifier.open_checks import check_open
 from verifier.target import Unservable
@@ -94,8 +89,8 @@ def adapter(folder: Path, seed: int) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def loaded(tmp_path_factory: Any) -> AsyncIterator[tuple[VllmTarget, Any, Any]]:
-    """The target, vLLM's engine, and vLLM's list of adapters."""
+async def loaded(tmp_path_factory: Any) -> AsyncIterator[tuple[VllmTarget, Any]]:
+    """The target, and vLLM's list of adapters."""
     pytest.importorskip("vllm")
     from vllm.lora.request import LoRARequest
 
@@ -105,79 +100,52 @@ async def loaded(tmp_path_factory: Any) -> AsyncIterator[tuple[VllmTarget, Any, 
     known = {NAME: LoRARequest(NAME, 1, str(adapter(folder / NAME, seed=1)))}
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # two workers share the cores
-        async with engine(make_tiny(folder / "tiny"), **OPTIONS) as running:
-            target = make(running, adapters=known)
-            await target.start()
-            yield target, running._llm, known
-            await target.stop()
+        settings = {"adapters": known}
+        async with started(make_tiny(folder / "tiny"), settings=settings, **OPTIONS) as target:
+            yield target, known
 
 
-async def said_by_vllm(llm: Any, request: Open, lora: Any) -> list[int]:
+async def own(target: VllmTarget, request: Open, lora: Any) -> list[int]:
+    """Return what vLLM says without a session."""
     from vllm import SamplingParams
 
     shape, limits = request.sampling, {"max_tokens": request.max_tokens, "ignore_eos": True}
     settings = {"temperature": shape.temperature, "top_p": shape.top_p, "seed": request.seed}
-    asked = SamplingParams(**settings, **limits)
-    prompt = {"prompt_token_ids": list(request.prompt)}
-    async for output in llm.generate(prompt, asked, request_id="vllms", lora_request=lora):
-        last = output
-    return list(last.outputs[0].token_ids)
+    output = await said_by_vllm(
+        target, request.prompt, SamplingParams(**settings, **limits), lora
+    )
+    return list(output.outputs[0].token_ids)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN])
 async def test_a_sessions_text_is_what_vllm_says_with_that_adapter(
     loaded: Any, sampling: Sampling
 ) -> None:
-    target, llm, known = loaded
+    target, known = loaded
     base = opening(target, PROMPTS[0], sampling)
     request = replace(base, model=NAME)
     check_open(request, target.facts)
 
     answers = {each.model: await plain(target, each.model, each) for each in (request, base)}
-    again = await drafted(target, "again", request, answers[NAME].tokens, Script())
-
-    assert answers[NAME].tokens == await said_by_vllm(llm, request, known[NAME])
-    assert answers[base.model].tokens == await said_by_vllm(llm, base, None)
-    assert answers[NAME].tokens != answers[base.model].tokens
-    assert again.tokens == answers[NAME].tokens
-    assert again.finish is not None
-    assert again.finish.totals.accepted > 30
-
-
-async def test_sessions_at_once_generate_what_they_generate_alone(loaded: Any) -> None:
-    target, _, _ = loaded
-    requests = [
-        replace(
-            opening(target, prompt, (GREEDY, DRAWN)[i % 2], seed=i),
-            model=NAME if i == 2 else target.facts.model,
-            fill="never",  # how dear rows are on this host says nothing here
-        )
-        for i, prompt in enumerate(PROMPTS)
-    ]
-    alone = [
-        await plain(target, f"alone {i}", replace(each, fill="auto"))
-        for i, each in enumerate(requests)
-    ]
-
-    found = await asyncio.gather(
+    again, other = await asyncio.gather(
         *(
-            drafted(target, f"together {i}", each, alone[i].tokens, Script(wrong=0.1 * (i % 3)))
-            for i, each in enumerate(requests)
+            drafted(target, f"again {each.model}", each, answers[each.model].tokens, Script())
+            for each in (request, base)
         )
     )
 
-    assert [answer.tokens for answer in found] == [answer.tokens for answer in alone]
-    for i, answer in enumerate(found):
-        assert answer.finish is not None
-        totals = answer.finish.totals
-        assert totals.accepted > 20
-        assert i % 3 or totals.accepted == totals.judged
+    assert answers[NAME].tokens == await own(target, request, known[NAME])
+    assert answers[base.model].tokens == await own(target, base, None)
+    assert answers[NAME].tokens != answers[base.model].tokens
+    assert (again.tokens, other.tokens) == (answers[NAME].tokens, answers[base.model].tokens)
+    assert again.finish is not None
+    assert again.finish.totals.accepted > 30
 
 
 async def test_each_adapter_has_an_identity_of_its_own(loaded: Any, tmp_path: Path) -> None:
     from vllm.lora.request import LoRARequest
 
-    target, _, known = loaded
+    target, known = loaded
     before = target.facts
     known["other"] = LoRARequest("other", 2, str(adapter(tmp_path / "other", seed=2)))
     known["gone"] = LoRARequest("gone", 3, str(tmp_path / "gone" / "model"))
@@ -190,7 +158,7 @@ async def test_each_adapter_has_an_identity_of_its_own(loaded: Any, tmp_path: Pa
 
 
 async def test_an_open_for_an_unknown_adapter_names_the_model(loaded: Any) -> None:
-    target, _, known = loaded
+    target, known = loaded
     request = opening(target, PROMPTS[0], GREEDY)
     identity = target.facts.adapters[NAME]
     with pytest.raises(NotFound, match=r"does not exist; this verifier has .*styled"):
@@ -213,40 +181,19 @@ SEVERAL_ENGINES = pytest.mark.skipif(WORKERS < 2, reason="make test-vllm-engines
 SAMPLINGS = Sampling(temperature=0.0), Sampling(temperature=1.0)
 
 
-@dataclass(frozen=True)
-class Served:
-    process: Any
-    url: str
-    vllms: httpx.AsyncClient
-    facts: ModelFacts
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> Any:
+async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     pytest.importorskip("vllm")
     from tests.verifier.vllm_target.v2.tiny import make as make_tiny
 
     folder: Path = tmp_path_factory.mktemp("served")
-    port, own_port = free_port(), free_port()
-    # on CPUs vLLM gives the last slot, which is empty here, to requests without an adapter
-    process = vllm_serve(
-        make_tiny(folder / "tiny"), folder, port, own_port, "--data-parallel-size", "2",
-        "--enable-lora", "--max-lora-rank", str(RANK), "--max-loras", "2",
+    flags = (
+        "--data-parallel-size", "2", "--enable-lora", "--max-lora-rank", str(RANK),
+        "--max-loras", str(OPTIONS["max_loras"]),
         "--lora-modules", f"{NAME}={adapter(folder / NAME, seed=1)}",
     )  # fmt: skip
-    url, headers = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {VLLMS_KEY}"}
-    ours = f"http://127.0.0.1:{own_port}"
-    try:
-        async with (
-            http2_client(ours) as first,
-            httpx.AsyncClient(base_url=url, headers=headers, timeout=GUARD_S) as vllms,
-        ):
-            await ready(process, first)
-            facts = (await first.get("/v1/model-facts")).content
-            yield Served(process, ours, vllms, msgspec.json.decode(facts, type=ModelFacts))
-    finally:
-        process.kill()
-        process.wait(timeout=GUARD_S)
+    async with vllm_serve(make_tiny(folder / "tiny"), folder, *flags) as running:
+        yield running
 
 
 def opening_at(served: Served, seed: int, tokens: int = 24) -> Open:

@@ -58,26 +58,21 @@ def assert_gone(family: list[Any]) -> None:
 @pytest.mark.long
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_no_process_outlives_the_service(directory: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "is_ready"),
+    [(signal.SIGTERM, True), (signal.SIGKILL, True), (signal.SIGKILL, False)],
+    ids=["ended", "killed", "killed while its model loads"],
+)
+def test_no_process_outlives_the_service(
+    directory: Path, number: signal.Signals, is_ready: bool
+) -> None:
     port = free_port()
     with running(directory, port) as service:
-        wait_for(service, f"http://127.0.0.1:{port}/ready")
+        if is_ready:
+            wait_for(service, f"http://127.0.0.1:{port}/ready")
         family = engine_of(service)
 
         service.send_signal(number)
-
-        assert_gone(family)
-
-
-@pytest.mark.long
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
-def test_no_process_outlives_a_service_killed_while_its_model_loads(directory: Path) -> None:
-    with running(directory, free_port()) as service:
-        family = engine_of(service)
-
-        service.send_signal(signal.SIGKILL)
 
         assert_gone(family)
 

@@ -8,7 +8,6 @@ import asyncio
 from collections import Counter
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from itertools import cycle
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,7 +22,7 @@ from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import StreamPolicy
 from speculation.draft_token import DraftToken
 from speculation.judges import JUDGES
-from speculation.messages import Fill, Open, Reject, Sampling
+from speculation.messages import Open, Reject, Sampling
 from speculation.wire import Framed
 from tests.verifier.down import replies_of
 from tests.verifier.vllm_target.conftest import ON_ENGINE, make
@@ -88,39 +87,6 @@ async def test_a_version_that_is_not_tested_runs_its_self_test_though_it_is_swit
 
     assert (await target.figures())["steps"] > before
     await again.stop()
-
-
-async def test_many_sessions_at_once_each_generate_what_they_generate_alone(
-    target: VllmTarget,
-) -> None:
-    fills: list[Fill] = ["always", "auto", "never", "auto"]
-    requests = [
-        opening(
-            target,
-            PROMPTS[i % len(PROMPTS)],
-            DRAWN if i % 2 else GREEDY,
-            seed=i,
-            max_tokens=24,
-            fill=fills[i % 4],
-        )
-        for i in range(8)
-    ]
-    oracles = [
-        await plain(target, f"alone {i}", replace(request, fill="always"))
-        for i, request in enumerate(requests)
-    ]
-
-    answers = await asyncio.gather(
-        *(
-            drafted(target, f"many {i}", request, oracles[i].tokens, script)
-            for i, (request, script) in enumerate(
-                zip(requests, cycle(SCRIPTS.values()), strict=False)
-            )
-        )
-    )
-
-    assert [a.tokens for a in answers] == [o.tokens for o in oracles]
-    assert (await target.figures())["sessions"] == 0
 
 
 @pytest.mark.parametrize("name", ["good", "all wrong"])
@@ -320,17 +286,6 @@ async def test_a_draft_token_that_was_rejected_elsewhere_is_not_judged_anew(
     assert (reject.epoch, reject.position, reject.draw) == (5, 1, 0)
     assert dict(reject.head) == pytest.approx(dict(zip(p.tokens, p.p, strict=True)), abs=1e-4)
     assert (tokens[0], len(tokens)) == (other, 5)
-
-
-async def test_an_answer_judged_separate_runs_to_its_end(target: VllmTarget) -> None:
-    # `never`: were the target to fill in, how many are judged would be the host's speed
-    fields: dict[str, Any] = {"judge": "separate", "fill": "never", "max_tokens": 24}
-    request = opening(target, PROMPTS[5], Sampling(temperature=1.0, top_p=0.95), **fields)
-
-    tokens, rejections = await recovered(target, "long", request, Random(3))
-
-    assert len(tokens) == 24
-    assert rejections > 5
 
 
 async def test_sessions_that_await_recovered_tokens_outlive_preemption(

@@ -4,13 +4,10 @@ and settings meet as in the core.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -42,23 +39,6 @@ def adjusted(**asked: Any) -> Adjustment:
     found = Adjustment.first(LogitSettings(**asked), (1, 3), (2,))
     assert found
     return found
-
-
-def test_draft_tokens_are_accepted_up_to_the_first_wrong_one_and_no_row_after_it_is_read() -> (
-    None
-):
-    logits, read = rows(1), []
-    best = logits.argmax(axis=1).tolist()
-
-    def row(i: int) -> Logits:
-        read.append(i)
-        return logits[i]
-
-    judged = judge(greedy(best[0], best[1], V - 1 - best[2], best[3]), row)
-
-    assert judged.tokens == tuple(best[:3])
-    assert judged.accepted == 2
-    assert read == [0, 1, 2]
 
 
 def test_each_row_is_drawn_with_the_noise_of_its_place() -> None:
@@ -94,26 +74,6 @@ def test_settings_see_the_draft_tokens_before_a_row_and_leave_the_steps_logits()
 
     assert judge(request, logits.__getitem__).tokens == (42, 7, 0)
     assert sorted(set(logits.ravel().tolist())) == [0.0, 1.0]
-
-
-def test_a_rejection_carries_the_whole_distribution() -> None:
-    request = VerifyRequest(Sampling(), Separate((65536,), (0.999999, 0.5)), (4,))
-
-    rejection = judge(request, rows(1).__getitem__).rejection
-
-    assert rejection is not None
-    assert (rejection.token, rejection.p.tokens.size) == (4, V)
-
-
-def test_an_adjustment_survives_its_journey_to_the_worker() -> None:
-    asked = LogitSettings(repetition_penalty=1.3, logit_bias={4: -7.0}, min_tokens=9)
-    packed = msgspec.msgpack.decode(msgspec.msgpack.encode(asked), type=LogitSettings)
-    there = adjusted(**msgspec.structs.asdict(packed)).after((0, 5, 5))
-
-    here = pickle.loads(pickle.dumps(there))
-
-    assert packed == asked
-    assert here.apply(rows(1)[1]).tobytes() == there.apply(rows(1)[1]).tobytes()
 
 
 def complete(draft: list[int], chance: list[float], temperature: float) -> VerifyRequest:
@@ -156,27 +116,8 @@ def test_on_a_device_separate_is_judged_as_on_the_host_and_the_host_waits_twice(
             np.testing.assert_allclose(found.rejection.p.p, expected.rejection.p.p, rtol=1e-5)
 
 
-WAITING: Sequence[Callable[[Any], object]] = (
-    lambda tensor: tensor.tolist(),
-    lambda tensor: tensor[0].item(),
-    lambda tensor: tensor.cpu(),
-    lambda tensor: bool(tensor[0] > 0),
-    lambda tensor: tensor[tensor > 0],
-    lambda tensor: int(tensor.sum()),
-)
-
-
-@pytest.mark.parametrize("wait", WAITING)
-def test_the_counter_of_synchronisations_notices(wait: Callable[[Any], object]) -> None:
-    torch = pytest.importorskip("torch")
-    from tests.verifier.vllm_target.synchronisations import synchronisations
-
-    with synchronisations() as counted:
-        wait(torch.arange(3.0))
-
-    assert counted.count == 1
-
-
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.95, 0.999])
 @pytest.mark.parametrize("top_k", [0, 1, 40, 500])
 def test_the_support_is_the_one_vllm_masks_to(top_p: float, top_k: int) -> None:
@@ -262,40 +203,3 @@ def test_each_row_is_drawn_by_its_own_law_and_no_generator_is_drawn_from(runner:
     of_seed = logits[1].numpy() + noise.gumbel(2**64 - 4, 5, every)
     assert tokens.tolist() == [of_session.argmax(), of_seed.argmax(), ORIGINALS]
     generators[1].set_offset(generators[1].get_offset() - 4)  # as vLLM does inside a prompt
-
-
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
-def test_a_step_without_draft_tokens_is_sampled_as_without_speculation(runner: Any) -> None:
-    some, none = (SimpleNamespace(num_draft_tokens=counts) for counts in ([0, 2], [0, 0]))
-
-    assert runner._sample(None, none) is None
-    assert runner._sample(None, some) is some
-
-
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
-def test_draft_tokens_of_a_session_are_judged_beside_requests_that_have_none(
-    runner: Any,
-) -> None:
-    import torch
-    from vllm.v1.sample import rejection_sampler
-
-    drafted, last = torch.zeros(3, V + 2), torch.zeros(3, V)
-    drafted[0, 5] = drafted[1, 8] = drafted[2, 4] = (
-        9.0  # of a token before the pass, and of two in it
-    )
-    drafted[:, V:] = 99.0  # padding
-    last[0, 3] = 9.0
-    asked = VerifyRequest(Sampling(0.0), Coupled(9, 4), (6, 8, 4), known=1)
-    runner.execute_model(SimpleNamespace(picospec_requests={"session": asked}))
-    drawn_last, _ = runner.sampler.topk_topp_sampler.forward(last, {}, None, None)
-
-    tokens = rejection_sampler.rejection_sample(
-        torch.tensor([6, 8, 4]), [3, 0, 0], 3, None, None, drafted, drawn_last[:, None], None
-    )
-
-    assert tokens.tolist() == [[6, 8, 4, 3], [ORIGINALS, -1, -1, -1], [ORIGINALS, -1, -1, -1]]
-    output = SimpleNamespace()
-    runner.hooks._return_judgements(lambda: output)
-    assert output.picospec_judged["session"].accepted == 3

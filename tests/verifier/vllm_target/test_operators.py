@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from speculation.messages import CachedPromptTokens, Open, Sampling
 from tests.guards import GUARD_S
-from tests.verifier.vllm_target.conftest import engine, make
+from tests.verifier.vllm_target.conftest import make, started
 from tests.verifier.vllm_target.scripted import (
     DRAWN,
     GREEDY,
@@ -23,6 +23,7 @@ from tests.verifier.vllm_target.scripted import (
     drafted,
     opening,
     plain,
+    said_by_vllm,
 )
 from verifier.target import TargetFailed
 from verifier.vllm_target.serving.target import VllmTarget
@@ -56,11 +57,9 @@ async def target(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Vllm
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # other engines share cores
-        async with engine(make_tiny(folder / "tiny"), **options) as running:
-            served = make(running, self_test=None)
-            await served.start()
+        settings = {"self_test": None}
+        async with started(make_tiny(folder / "tiny"), settings=settings, **options) as served:
             yield served
-            await served.stop()
 
 
 def asking(target: VllmTarget, first: int, sampling: Sampling, **fields: Any) -> Open:
@@ -74,10 +73,8 @@ async def own(target: VllmTarget, request: Open) -> tuple[list[int], int]:
 
     settings = {"temperature": request.sampling.temperature, "seed": request.seed}
     asked = SamplingParams(**settings, max_tokens=request.max_tokens, ignore_eos=True)
-    prompt = {"prompt_token_ids": list(request.prompt)}
-    async for output in target._engine._llm.generate(prompt, asked, f"own {request.prompt[0]}"):
-        last = output
-    return list(last.outputs[0].token_ids), last.num_cached_tokens
+    output = await said_by_vllm(target, request.prompt, asked)
+    return list(output.outputs[0].token_ids), output.num_cached_tokens
 
 
 async def cached_tokens(target: VllmTarget, request: Open) -> list[int]:

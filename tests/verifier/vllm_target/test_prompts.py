@@ -1,18 +1,15 @@
 """What vLLM is asked: a chat has the prompt and the settings that `vllm serve` gives it, and an
 Open has its own as vLLM's parameters.
 
-`vllm launch render` is vLLM's own server without an engine: it answers what it would generate
-from. One is started for all chats, and lets each request bring its template.
+vLLM's own server without an engine (`vllm launch render`) answers what it would generate from,
+and lets each request bring its template.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -22,8 +19,8 @@ from typing import Any, Final
 import httpx
 import msgspec
 import pytest
+import pytest_asyncio
 
-from bench.run.services import free_port
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.parameters import SERVABLE
 from gateway.errors import InvalidRequest
@@ -34,9 +31,7 @@ from speculation.logit_settings import LogitSettings
 from speculation.messages import Open, Sampling
 from speculation.model_facts import Limits, ModelFacts
 from tests.gateway.scripted import ScriptedEngine, client_of, make_app
-from tests.guards import GUARD_S
 from tests.local_models.chats import TEMPLATES
-from tests.verifier.vllm_target.conftest import call_it_vllm, wait_for
 from verifier.target import FEATURES, Unservable
 from verifier.vllm_target.ipc_messages import FIELD, Admission
 from verifier.vllm_target.serving.engine_request import engine_request
@@ -74,35 +69,36 @@ def packed(directory: Path) -> Packed:
     return lambda **flags: as_served(file, llm, Namespace(**{**args, **flags}))
 
 
-@pytest.fixture(scope="module")
-def vllms(directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """vLLM's own renderer."""
-    packages, port = tmp_path_factory.mktemp("packages"), free_port()
-    call_it_vllm(packages)
-    path = os.pathsep.join((os.environ.get("PYTHONPATH", ""), str(packages)))
-    environment = {**os.environ, "PYTHONPATH": path, "VLLM_PLUGINS": ""}
-    environment.pop("VLLM_USE_V2_MODEL_RUNNER", None)
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "launch", "render", str(directory),
-        "--served-model-name", "small", "--host", "127.0.0.1", "--port", str(port),
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def vllms(directory: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of vLLM's own server without an engine, as `vllm launch render` makes it."""
+    from vllm.config import VllmConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.entrypoints.launchers.render.app_state import init_render_app_state
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    flags = (
+        "--model", str(directory), "--served-model-name", "small",
         "--trust-request-chat-template", "--enable-auto-tool-choice",
         "--tool-call-parser", "hermes", "--default-chat-template-kwargs", '{"x": "all"}',
         "--override-generation-config", json.dumps(OVERRIDDEN),
-    ]  # fmt: skip
-    process = subprocess.Popen(command, env=environment)
-    try:
-        wait_for(process, f"http://127.0.0.1:{port}/health")
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=GUARD_S) as client:
-            yield client
-    finally:
-        process.kill()
-        process.wait(timeout=GUARD_S)
+    )  # fmt: skip
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_PLUGINS", "")
+        app = build_app(args, ("render",))
+        model = AsyncEngineArgs.from_cli_args(args).create_model_config()
+        await init_render_app_state(VllmConfig(model_config=model), app.state, args)
+    async with client_of(app) as client:
+        yield client
 
 
-def theirs(client: httpx.Client, body: Json, template: str | None) -> Json | None:
+async def theirs(client: httpx.AsyncClient, body: Json, template: str | None) -> Json | None:
     """Return what vLLM would generate from; None if the template refuses the chat."""
     given = {**body, "model": "small"} | ({"chat_template": template} if template else {})
-    answer = client.post("/v1/chat/completions/render", json=given)
+    answer = await client.post("/v1/chat/completions/render", json=given)
     found: Json = answer.json()
     return found if answer.status_code == 200 else None
 
@@ -122,8 +118,9 @@ def templates() -> list[tuple[str, str | None]]:
 
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
-def test_chats_have_the_prompts_that_vllm_gives_them(
-    packed: Packed, vllms: httpx.Client, is_long: bool
+@pytest.mark.asyncio(loop_scope="module")
+async def test_chats_have_the_prompts_that_vllm_gives_them(
+    packed: Packed, vllms: httpx.AsyncClient, is_long: bool
 ) -> None:
     """Where a text spells a special token, the prompt has the same text and fewer of them.
     Tools for which a template has no place are an error. Late system messages that a template
@@ -135,7 +132,7 @@ def test_chats_have_the_prompts_that_vllm_gives_them(
     for seed in range(chats):
         name, template = templates()[seed % len(templates())]
         body = chat(seed)
-        found, expected = ours(opened[name], body), theirs(vllms, body, template)
+        found, expected = ours(opened[name], body), await theirs(vllms, body, template)
         if found is None or expected is None:
             unshown = body.get("tool_choice") == "auto" and not opened[name].takes_tools
             merged = any(message["role"] == "system" for message in body["messages"][1:])
@@ -164,9 +161,10 @@ SETTINGS: Final[list[Json]] = [
 
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("asked", SETTINGS)
 async def test_a_request_has_the_settings_that_vllm_gives_it(
-    packed: Packed, vllms: httpx.Client, asked: Json
+    packed: Packed, vllms: httpx.AsyncClient, asked: Json
 ) -> None:
     engine = ScriptedEngine(
         defaults=packed().defaults, features=frozenset(SERVABLE), context_tokens=999
@@ -177,7 +175,7 @@ async def test_a_request_has_the_settings_that_vllm_gives_it(
         await client.post("/v1/chat/completions", json=body)
 
     (job,) = engine.jobs
-    found = (theirs(vllms, body, None) or {})["sampling_params"]
+    found = (await theirs(vllms, body, None) or {})["sampling_params"]
     assert job.sampling == Sampling(
         found["temperature"],
         found.get("min_p", 0.0),
@@ -306,31 +304,18 @@ def admitted(asked: dict[str, Any]) -> Admission:
     return Admission.unpack(asked["extra_args"][FIELD])
 
 
-def test_the_sampling_settings_are_left_to_our_judge() -> None:
-    asked = engine_request("s", opening(), FACTS)
+def test_what_shapes_a_text_is_left_to_our_judge() -> None:
+    request = opening(presence_penalty=1, logit_bias={"7": -3}, min_tokens=4)
 
-    assert asked["temperature"] == 1.0
-    assert not {"top_p", "top_k", "min_p", "seed", "logit_bias"} & asked.keys()
-    given = admitted(asked).request.sampling
-    assert (given.temperature, given.min_p, given.top_k, given.top_p) == (0.7, 0.1, 40, 0.9)
+    asked = engine_request("s", request, FACTS)
 
-
-def test_only_the_sessions_stop_tokens_stop() -> None:
-    asked = engine_request("s", opening(), FACTS)
-
-    assert asked["ignore_eos"]
-    assert asked["stop_token_ids"] == [2]
-
-
-def test_penalties_and_bias_are_left_to_our_judge_too() -> None:
-    asked = engine_request(
-        "s", opening(presence_penalty=1, logit_bias={"7": -3}, min_tokens=4), FACTS
-    )
-
-    assert not {"presence_penalty", "logit_bias", "min_tokens"} & asked.keys()
+    theirs = {"temperature": 1.0, "ignore_eos": True, "stop_token_ids": [2]}
+    assert {name: asked[name] for name in theirs} == theirs
+    ours = {"top_p", "top_k", "min_p", "seed", "presence_penalty", "logit_bias", "min_tokens"}
+    assert not ours & asked.keys()
     settings = LogitSettings(presence_penalty=1.0, logit_bias={7: -3.0}, min_tokens=4)
     assert admitted(asked).settings == settings
-    assert admitted(asked).request.sampling.extras == {}
+    assert admitted(asked).request.sampling == Sampling(0.7, 0.1, 40, 0.9)
 
 
 def test_vllm_applies_the_settings_where_its_own_sampler_draws() -> None:
@@ -347,27 +332,22 @@ def test_vllm_applies_the_settings_where_its_own_sampler_draws() -> None:
     assert admitted(asked).request.sampling == Sampling()
 
 
-def test_a_schema_is_passed_on_to_vllm_as_the_client_wrote_it() -> None:
-    request = opening(structured_outputs={"json": {"b": 1, "a": 2}})
-
-    assert engine_request("s", request, FACTS)["structured_outputs"] == {
-        "json": '{"b":1,"a":2}'
-    }
-
-
 @pytest.mark.parametrize(
-    "wanted",
+    ("wanted", "asked"),
     [
-        {"json_object": True},
-        {"regex": "a+"},
-        {"choice": ["a", "b"]},
-        {"grammar": "root ::= a"},
+        ({"json": {"b": 1, "a": 2}}, {"json": '{"b":1,"a":2}'}),
+        *[(each, each) for each in (
+            {"json_object": True}, {"regex": "a+"}, {"choice": ["a", "b"]},
+            {"grammar": "root ::= a"},
+        )],
     ],
-)
-def test_a_constraint_is_passed_on_to_vllm(wanted: dict[str, object]) -> None:
+)  # fmt: skip
+def test_a_constraint_is_passed_on_to_vllm_as_the_client_wrote_it(
+    wanted: dict[str, object], asked: dict[str, object]
+) -> None:
     request = opening(structured_outputs=wanted)
 
-    assert engine_request("s", request, FACTS)["structured_outputs"] == wanted
+    assert engine_request("s", request, FACTS)["structured_outputs"] == asked
 
 
 def test_a_grammar_and_judge_separate_do_not_go_together() -> None:

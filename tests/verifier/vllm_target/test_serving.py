@@ -1,5 +1,5 @@
-"""A plain `vllm serve` with our plugin: sessions and vLLM's own API, on its port and ours;
-where it serves no sessions, it is as without us, or ends.
+"""A plain `vllm serve` with our plugin: sessions and vLLM's own API, on its port and ours, and
+behind an edge. Where it serves no sessions, it is as without us, or ends.
 """
 
 from __future__ import annotations
@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +22,35 @@ import pytest
 import pytest_asyncio
 
 from bench.run.services import free_port
-from speculation import wire
+from gateway.hosting.processes import Child, Service
+from gateway.hosting.readiness import until_ready
+from local_models.store import open_store
 from speculation.messages import Commit, Open, Sampling
+from tests.faults.rig.asking import MODEL as FAULTS_MODEL
+from tests.faults.rig.asking import Answer
+from tests.faults.rig.world import FOLDER, Plan, World
+from tests.faults.strikes import Strike, ask_again, drain, struck
 from tests.guards import GUARD_S
-from tests.verifier.conftest import KEY, http2_client, metrics
-from tests.verifier.down import HEADERS, Stream, opened
+from tests.verifier.conftest import KEY, metrics
+from tests.verifier.down import Stream, opened
 from tests.verifier.vllm_target.conftest import (
     MODEL,
-    START_S,
+    SMALL,
     VLLMS_KEY,
-    ready,
+    Served,
     vllm_serve,
     wait_for,
     with_drafts,
 )
-from tests.verifier.vllm_target.scripted import PROMPTS
+from tests.verifier.vllm_target.request_values import (
+    CHATS,
+    COMPLETIONS,
+    MESSAGES,
+    RESPONSES,
+    USUAL,
+    requests,
+)
+from tests.verifier.vllm_target.scripted import PERSON, PROMPTS
 from verifier.vllm_target.launching import module
 
 pytestmark = [
@@ -78,47 +94,30 @@ def test_a_server_of_embeddings_serves_without_session_routes(directory: Path) -
         server.communicate(timeout=GUARD_S)
 
 
-@pytest.mark.long
-def test_a_flag_that_conflicts_ends_vllm_with_a_line_that_names_it(directory: Path) -> None:
-    server = serve(directory, "--use-fp64-gumbel", port=free_port())
-
-    _, errors = server.communicate(timeout=START_S)
-
-    assert server.returncode != 0
-    assert "--use-fp64-gumbel cannot be used with VLLM_PLUGINS=picospec" in errors
-
-
 # Sessions and vLLM's own API, on its port and ours.
 
 
-@dataclass(frozen=True)
-class Served:
-    process: subprocess.Popen[bytes]
-    ours: httpx.AsyncClient
-    vllms: httpx.AsyncClient
-    facts: Any
+HUGE = "Use much memory."
+COSTLY = f"""{{% if messages[0].content == '{HUGE}' -%}}
+  {{% set _ = ('a' * (messages | length * 600 * 2 ** 20)) | length -%}}
+{{% endif -%}}
+"""
+"""The template of the model begins with this. For one chat it takes more memory than a process
+has in which an edge renders (local_models/template.py); vLLM renders any chat."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def served(directory: Path, tmp_path_factory: Any) -> AsyncIterator[Served]:
-    port, own_port = free_port(), free_port()
-    process = vllm_serve(directory, tmp_path_factory.mktemp("packages"), port, own_port)
-    url, headers = f"http://127.0.0.1:{port}", {"authorization": f"Bearer {VLLMS_KEY}"}
-    vllms = httpx.AsyncClient(base_url=url, headers=headers, timeout=GUARD_S)
-    try:
-        async with http2_client(f"http://127.0.0.1:{own_port}") as ours, vllms:
-            ours.timeout = httpx.Timeout(60)
-            await ready(process, ours)
-            facts = (await ours.get("/v1/model-facts")).json()
-            yield Served(process, ours, vllms, facts)
-    finally:
-        process.kill()
-        process.wait(timeout=GUARD_S)
+    folder: Path = tmp_path_factory.mktemp("served")
+    template = folder / "costly.jinja"
+    template.write_text(COSTLY + (directory / "chat_template.jinja").read_text())
+    async with vllm_serve(directory, folder, "--chat-template", str(template)) as running:
+        yield running
 
 
 def opening(served: Served, prompt: list[int], sampling: Sampling, tokens: int = 24) -> Open:
     facts = served.facts
-    return Open(facts["model"], facts["vocabulary"], tuple(prompt), sampling, 7, tokens, ())
+    return Open(facts.model, facts.vocabulary, tuple(prompt), sampling, 7, tokens, ())
 
 
 async def plain(client: httpx.AsyncClient, prompt: object, **more: object) -> Any:
@@ -179,16 +178,8 @@ async def test_each_port_has_its_own_key(served: Served) -> None:
     assert (await served.ours.get("/tokenizer_info", headers=vllms)).status_code == 401
 
 
-async def test_a_body_of_100_mb_is_refused_while_others_are_served(served: Served) -> None:
-    large, other = await asyncio.gather(
-        served.ours.post("/v1/completions", content=bytes(100_000_000)),
-        plain(served.ours, "one two", max_tokens=2),
-    )
-
-    assert (large.status_code, other["choices"][0]["finish_reason"]) == (413, "length")
-
-
 CHOKING: dict[str, tuple[int, str, Any]] = {
+    "/v1/completions?body": (413, "request_too_large", bytes(100_000_000)),
     "/v1/chat/completions": (400, "too_many_values", b'{"messages":[' + b"{}," * 300_000),
     "/v1/completions?grammar": (400, "BadRequestError", {
         "structured_outputs": {"json": {"type": "integer", "multipleOf": 1_000_003}},
@@ -197,8 +188,8 @@ CHOKING: dict[str, tuple[int, str, Any]] = {
     "/v1/completions?prompts": (400, "BadRequestError", {"prompt": ["a"] * 1000}),
     "/tokenize": (413, "request_too_large", {"prompt": "a b " * 500_000}),
 }  # fmt: skip
-"""Requests that take vLLM's own server seconds or gigabytes, most of them less than a megabyte:
-the status and the error they get."""
+"""Requests that take vLLM's own server seconds or gigabytes, though most have less than a
+megabyte: the status and the error they get."""
 
 
 @pytest.mark.parametrize("path", CHOKING)
@@ -241,28 +232,147 @@ async def test_a_request_has_one_host_and_a_key(
     writer.close()
 
 
-async def test_nobody_reads_or_ends_a_session_of_another_tenant(served: Served) -> None:
-    request = opening(served, [5, 6, 7], Sampling(temperature=0.0))
+# An edge and its vLLM answer alike.
+
+
+@asynccontextmanager
+async def edge_of(served: Served) -> AsyncIterator[httpx.AsyncClient]:
+    """Run an edge in front of this vLLM; give a client of it."""
+    open_store(os.environ).pull("smollm2", lambda what, done, total: None)
+    url = f"http://127.0.0.1:{free_port()}"
+    command = (
+        sys.executable, "-m", "edge_agent", "--port", url.rpartition(":")[2],
+        "--verifier-url", served.url, "--draft-model", "smollm2",
+    )  # fmt: skip
+    service = Service("edge", command, url, environment={"PICOSPEC_VERIFIER_KEY": KEY})
     async with (
-        http2_client(str(served.ours.base_url), "other") as other,
-        opened(served.ours, request) as stream,
+        asyncio.TaskGroup() as relays,
+        Child(service, lambda name, line: None, relays),
+        httpx.AsyncClient(base_url=url, timeout=GUARD_S) as client,
     ):
-        path = f"/v1/speculate/{await stream.opened()}"
-        answers = [await other.request(how, path) for how in ("GET", "DELETE")]
-
-        assert [answer.status_code for answer in answers] == [404, 404]
-        assert await _last(stream) == "Finish"
+        await until_ready([service], client, within_s=GUARD_S)
+        yield client
 
 
-async def test_an_open_for_a_model_that_is_not_served_names_it(served: Served) -> None:
-    request = replace(opening(served, [5, 6], Sampling()), model="another")
-    for client in (served.ours, served.vllms):
-        answer = await client.post(
-            "/v1/speculate", content=wire.encode(request), headers=HEADERS
-        )
+def schema(shape: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "shape", "schema": shape}}
 
-        assert answer.status_code == 404
-        assert answer.json()["error"]["param"] == "model"
+
+PERSONAL = {
+    "messages": [{"role": "user", "content": "Tell me about a person you know."}],
+    "max_tokens": 48, "seed": 3,
+}  # fmt: skip
+DRAFTED: dict[str, dict[str, Any]] = {
+    "drawn": {"temperature": 1.0, "top_p": 0.95},
+    "stop": {"stop": [" the", "\n\n"]},
+    "penalties": {"presence_penalty": 1.2, "frequency_penalty": 0.5},
+    "bias": {"logit_bias": {"28": 4, "30": -100}},
+    "min_tokens": {"min_tokens": 40},
+    "schema": {"response_format": schema(PERSON), "logprobs": True},
+    "nonsense": {"response_format": schema({"type": "nonsense"})},
+}
+"""Answers that are long enough for drafts."""
+
+MORE: list[tuple[str, str, dict[str, Any]]] = [
+    (CHATS, "bad_words", {"bad_words": [" red", "Red"], "stream": True}),
+    (CHATS, "allowed_token_ids", {"allowed_token_ids": [28, 30, 253], "stream": True}),
+    (CHATS, "temperature", {"temperature": 2.5, "seed": 1}),
+    (COMPLETIONS, "echo", {"echo": True, "logprobs": 1, "max_tokens": 0}),
+    (COMPLETIONS, "echo", {"echo": True, "logprobs": 1, "stream": True}),
+    (MESSAGES, "vllm_xargs", {"vllm_xargs": {"a": 1}, "stream": True}),
+    (CHATS, "messages", {"messages": [{"role": "user", "content": HUGE}]}),
+    (CHATS, "messages", {"messages": [{"role": "user", "content": HUGE}], "stream": True}),
+]
+"""What is proxied: fields together with others, and a chat that an edge cannot render."""
+
+OURS = {
+    (CHATS, "documents"),  # vLLM leaves them out without a word
+    (RESPONSES, "previous_response_id"),  # an edge keeps responses, and has OpenAI's error
+}
+"""An edge refuses these, and vLLM answers otherwise (docs/api.md)."""
+
+OWN = re.compile(
+    r'"(?:id|item_id|created|created_at|system_fingerprint)": ?(?:"[^"]*"|[0-9.]+),?'
+)
+"""Each answer has others of these, and a stream that is not counted has no fingerprint."""
+
+TEXTS = {
+    "content", "text", "delta", "reasoning", "thinking", "token", "tokens",
+    "finish_reason", "stop_reason", "stop_sequence", "reason",
+}  # fmt: skip
+COUNTS = {"prompt_tokens", "completion_tokens", "input_tokens", "output_tokens"}
+
+
+def shown(answer: httpx.Response) -> tuple[int, str]:
+    if answer.status_code != 200:
+        return answer.status_code, answer.json()["error"]["message"]
+    return 200, OWN.sub("", answer.text).replace(",}", "}")
+
+
+def said(answer: httpx.Response) -> dict[str, Any]:
+    """What an answer says, in whatever fields and events: its texts and tokens, joined by the
+    fields' names, the reasons why it ended, the scores, and the last counts."""
+    if answer.status_code != 200:
+        return {"status": answer.status_code}
+    sent = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
+    found: dict[str, Any] = {}
+    for name, value in leaves([json.loads(each) for each in sent or [answer.text]]):
+        if name in TEXTS and isinstance(value, str):
+            found[name] = found.get(name, "") + value
+        elif name in COUNTS and value is not None:
+            found[name] = value
+        elif name in ("logprob", "token_logprobs"):
+            found.setdefault(name, []).append(value and round(value, 2))
+    if "finish_reason" in found:
+        found.pop("stop_reason", None)  # vLLM's, beside OpenAI's
+    return found
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict | list):
+        pairs = value.items() if isinstance(value, dict) else [(name, each) for each in value]
+        for inner, each in pairs:
+            yield from leaves(each, inner)
+    else:
+        yield name, value
+
+
+async def test_an_edge_and_its_vllm_answer_alike_whatever_they_are_asked(
+    served: Served, is_long: bool
+) -> None:
+    """Both are asked with each field of vLLM's classes, two fields at a time: by one API that
+    has it, and with --long by each."""
+    from verifier.vllm_target.serving.request_fields import REQUESTS
+
+    limits = asyncio.Semaphore(2)
+
+    async def ask(
+        path: str, field: str, given: dict[str, Any], must_relay: bool = False
+    ) -> None:
+        body = {"model": MODEL, "temperature": 0, **given}
+        async with limits:
+            plain, through = await asyncio.gather(
+                *(client.post(path, json=body) for client in (served.ours, edge))
+            )
+        if field_asked := through.headers.get("x-picospec-relayed-for"):
+            assert field_asked in given, (path, field)
+            assert shown(through) == shown(plain), (path, field)
+        else:
+            assert not must_relay, (path, field)
+            is_equal = said(through) == said(plain)
+            assert is_equal is ((path, field) not in OURS), (path, said(through), said(plain))
+            assert field != "nonsense" or plain.status_code == 400
+
+    fields = requests(REQUESTS)
+    if not is_long:
+        fields = list({each[1]: each for each in reversed(fields)}.values())
+    async with edge_of(served) as edge, asyncio.TaskGroup() as group:
+        for path, field, given in fields:
+            group.create_task(ask(path, field, given))
+        for name, given in DRAFTED.items():
+            group.create_task(ask(CHATS, name, PERSONAL | given))
+        for path, field, given in MORE:
+            group.create_task(ask(path, field, {**USUAL[path], **given}, must_relay=True))
 
 
 async def test_sigterm_lets_a_session_and_a_stream_finish(served: Served) -> None:
@@ -291,3 +401,53 @@ async def test_sigterm_lets_a_session_and_a_stream_finish(served: Served) -> Non
 
 async def _last(session: Stream) -> str:
     return type((await session.rest())[-1]).__name__
+
+
+# Answers of a verifier on vLLM that ends, or whose engine is killed, go on at another one.
+
+
+ENGINE = (
+    "--target", "vllm", *SMALL, "--vllm.max-model-len", "1024", "--vllm.self-test", "false",
+    "--pass-timeout-s", "300", "--served-name", FAULTS_MODEL,
+)  # fmt: skip
+ENDS = {"stop", "length", "tool_calls"}
+REOPENED = "picospec:edge_reopened_answers_total"
+AT_ONCE = ("--drain-timeout-s", "0")
+"""Answers as short as these would end within a deadline."""
+
+
+def _rounded(answer: Answer) -> Answer:
+    """Return it with log-probabilities to three digits: their last ones depend on the other
+    rows of a pass."""
+    logprobs = [{**each, "logprob": round(each["logprob"], 3)} for each in answer.logprobs]
+    return replace(answer, logprobs=[{**each, "top_logprobs": []} for each in logprobs])
+
+
+def is_core(pid: int) -> bool:
+    return b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+async def kill_core(world: World) -> None:
+    """Kill vLLM's core; its API server is to notice, and to end."""
+    verifier = await world.used()
+    (core,) = filter(is_core, verifier.pids)
+    os.kill(core, signal.SIGKILL)
+    await verifier.ended()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strike", [drain, kill_core])
+async def test_answers_go_on_at_another_verifier_and_are_the_same(
+    directory: Path, strike: Strike
+) -> None:
+    options = (*ENGINE, "--model", str(directory), *AT_ONCE)
+    async with World(Plan(verifier_options=options, folder=FOLDER / "vllm")) as world:
+        undisturbed = await ask_again(world)
+
+        answers, _ = await struck(world, strike)
+
+        assert {answer.outcome for answer in undisturbed.values()} <= ENDS
+        assert {kind: _rounded(answer) for kind, answer in answers.items()} == {
+            kind: _rounded(answer) for kind, answer in undisturbed.items()
+        }
+        assert sum((await world.edge.gauge(world.http, REOPENED)).values()) >= 1

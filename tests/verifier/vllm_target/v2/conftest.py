@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.verifier.vllm_target.conftest import WORKERS, engine, make
+from tests.verifier.vllm_target.conftest import WORKERS, started
 from tests.verifier.vllm_target.v2.tiny import CASES, Text, keywords, prompts
 from verifier.vllm_target.serving.target import VllmTarget
 
@@ -59,9 +59,6 @@ def texts(
 async def target(directory: Path, texts: object) -> AsyncIterator[VllmTarget]:
     """The engine with our plugin. texts: that engine is gone by then."""
     small = {"kv_cache_memory_bytes": BLOCKS * BLOCK_BYTES, "max_num_batched_tokens": STEP}
-    small["worker_extension_cls"] = "tests.verifier.vllm_target.v2.lengths.Lengths"
-    async with engine(directory, tensor_parallel_size=WORKERS, **small) as running:
-        served = make(running)
-        await served.start()
+    small["worker_extension_cls"] = "tests.verifier.vllm_target.operators.Extension"
+    async with started(directory, tensor_parallel_size=WORKERS, **small) as served:
         yield served
-        await served.stop()

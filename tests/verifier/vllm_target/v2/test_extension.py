@@ -22,11 +22,9 @@ from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.structured_outputs import StructuredOutputsWorker
 from vllm.v1.worker.utils import AttentionGroup
 
-from verifier.vllm_target.core.scheduler import PicoScheduler
 from verifier.vllm_target.core.step_limits import narrowed
-from verifier.vllm_target.core.step_planner import StepPlanner
 from verifier.vllm_target.runner_choice import RunnerChoice
-from verifier.vllm_target.verify_request import MASK_ROWS, MOST_ROWS
+from verifier.vllm_target.verify_request import MASK_ROWS
 from verifier.vllm_target.worker import heads as extension
 from verifier.vllm_target.worker.v2 import WARM_ROWS, RunnerHooks
 
@@ -109,32 +107,6 @@ def test_a_warm_up_has_no_more_rows_than_a_step(most: int, width: int, requests:
     stubbed(warmup._warmup_kernels, warm_up)(runner, None)
 
     assert (seen, runner.scheduler_config, asked.max_num_seqs) == ([requests], asked, most)
-
-
-@pytest.mark.parametrize(
-    ("batched", "requests", "rows"),
-    [(8192, 64, MOST_ROWS), (8192, 2000, 2000), (512, 64, 512)],
-)
-def test_a_step_has_no_more_rows_than_there_is_memory_for(
-    batched: int, requests: int, rows: int
-) -> None:
-    offered: list[int] = []
-    machine = SimpleNamespace(
-        wait_s=lambda ready, now: 0.0,
-        allot=lambda ready, *, rows, **more: (
-            offered.append(rows) or SimpleNamespace(heads={}, start={})
-        ),
-    )
-    limits = SimpleNamespace(max_num_batched_tokens=batched, max_num_seqs=requests)
-    scheduler: Any = object.__new__(PicoScheduler)
-    scheduler.engine, scheduler.running, scheduler.waiting = None, [], []
-    scheduler.kv_holding_waiting, scheduler.deferred_waiting = [], set()
-    scheduler.max_num_running_reqs = requests
-    scheduler.scheduler_config, scheduler._planner = limits, StepPlanner(machine)
-
-    scheduler._offer_drafts(0.0)
-
-    assert offered == [rows]
 
 
 def batch() -> Any:

@@ -14,16 +14,14 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
-from tests.verifier.vllm_target.conftest import LIMITS, ON_ENGINE, engine
-from tests.verifier.vllm_target.conftest import make as make_target
+from tests.verifier.vllm_target.conftest import LIMITS, ON_ENGINE, started
 from tests.verifier.vllm_target.scripted import Answer, Script, drafted, plain, recovered
 from tests.verifier.vllm_target.v2.tiny import (
     HEADS_BY_METHOD,
     Text,
-    keywords,
     make,
     make_head,
-    prompts,
+    own,
     session,
 )
 from verifier.vllm_target.serving.target import VllmTarget
@@ -66,11 +64,8 @@ async def merged(
         limits = replace(limits, max_verify=WIDE)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(MAX_VERIFY, str(limits.max_verify))
-        async with engine(directory, speculative_config=speculation) as running:
-            served = make_target(running, limits)
-            await served.start()
+        async with started(directory, limits, speculative_config=speculation) as served:
             yield served
-            await served.stop()
 
 
 async def run(
@@ -131,16 +126,8 @@ async def test_a_head_draws_with_the_noise_of_the_judge(
 
 
 async def test_vllms_own_requests_keep_its_judge(merged: VllmTarget, texts: Texts) -> None:
-    from tests.verifier.vllm_target.v2.stock import parameters
-
-    async def own(number: int) -> list[int]:
-        asked = parameters(**keywords("T=0", number))
-        prompt = {"prompt_token_ids": prompts()[number]}
-        outputs = merged._engine._llm.generate(prompt, asked, request_id=f"own {number}")
-        return [token async for each in outputs for token in each.outputs[0].token_ids][-32:]
-
     beside = asyncio.create_task(run(merged, texts, "T=1", 1, Script(wrong=0.1, late_s=0.05)))
-    found = await asyncio.gather(*map(own, range(3)))
+    found = await asyncio.gather(*(own(merged, "T=0", i) for i in range(3)))
 
     assert found == [texts["T=0", i].tokens for i in range(3)]
     assert (await beside).tokens == texts["T=1", 1].tokens

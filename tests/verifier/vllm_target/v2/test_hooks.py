@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 from triton_interpreted.kernels import gumbel_sample_kernel
-from vllm import SamplingParams
 from vllm.triton_utils.dispatcher import KernelOverride
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.sample import gumbel
 from vllm.v1.worker.gpu.spec_decode import rejection_sampler
 
+from bench.gpu_check.kernels import MOST_ULP, ON_CPU, Kernels
+from bench.gpu_check.parts import VLLMS_NOISE
 from speculation import noise
 from speculation.coupled import Coupled
 from speculation.messages import Sampling
 from speculation.separate import Separate
 from tests.verifier.vllm_target.synchronisations import synchronisations
-from verifier.vllm_target.ipc_messages import FIELD
 from verifier.vllm_target.runner_choice import RunnerChoice
 from verifier.vllm_target.verify_request import VerifyRequest
 from verifier.vllm_target.worker import by_p
@@ -102,33 +103,6 @@ def begin(hooked: Any, **requests: VerifyRequest) -> None:
     with synchronisations() as waits:
         hooked.prepare_inputs(plan)
     assert waits.count == 0
-
-
-def test_draft_tokens_are_accepted_while_the_rows_draw_them(hooked: Any) -> None:
-    begin(hooked, a=request("a"), b=request("b"), c=request("c"))
-
-    tokens = judged(hooked, torch.zeros(10, PADDED))
-
-    assert tokens == [[7, 8, 1], [3], [5, 9], [1]]
-
-
-def test_the_draft_tokens_of_sessions_are_written_where_the_runner_reads_them(
-    hooked: Any,
-) -> None:
-    begin(hooked, a=request("a"), c=request("c"))
-
-    assert hooked.req_states.draft_tokens[3].tolist() == [7, 8, 9, 0]
-    assert hooked.req_states.draft_tokens[2].tolist() == [5, 0, 0, 0]
-    assert not hooked.req_states.draft_tokens[5].any()
-
-
-def test_vllm_loses_the_seed_minus_one_and_a_sessions_sampler_has_it(hooked: Any) -> None:
-    extra: dict[str, dict[str, object]] = {"ours": {FIELD: b"..."}, "theirs": {FIELD: "..."}}
-    wanted = {name: SamplingParams(seed=-1, extra_args=each) for name, each in extra.items()}
-
-    seeds = {name: hooked.sampler.add_request(3, each) for name, each in wanted.items()}
-
-    assert seeds == {"ours": -1, "theirs": None}
 
 
 def test_only_sessions_lose_the_padding_of_the_vocabulary(hooked: Any) -> None:
@@ -212,10 +186,6 @@ def test_each_row_of_logits_has_its_requests_adapter(hooked: Any) -> None:
     assert adapters == (2, 2, 2, 2, 0, 1, 1, 0, 0, 0)
 
 
-def test_nothing_is_proposed(hooked: Any) -> None:
-    assert hooked.speculator.propose() == {"dummy_run": True}
-
-
 class Idle(SimpleNamespace):
     """As much of vLLM's runner as a dummy run has before it executes the model."""
 
@@ -274,3 +244,40 @@ def test_a_thousand_draws_of_vllms_own_sampler_are_those_of_the_noise(
                 apply_temperature=False, is_drafting=False,
             )  # fmt: skip
             assert found.tolist() == expected
+
+
+# The check of a GPU host compares that sampler with noise.py: here its kernel is interpreted.
+
+SHORT = replace(ON_CPU, seeds=2, vocabulary=300)
+
+
+GUMBEL = noise.gumbel
+
+
+def later(seed: int, at: int, tokens: np.ndarray) -> np.ndarray:
+    """Noise of the next place."""
+    return GUMBEL(seed, at + 1, tokens)
+
+
+def lower(seed: int, at: int, tokens: np.ndarray) -> np.ndarray:
+    """Noise that is lower at one token, by little more than what is accepted."""
+    found = GUMBEL(seed, at, tokens).astype(np.float32)
+    found[7] -= 2 * MOST_ULP * np.spacing(max(np.float32(1.0), abs(found[7])))
+    return found
+
+
+def test_vllms_sampler_draws_what_our_noise_draws() -> None:
+    kernels = Kernels(SHORT, "cpu")
+
+    right, _ = kernels.vllms_noise()
+
+    assert right
+    (line,) = kernels.figures[VLLMS_NOISE]
+    assert line["draws"] == 10
+
+
+@pytest.mark.parametrize("other", [later, lower])
+def test_another_noise_is_found_out(other: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise, "gumbel", other)
+
+    assert not Kernels(SHORT, "cpu").vllms_noise()[0]

@@ -27,8 +27,7 @@ from tests.verifier.vllm_target.v2.tiny import (
     CASES,
     MAX_TOKENS,
     Text,
-    keywords,
-    prompts,
+    own,
     session,
 )
 from verifier.vllm_target.serving.target import VllmTarget
@@ -65,16 +64,6 @@ async def test_the_last_of_all_seeds_is_one(target: VllmTarget, texts: Texts) ->
     answers = [await run(target, texts, "T=1", 0, script, seed=2**64 - 1) for script in scripts]
 
     assert answers[0].tokens == answers[1].tokens
-
-
-async def own(target: VllmTarget, name: str, number: int = 0) -> list[int]:
-    """Run a request of vLLM's own."""
-    from tests.verifier.vllm_target.v2.stock import parameters
-
-    asked = parameters(**keywords(name, number))
-    prompt = {"prompt_token_ids": prompts()[number]}
-    outputs = target._engine._llm.generate(prompt, asked, request_id=f"own {name} {number}")
-    return [list(each.outputs[0].token_ids) async for each in outputs][-1]
 
 
 async def asynchronous_steps(target: VllmTarget) -> int:
@@ -208,20 +197,6 @@ async def test_beside_a_session_that_needs_each_result_steps_wait_for_it(
     assert found == texts["T=1", 0].tokens
     assert after["asynchronous_steps"] == before["asynchronous_steps"]
     assert after["steps"] >= before["steps"] + len(found)
-
-
-async def test_vllms_own_requests_beside_sessions(target: VllmTarget, texts: Texts) -> None:
-    async def waiting_requests(i: int, name: str) -> Answer:
-        return await run(target, texts, name, 2, Script(wrong=0.1, window=i + 1, late_s=0.05))
-
-    running = [
-        asyncio.create_task(waiting_requests(i, name)) for i, name in enumerate(("T=0", "T=1"))
-    ]
-    found = await asyncio.gather(*(own(target, name) for name in CASES))
-    answers = await asyncio.gather(*running)
-
-    assert dict(zip(CASES, found, strict=True)) == {n: texts[n, 0].tokens for n in CASES}
-    assert [a.tokens for a in answers] == [texts["T=0", 2].tokens, texts["T=1", 2].tokens]
 
 
 async def test_preempted_sessions_say_the_same(target: VllmTarget, texts: Texts) -> None:

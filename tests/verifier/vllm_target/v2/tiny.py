@@ -14,7 +14,8 @@ from bench.pace import tiny_model
 from bench.pace.tiny_model import CONFIG, EOS, HEAD, INNER, KV_HEADS, TOKENS, WIDTH
 from speculation.messages import Open, Sampling
 from speculation.model_facts import ModelFacts
-from tests.verifier.vllm_target.scripted import PERSON, with_extras
+from tests.verifier.vllm_target.scripted import PERSON, said_by_vllm, with_extras
+from verifier.vllm_target.serving.target import VllmTarget
 
 if TYPE_CHECKING:  # these are beside vLLM alone
     import torch
@@ -216,3 +217,12 @@ def session(facts: ModelFacts, name: str, number: int, **fields: Any) -> Open:
     asked = {"seed": seed_of(number), "max_tokens": MAX_TOKENS, "stop_tokens": stop} | fields
     sampling = with_extras(Sampling(**shape), **settings)
     return Open(facts.model, facts.vocabulary, tuple(prompts()[number]), sampling, **asked)
+
+
+async def own(target: VllmTarget, name: str, number: int = 0) -> list[int]:
+    """Return what the target's vLLM says without a session."""
+    from tests.verifier.vllm_target.v2.stock import parameters
+
+    asked = parameters(**keywords(name, number))
+    output = await said_by_vllm(target, prompts()[number], asked)
+    return list(output.outputs[0].token_ids)

@@ -1,4 +1,4 @@
-"""The manifests are what Kubernetes' API takes, and fit together and to the images.
+"""What deploy/ holds fits to Kubernetes' API, to the images, and to what the services show.
 
 kubernetes.json has the definitions that they need of the package kubernetes-validate 1.37.0
 (v1.37.0-local-strict), without their descriptions.
@@ -13,20 +13,26 @@ import re
 import ssl
 import subprocess
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import jsonschema
+import promql_parser
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel, ConfigDict, Field
 
 import edge_agent.settings
 import verifier.settings
 from edge_agent.__main__ import GRACE_S
-from tests.deploy.series import shown
+from edge_agent.metrics import EdgeMetrics
+from gateway.metrics import Metrics
+from gateway.tenant_limits import TenantMetrics
+from verifier.metrics import VerifierMetrics
 
 ROOT: Final = Path(__file__).parents[2]
 FOLDER: Final = ROOT / "deploy/k8s"
@@ -157,21 +163,6 @@ def test_the_edges_find_every_verifier_behind_one_name() -> None:
     assert (service["clusterIP"], service["publishNotReadyAddresses"]) == ("None", True)
 
 
-def test_the_autoscaler_follows_what_verifiers_show_and_changes_their_number() -> None:
-    scaler = spec_of("HorizontalPodAutoscaler", "picospec-verifier")
-    commented = re.findall(r"^# {6}(.*)", (FOLDER / OPTIONAL).read_text(), re.MULTILINE)
-    (rule,) = yaml.safe_load("\n".join(commented))
-    series = rule["seriesQuery"].partition("{")[0]
-    (metric,) = scaler["metrics"]
-    verifiers = scaler["scaleTargetRef"]
-
-    assert series in shown()
-    name = re.sub(rule["name"]["matches"], rule["name"]["as"].replace("$", "\\"), series)
-    assert metric["pods"]["metric"]["name"] == name
-    replicas = spec_of(verifiers["kind"], verifiers["name"])["replicas"]
-    assert 2 <= scaler["minReplicas"] == replicas < scaler["maxReplicas"] <= 64
-
-
 def test_a_pod_is_given_the_time_that_it_takes_to_drain() -> None:
     cloud = verifier.settings.load(None, {}, {})
     edge = edge_agent.settings.load(None, {}, {})
@@ -295,33 +286,188 @@ def passes(way: str, own: Peer, peer: Peer, port: int) -> bool:
     )
 
 
+PEERS: Final[dict[str, Peer]] = {
+    "edge": EDGE, "verifier": VERIFIER, "neighbour": NEIGHBOUR, "client": CLIENT,
+    "monitoring": MONITORING, "stranger": STRANGER, "DNS": DNS,
+    "a node's DNS": address("169.254.20.10"), "a cloud's DNS": address("169.254.169.254"),
+    "a node": address("169.254.1.1"), "the internet": address("8.8.4.4"),
+    "the cluster": address("10.1.2.3"),
+}  # fmt: skip
+PORTS: Final = (22, 53, 80, 443, 4318, 8000, 9000)
+OUTSIDE: Final = {
+    "DNS": [53], "a node's DNS": [53], "a cloud's DNS": [53], "monitoring": [4318],
+    "the internet": [443],
+}  # fmt: skip
+"""Each service reaches these peers, at these ports."""
+
+
 @pytest.mark.parametrize(
-    ("way", "own", "peer", "port", "expected"),
+    ("way", "own", "expected"),
     [
-        ("in", VERIFIER, EDGE, 9000, True),
-        ("in", VERIFIER, MONITORING, 9000, True),
-        ("in", VERIFIER, NEIGHBOUR, 9000, False),
-        ("in", VERIFIER, CLIENT, 9000, False),
-        ("in", VERIFIER, STRANGER, 9000, False),
-        ("in", VERIFIER, EDGE, 22, False),
-        ("in", EDGE, CLIENT, 8000, True),
-        ("in", EDGE, MONITORING, 8000, True),
-        ("in", EDGE, STRANGER, 8000, False),
-        ("in", EDGE, NEIGHBOUR, 8000, False),
-        ("in", NEIGHBOUR, EDGE, 80, False),
-        ("out", EDGE, VERIFIER, 9000, True),
-        ("out", VERIFIER, EDGE, 8000, False),
-        *[("out", own, DNS, 53, True) for own in (EDGE, VERIFIER)],
-        *[("out", own, address("169.254.20.10"), 53, True) for own in (EDGE, VERIFIER)],
-        *[("out", own, address("169.254.169.254"), 53, True) for own in (EDGE, VERIFIER)],
-        *[("out", own, address("169.254.1.1"), 53, False) for own in (EDGE, VERIFIER)],
-        *[("out", own, MONITORING, 4318, True) for own in (EDGE, VERIFIER)],
-        *[("out", own, CLIENT, 4318, False) for own in (EDGE, VERIFIER)],
-        *[("out", own, address("8.8.4.4"), 443, True) for own in (EDGE, VERIFIER)],
-        *[("out", own, address("8.8.4.4"), 80, False) for own in (EDGE, VERIFIER)],
-        *[("out", own, address("169.254.169.254"), 443, False) for own in (EDGE, VERIFIER)],
-        *[("out", own, address("10.1.2.3"), 443, False) for own in (EDGE, VERIFIER)],
+        ("in", VERIFIER, {"edge": [9000], "monitoring": [9000]}),
+        ("in", EDGE, {"client": [8000], "monitoring": [8000]}),
+        ("in", NEIGHBOUR, {}),
+        ("out", EDGE, {"verifier": [9000], **OUTSIDE}),
+        ("out", VERIFIER, OUTSIDE),
+    ],
+    ids=["to a verifier", "to an edge", "to a neighbour", "from an edge", "from a verifier"],
+)
+def test_who_reaches_whom(way: str, own: Peer, expected: dict[str, list[int]]) -> None:
+    found = {
+        name: ports
+        for name, peer in PEERS.items()
+        if (ports := [port for port in PORTS if passes(way, own, peer, port)])
+    }
+
+    assert found == expected
+
+
+# The dashboard and the alert rules name only what the services show, in PromQL that parses.
+
+SCRAPED: Final = frozenset({"job", "instance"})
+"""Labels that Prometheus adds."""
+
+ENDINGS: Final = {
+    "counter": ("_total",),
+    "histogram": ("_bucket", "_sum", "_count"),
+    "info": ("_info",),
+}
+VLLMS: Final = ("vllm:kv_cache_usage_perc", "vllm:num_requests_waiting")
+"""vLLM's own, in the place of ours."""
+
+
+def shown() -> Mapping[str, frozenset[str]]:
+    """The labels of each series that an edge or a verifier shows, by its name."""
+    edge, verifier = CollectorRegistry(), CollectorRegistry()
+    Metrics(edge)
+    EdgeMetrics(edge)
+    VerifierMetrics(verifier).follow("", float, int)
+    TenantMetrics(verifier)
+    series = {"up": SCRAPED, **dict.fromkeys(VLLMS, SCRAPED)}
+    for registry in (edge, verifier):
+        for collector in registry._collector_to_names:
+            labels = SCRAPED.union(getattr(collector, "_labelnames", ()))
+            for family in collector.collect():
+                for ending in ENDINGS.get(family.type, ("",)):
+                    more = {"le"} if ending == "_bucket" else set()
+                    series[family.name + ending] = labels | more
+    return series
+
+
+GRAFANAS: Final = {"$__rate_interval": "1m", "$verifier": "v", "$edge": "e"}
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Rule(Strict):
+    alert: Annotated[str, Field(pattern=r"Picospec[A-Za-z]+")]
+    expr: str
+    for_: Annotated[str, Field(pattern=r"\d+[smh]", alias="for")] = "0s"
+    labels: dict[Literal["severity"], Literal["warning", "critical"]]
+    annotations: dict[Literal["summary", "description"], str]
+
+
+class Group(Strict):
+    name: str
+    rules: list[Rule]
+
+
+class Rules(Strict):
+    groups: list[Group]
+
+
+def rules() -> list[Rule]:
+    text = (ROOT / "deploy/prometheus" / "alerts.yaml").read_text("utf-8")
+    return [rule for group in Rules(**yaml.safe_load(text)).groups for rule in group.rules]
+
+
+def dashboard() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((ROOT / "deploy/grafana" / "picospec.json").read_text())
+    return loaded
+
+
+def queries() -> Iterator[str]:
+    """Every PromQL expression, with Grafana's variables replaced."""
+    yield from (rule.expr for rule in rules())
+    for panel in dashboard()["panels"]:
+        for target in panel.get("targets", ()):
+            expression: str = target["expr"]
+            for name, value in GRAFANAS.items():
+                expression = expression.replace(name, value)
+            yield expression
+
+
+def selectors(expression: str) -> list[tuple[str, set[str]]]:
+    """The series that a query names, with the labels that it selects them by."""
+    found: list[tuple[str, set[str]]] = []
+
+    def visit(node: promql_parser.Expr) -> None:
+        if isinstance(node, promql_parser.MatrixSelector):
+            node = node.vector_selector
+        if isinstance(node, promql_parser.VectorSelector):
+            found.append((node.name or "", {each.name for each in node.matchers.matchers}))
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    return found
+
+
+def grouped_by(expression: str) -> set[str]:
+    labels: set[str] = set()
+
+    def visit(node: promql_parser.Expr) -> None:
+        if isinstance(node, promql_parser.AggregateExpr) and node.modifier:
+            labels.update(node.modifier.labels)
+
+    promql_parser.walk(promql_parser.parse(expression), visit)
+    return labels
+
+
+@pytest.mark.parametrize("expression", list(queries()))
+def test_each_query_names_series_and_labels_that_exist(expression: str) -> None:
+    series, named = shown(), selectors(expression)
+
+    assert named
+    for name, labels in named:
+        assert name in series
+        assert labels <= series[name]
+    assert grouped_by(expression) <= frozenset().union(*(series[name] for name, _ in named))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "rate(picospec:requests_totl[5m])",
+        'picospec:requests_total{state="500"}',
+        "picospec:pass_seconds",
+        "sum by (state) (picospec:requests_total)",
+        "1",
     ],
 )
-def test_who_reaches_whom(way: str, own: Peer, peer: Peer, port: int, expected: bool) -> None:
-    assert passes(way, own, peer, port) is expected
+def test_a_query_of_what_does_not_exist_is_noticed(wrong: str) -> None:
+    with pytest.raises(AssertionError):
+        test_each_query_names_series_and_labels_that_exist(wrong)
+
+
+def test_the_dashboards_variables_are_looked_up_where_they_exist() -> None:
+    for variable in dashboard()["templating"]["list"]:
+        if variable["type"] == "query":
+            metric = variable["query"].removeprefix("label_values(").partition(",")[0]
+            assert metric in shown()
+            assert f"${variable['name']}" in GRAFANAS
+
+
+def test_the_autoscaler_follows_what_verifiers_show_and_changes_their_number() -> None:
+    scaler = spec_of("HorizontalPodAutoscaler", "picospec-verifier")
+    commented = re.findall(r"^# {6}(.*)", (FOLDER / OPTIONAL).read_text(), re.MULTILINE)
+    (rule,) = yaml.safe_load("\n".join(commented))
+    series = rule["seriesQuery"].partition("{")[0]
+    (metric,) = scaler["metrics"]
+    verifiers = scaler["scaleTargetRef"]
+
+    assert series in shown()
+    name = re.sub(rule["name"]["matches"], rule["name"]["as"].replace("$", "\\"), series)
+    assert metric["pods"]["metric"]["name"] == name
+    replicas = spec_of(verifiers["kind"], verifiers["name"])["replicas"]
+    assert 2 <= scaler["minReplicas"] == replicas < scaler["maxReplicas"] <= 64

@@ -1,18 +1,32 @@
-"""Our end of vLLM's engine: a session goes to the core with the least to do, its messages to
-that one at once and in order, and what the core sends to its reader.
+"""Our parts of vLLM's API server are tried with fakes for its engine and its app.
+
+They are our end of the engine, and what the plugin does to the server.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
+from argparse import Namespace
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from gateway.drain import Drain
+from gateway.json_bounds import SMALL_BYTES
+from gateway.keys import KeyLimits
+from gateway.metrics import Metrics
+from gateway.request_body import RequestBody
+from gateway.request_context import RequestContext, TokenTimes, Usage
+from gateway.tenant_limits import Tenant, TenantMetrics
 from speculation.errors import RemoteProtocolError
 from speculation.messages import CachedPromptTokens
 from tests.guards import GUARD_S
@@ -21,6 +35,21 @@ from verifier.vllm_target.core.slot import OutgoingFrame
 from verifier.vllm_target.ipc_messages import FIELD, PUSH, Batch
 from verifier.vllm_target.packing import packed
 from verifier.vllm_target.serving.ranks import MAX_IN_FLIGHT, UTILITY, CoreChannel, Ranks
+
+
+def vllm(test: Any) -> Any:
+    """Mark a test that imports vLLM."""
+    for mark in (pytest.mark.vllm, pytest.mark.filterwarnings("default")):
+        test = mark(test)
+    return pytest.mark.usefixtures("installed")(test)
+
+
+@pytest.fixture
+def installed() -> None:
+    pytest.importorskip("vllm.v1.engine.async_llm")  # its warnings are not ours
+
+
+# A session goes to the core with the least to do, and its messages to that one.
 
 
 @dataclass
@@ -59,17 +88,20 @@ def test_sessions_are_spread_and_leave_room_when_they_end() -> None:
             assert (rank, last) == (0, 2)
 
 
-def test_an_api_server_begins_where_others_do_not() -> None:
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"client_index": 1, "client_count": 2}, [1, 0, 1]),
+        ({"lb_engines": [[3.0, 4.0, 0.9], [0.0, 2.0, 0.1]]}, [1] * 7 + [0]),
+    ],
+    ids=["an API server begins where others do not", "what others ask of a core counts"],
+)
+def test_sessions_of_several_api_servers_are_spread(
+    given: dict[str, Any], expected: list[int]
+) -> None:
     with ExitStack() as stack:
-        second = Ranks(Client([b"0", b"1"], client_index=1, client_count=2))  # type: ignore[arg-type]
-        assert placed(second, stack, 3) == [1, 0, 1]
-
-
-def test_what_others_ask_of_a_core_counts() -> None:
-    busy = [[3.0, 4.0, 0.9], [0.0, 2.0, 0.1]]
-    with ExitStack() as stack:
-        ranks = Ranks(Client([b"0", b"1"], lb_engines=busy))  # type: ignore[arg-type]
-        assert placed(ranks, stack, 8) == [1] * 7 + [0]
+        ranks = Ranks(Client([b"0", b"1"], **given))  # type: ignore[arg-type]
+        assert placed(ranks, stack, len(expected)) == expected
 
 
 async def test_a_message_goes_to_the_core_of_its_session_alone() -> None:
@@ -83,14 +115,6 @@ async def test_a_message_goes_to_the_core_of_its_session_alone() -> None:
     assert client.calls == [(b"1", UTILITY, 0, 0, PUSH, [[("b", b"frames")]])]
 
     assert await ranks.call_all("figures") == [b"0", b"1"]
-
-
-@pytest.mark.vllm
-def test_a_call_is_what_vllm_takes_for_one() -> None:
-    pytest.importorskip("vllm")
-    from vllm.v1.engine import EngineCoreRequestType
-
-    assert EngineCoreRequestType.UTILITY.value == UTILITY
 
 
 # Messages on their way into the engine: sent at once, in order, and never too many.
@@ -223,7 +247,6 @@ class Llm(SimpleNamespace):
 
 def reader(llm: Any) -> Any:
     """Return our end of vLLM's engine."""
-    pytest.importorskip("vllm.v1.engine.async_llm")  # its warnings are not ours
     from verifier.vllm_target.serving.engine import VllmEngine
 
     return VllmEngine(llm)
@@ -235,17 +258,17 @@ async def read(llm: Any, session: str = "s") -> list[bytes]:
     return [each.frame for each in frames]
 
 
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
+@vllm
 async def test_outputs_that_vllm_merges_lose_no_frame() -> None:
-    others = SimpleNamespace(kv_transfer_params=None, request_id="theirs")
-    llm = Llm([output("s", b"a"), others, output("s", b"b", b"c")], [], [output("s", b"d")])
+    """Frames of a session that nobody reads here are dropped."""
+    plain = SimpleNamespace(kv_transfer_params=None, request_id="theirs")
+    others = [plain, output("t", b"x")]
+    llm = Llm([output("s", b"a"), *others, output("s", b"b", b"c")], [], [output("s", b"d")])
 
     assert await read(llm) == [b"a", b"b", b"c", b"d"]
 
 
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
+@vllm
 async def test_what_was_cached_is_said_first_and_a_reader_that_fails_loses_its_session() -> (
     None
 ):
@@ -265,8 +288,7 @@ async def test_what_was_cached_is_said_first_and_a_reader_that_fails_loses_its_s
     assert frames == [packed(CachedPromptTokens(7)), b"a", b"b"]
 
 
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
+@vllm
 async def test_vllm_counts_what_only_carries_frames_and_processes_the_rest() -> None:
     llm, taken = Llm(), list[OutgoingFrame]()
     state = SimpleNamespace(is_prefilling=True, num_cached_tokens=0)
@@ -297,21 +319,13 @@ async def test_vllm_counts_what_only_carries_frames_and_processes_the_rest() -> 
     assert counted == [(state, each, 1.5, None) for each in (silent, second, third)]
 
 
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
-async def test_frames_of_a_session_that_nobody_reads_here_are_dropped() -> None:
-    assert await read(Llm([output("t", b"a"), output("s", b"b")])) == [b"b"]
-
-
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
+@vllm
 async def test_a_complaint_ends_the_session_as_its_edges_fault() -> None:
     with pytest.raises(RemoteProtocolError, match="not a token"):
         await read(Llm([output("s", error="Draft.tokens: not a token")]))
 
 
-@pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
+@vllm
 async def test_a_name_that_is_taken_leaves_the_session_that_has_it_alone() -> None:
     engine = reader(Llm([output("s", b"a")], [output("s", b"b")]))
     frames = list[OutgoingFrame]()
@@ -323,3 +337,174 @@ async def test_a_name_that_is_taken_leaves_the_session_that_has_it_alone() -> No
 
     await first
     assert [each.frame for each in frames] == [b"a", b"b"]
+
+
+# What the plugin does to the server.
+
+
+def of(module: str) -> Any:
+    """A module of the plugin, which imports vLLM."""
+    return import_module(f"verifier.vllm_target.serving.{module}")
+
+
+def context(**limits: int) -> RequestContext:
+    registry = CollectorRegistry()
+    tenant = Tenant("ann", KeyLimits(**limits), TenantMetrics(registry))
+    times = TokenTimes(time.monotonic, time.monotonic())
+    return RequestContext("r", Usage(Metrics(registry), times), tenant)
+
+
+def scope(path: str = "/v1/completions", **more: object) -> dict[str, Any]:
+    return {"type": "http", "method": "POST", "path": path, "headers": [], **more}
+
+
+async def asked(app: Any, scope: dict[str, Any]) -> list[dict[str, Any]]:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    await app(scope, receive, send)
+    return sent
+
+
+class Failing:
+    """A service whose self-test fails."""
+
+    def __init__(self, *_: object) -> None:
+        async def load() -> str:
+            return "self-test: with wrong drafts [2], without [1]"
+
+        self.host = SimpleNamespace(load=load)
+
+
+@vllm
+async def test_a_failed_self_test_ends_vllm_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(of("endpoints"), "check_free", lambda *_, **__: None)
+    monkeypatch.setattr(of("endpoints"), "VllmService", Failing)
+    plugin = of("endpoints").Endpoints()
+    plugin._app, plugin._drain = None, Drain()
+
+    with pytest.raises(SystemExit, match="self-test: with wrong drafts"):
+        await plugin.init_state(None, None, Namespace(api_server_count=None))
+
+
+@vllm
+async def test_a_port_that_is_taken_ends_vllm_and_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("PICOSPEC_VERIFIER__PORT", str(port))
+
+        with pytest.raises(SystemExit, match=f"settings: .*{port}"):
+            await (
+                of("endpoints")
+                .Endpoints()
+                .init_state(None, None, Namespace(api_server_count=None))
+            )
+
+
+@vllm
+@pytest.mark.parametrize("size", [1, SMALL_BYTES])
+async def test_no_field_of_an_operator_reaches_vllm(size: int) -> None:
+    given, text = scope(state={"context": context()}), b"a" * size
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b'{"priority":1,"prompt":"%b"}' % text}
+
+    read = RequestBody(given, receive, 1 << 20).admitted()  # type: ignore[arg-type]
+    again = await of("bodies").Bodies(1 << 20, takes_media=False).taken(given, read)
+
+    assert (await again())["body"] == b'{"prompt":"%b"}' % text
+
+
+@vllm
+async def test_our_port_passes_on_nothing_that_changes_the_server() -> None:
+    async def vllm(scope: Any, receive: object, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def taken(scope: Any, receive: Any) -> Any:
+        return receive
+
+    app = partial(of("service")._pass_on, vllm, SimpleNamespace(taken=taken), None)
+    client_paths = "/v1/completions", "/v1/models", "/v2/rerank", "/tokenize", "/metrics"
+    others = (
+        "/sleep", "/scale_elastic_ep", "/load", "/v1/load_lora_adapter", "/v1", "/metrics/x",
+        "/v1/unload_lora_adapter", "/tokenize/../sleep", "//sleep", "/reset_prefix_cache",
+    )  # fmt: skip
+    found = {
+        path: (await asked(app, scope(path)))[0]["status"] for path in (*client_paths, *others)
+    }
+
+    assert found == dict.fromkeys(client_paths, 200) | dict.fromkeys(others, 404)
+
+
+@vllm
+async def test_our_apps_see_paths_without_vllms_root_path() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: object, send: object) -> None:
+        seen.append((scope["path"], scope["root_path"]))
+
+    for path in ("/vllm/v1/speculate/name", "/v1/speculate/name"):
+        await asked(partial(of("service")._serve, app, "/vllm"), scope(path, root_path="/vllm"))
+
+    assert seen == [("/v1/speculate/name", "")] * 2
+
+
+@vllm
+async def test_a_key_without_answers_left_is_turned_away_from_vllms_routes() -> None:
+    paying = context(sessions=1)
+    paying.begin_answers(1)
+    app = of("plain").PlainRequests(None, Drain())
+
+    sent = await asked(app, scope(state={"context": paying}))
+
+    assert (sent[0]["status"], paying.outcome.error) == (429, "rate_limit_exceeded")
+
+
+@vllm
+@pytest.mark.parametrize("kind", ["DELTA", "CUMULATIVE", "FINAL_ONLY"])
+async def test_what_vllm_generates_is_charged_to_whoever_asked(kind: str) -> None:
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    steps = {"DELTA": (1, 2), "CUMULATIVE": (1, 3), "FINAL_ONLY": (3,)}[kind]
+    salts: list[Any] = []
+
+    async def generate(prompt: Any, *_: object, **__: object) -> AsyncGenerator[Any]:
+        salts.append(prompt.get("cache_salt"))
+        for count in steps:
+            made = partial(SimpleNamespace, token_ids=[7] * count)
+            reason = "length" if count == steps[-1] else None
+            choices = [made(index=i, finish_reason=reason) for i in range(2)]
+            yield SimpleNamespace(prompt_token_ids=[1] * 5, outputs=choices)
+
+    v1 = SimpleNamespace(use_v2_model_runner=False)
+    llm: Any = SimpleNamespace(generate=generate, vllm_config=v1)
+    of("plain").charge(llm, None, "m", max_choices=2, share_prefixes=False)
+    params = SamplingParams(output_kind=RequestOutputKind[kind], n=2)
+
+    async def vllm(*_: object) -> None:
+        for prompt in ({"type": "token"}, {"type": "token", "cache_salt": "x"}):
+            async for _ in llm.generate(prompt, params, request_id="r"):
+                pass
+
+    paying = context()
+    for state in ({"context": paying}, {}):
+        await asked(of("plain").PlainRequests(vllm, Drain()), scope(state=state))
+
+    assert (paying.usage.prompt_tokens, paying.usage.completion_tokens) == (5, 12)
+    assert paying.usage.endings == ["length"] * 4
+    ours, with_salt, *others = salts
+    assert ours == "ann"
+    assert with_salt not in ("x", "ann")
+    assert others == [None, "x"]
+    with pytest.raises(VLLMValidationError, match="needs Model Runner V2"):
+        await anext(llm.generate({}, SamplingParams(logprobs=1, logprob_token_ids=[5])))
