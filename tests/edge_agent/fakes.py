@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -15,7 +15,11 @@ from edge_agent.draft.drafter import NoDrafter, StepSampler, drafts_while_matchi
 from edge_agent.draft.token_mapping import Translation
 from edge_agent.driver import DraftModel, Driver, EdgeSession
 from edge_agent.engine import EdgeEngine
+from edge_agent.link.errors import LinkDown, VerifierResponse
 from edge_agent.link.known_verifiers import KnownVerifier
+from edge_agent.link.names import Name
+from edge_agent.link.verifier import Verifier
+from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
 from gateway.errors import ApiError, Unavailable
@@ -379,3 +383,62 @@ async def opened(
     await deltas(engine(verifiers, drafter=drafter, settings=settings).generate(job))
     (request,) = verifiers.opened
     return request
+
+
+# Verifiers without sessions, which say whether they are ready and what they serve.
+
+URL = "http://verifiers:9000"
+NAMED = msgspec.structs.replace(FACTS, identity="i")
+
+
+@dataclass(eq=False)
+class FakeVerifier:
+    """An edge_agent.link.connection.Connection to it."""
+
+    client: object = field(default_factory=object)
+    url: str = "fake"
+    up: bool = True
+    facts: bytes = msgspec.json.encode(NAMED)
+
+    def renew(self, silent: object) -> None:
+        if silent in (None, self.client):
+            self.client = object()
+
+    async def ask(self, method: str, path: str, **_: object) -> VerifierResponse:
+        await asyncio.sleep(0.05)
+        if not self.up:
+            raise LinkDown("not ready")
+        return VerifierResponse(200, self.facts if path == "/v1/model-facts" else b"{}")
+
+
+@dataclass
+class Fleet:
+    """The verifiers that a name leads to, and an edge that knows the name alone."""
+
+    found: list[str] | OSError = field(default_factory=list)
+    asked: int = 0
+    behind: dict[str, FakeVerifier] = field(default_factory=dict)
+    metrics: EdgeMetrics = field(default_factory=lambda: EdgeMetrics(CollectorRegistry()))
+
+    def __post_init__(self) -> None:
+        self.name = Name(URL, self.make, self.resolve)
+        self.edge = Verifiers([], self.metrics, 30.0, [self.name])
+
+    def make(self, name: Name, address: str) -> Verifier:
+        fake = self.at(address)
+        return Verifier(fake, self.metrics, lost=name.look)  # type: ignore[arg-type]
+
+    def at(self, address: str) -> FakeVerifier:
+        new = FakeVerifier(url=f"verifiers ({address})", up=bool(address))
+        return self.behind.setdefault(address, new)
+
+    async def resolve(self, host: str, port: int) -> Sequence[str]:
+        assert (host, port) == ("verifiers", 9000)
+        self.asked += 1
+        if isinstance(self.found, OSError):
+            raise self.found
+        return self.found
+
+    @property
+    def used(self) -> list[str]:
+        return sorted(v.url.removeprefix("verifiers").strip(" ()") for v in self.edge.all)

@@ -188,12 +188,3 @@ async def test_sessions_that_are_lost_for_good_are_an_error_and_nothing_is_left(
 
     assert [link.closed for link in links] == [1, 1, 1]
     assert len(asyncio.all_tasks()) == 1
-
-
-async def test_posts_that_fail_lose_the_session_and_not_the_answer() -> None:
-    second = ScriptedLink(scripted(Commit(0, 0, (3,)), Finish("stop")))
-    edge = Edge(Postless(), second, slot=CountingSlot())
-
-    await edge.run()
-
-    assert edge.emitted == [3]
