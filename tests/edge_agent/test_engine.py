@@ -17,7 +17,6 @@ from prometheus_client import CollectorRegistry
 from edge_agent.draft.cross_vocabulary_sampler import CrossVocabularySampler
 from edge_agent.draft.drafter import NoDrafter, step_sampler
 from edge_agent.draft.token_mapping import Translation
-from edge_agent.driver import EdgeSession
 from edge_agent.engine import MAX_DELTAS
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.pace import Pace
@@ -32,7 +31,6 @@ from speculation.messages import (
     Down,
     Fill,
     Finish,
-    Open,
     Sampling,
     TokenLogprob,
     Totals,
@@ -76,7 +74,7 @@ async def test_a_judge_the_verifier_does_not_have_is_a_fault() -> None:
 
 async def test_separate_with_another_vocabulary_is_a_fault_that_names_the_setting() -> None:
     known = msgspec.structs.replace(FACTS, judges=["coupled", "separate"])
-    verifiers, cross_vocabulary = FakeVerifiers(scripted(), known), Paired("different")
+    verifiers, cross_vocabulary = FakeVerifiers(scripted(), known=known), Paired("different")
 
     with pytest.raises(EngineFault, match=r"judge: `separate` needs .* target's vocabulary"):
         await engine(verifiers, settings=SEPARATE, paired=cross_vocabulary).facts()
@@ -131,7 +129,7 @@ async def test_the_slot_is_left_at_the_end_and_on_an_error(error: ApiError) -> N
 
 async def test_a_prompt_that_was_made_for_another_model_is_not_sent() -> None:
     known = msgspec.structs.replace(FACTS, identity="now")
-    verifiers = FakeVerifiers(scripted(), known)
+    verifiers = FakeVerifiers(scripted(), known=known)
 
     with pytest.raises(Unavailable, match="another one"):
         await deltas(engine(verifiers).generate(replace(JOB, identity="before")))
@@ -164,16 +162,9 @@ async def test_no_token_is_lost_with_a_session_while_a_slow_client_keeps_them_wa
             await lost.wait()
             raise Unavailable("no way up")
 
-    class TwoSessions(FakeVerifiers):
-        def open(self, request: Open) -> EdgeSession:
-            self.opened.append(request)
-            after = Commit(0, last + 1, (101 + last,)), Finish("stop")
-            return ScriptedLink(scripted(*after)) if request.committed else Postless(first)
-
-        async def again(self, session: EdgeSession, error: ApiError) -> None:
-            pass
-
-    verifiers = TwoSessions(scripted())
+    verifiers = FakeVerifiers(
+        Postless(first), scripted(Commit(0, last + 1, (101 + last,)), Finish("stop"))
+    )
     stream = engine(verifiers).generate(JOB)
     received = [await anext(stream)]
     await lost.wait()

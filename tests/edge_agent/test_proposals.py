@@ -323,9 +323,8 @@ async def answered(settings: EdgeSettings = KEPT) -> tuple[EdgeEngine, FakeVerif
 async def asked_again(
     edge: EdgeEngine, verifiers: FakeVerifiers, job: Job = ASKED
 ) -> list[Delta]:
-    verifiers.link = ScriptedLink(
-        scripted(Commit(0, 0, ANSWER, verifier_accepted=11), Finish("stop"))
-    )
+    script = scripted(Commit(0, 0, ANSWER, verifier_accepted=11), Finish("stop"))
+    verifiers.links = [ScriptedLink(script)]
     return await deltas(edge.generate(job))
 
 
