@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import httpx
 import pytest
@@ -100,37 +101,57 @@ def half_open(process: VerifierProcess) -> None:
     process.link.half_open()
 
 
-async def test_after_a_cut_the_session_is_opened_again_at_once_where_it_was(
+def stand_still(_: VerifierProcess) -> None:
+    compute(STALL_S)
+
+
+def fall_silent(process: VerifierProcess) -> None:
+    process.link.silence()
+    compute(STALL_S)
+
+
+def drain(process: VerifierProcess) -> None:
+    process.signal(signal.SIGTERM)
+
+
+ONE_SLOT = {"target": partial(WordTarget, slots=1)}
+SOON_S = 5 * RTT_S + 2 * PASS_S
+FAULTS: dict[str, tuple[list[int], dict[str, Any], Fault, int, float]] = {
+    "a cut: the session is opened again at once where it was": ([2, 0], {}, cut, 0, SOON_S),
+    "a process is gone: another goes on": ([1, 1], {}, kill, 1, JITTER_S + SOON_S),
+    "a silent link: another way is found": ([1, 1], {}, silence, 1, NOTICED_S + 1.0),
+    "a process that stands still": ([1, 1], {}, stop, 1, NOTICED_S + 1.0),
+    "a connection that is dead": ([1, 1], {}, half_open, 1, NOTICED_S + 1.0),
+    "its session gives its slot to the next": ([2], ONE_SLOT, half_open, 0, NOTICED_S),
+    "the only verifier is restarted": ([2], {}, restart, 1, 5.0),
+    "the loop stands still: what came meanwhile is read": ([1], {}, stand_still, 0, 5.0),
+    "and then silence": ([1, 1], {}, fall_silent, 1, STALL_S + 2 * NOTICED_S),
+    "a drain that is over before the answer": (
+        [1, 1], {"drain_timeout_s": 0.2}, drain, 1, SOON_S + JITTER_S
+    ),
+}  # fmt: skip
+"""How often each verifier takes the session, their settings, the fault, how often the answer
+goes on at another process, and the longest time without a token."""
+
+
+@pytest.mark.parametrize(
+    ("opened", "settings", "fault", "reopens", "within_s"), FAULTS.values(), ids=FAULTS
+)
+async def test_what_befalls_an_answer_costs_it_little_time(
     multiplexes: bool,
+    opened: list[int],
+    settings: dict[str, Any],
+    fault: Fault,
+    reopens: int,
+    within_s: float,
 ) -> None:
-    async with World(2, multiplexes=multiplexes) as world:
-        assert await answered(world, cut) == TEXT
-
-        assert [process.opened for process in world.processes] == [2, 0]
-        assert len(set(world.processes[0].link.sessions)) == 1  # a proxy finds it again
-        assert world.gap_s < 4 * RTT_S + 2 * PASS_S
-        assert world.metrics.resumes._value.get() == 1
-        assert world.metrics.reopens._value.get() == 0
-
-
-async def test_where_a_process_is_gone_another_verifier_goes_on(multiplexes: bool) -> None:
-    async with World(2, multiplexes=multiplexes) as world:
-        assert await answered(world, kill) == TEXT
-
-        assert [process.opened for process in world.processes] == [1, 1]
-        assert [getattr(loss, "how", "") for loss in world.losses] == ["broken", "refused"]
-        assert world.gap_s < JITTER_S + 5 * RTT_S + 2 * PASS_S
-        assert world.metrics.reopens._value.get() == 1
-
-
-@pytest.mark.parametrize("fault", [silence, stop, half_open])
-async def test_where_a_link_says_nothing_another_way_is_found(
-    multiplexes: bool, fault: Fault
-) -> None:
-    async with World(2, multiplexes=multiplexes) as world:
+    async with World(len(opened), multiplexes=multiplexes, **settings) as world:
         assert await answered(world, fault) == TEXT
 
-        assert world.gap_s < NOTICED_S + 1.0
+        assert [process.opened for process in world.processes] == opened
+        assert world.metrics.reopens._value.get() == reopens
+        assert world.metrics.resumes._value.get() == sum(opened) - 1 - reopens
+        assert world.gap_s < within_s
         await asyncio.sleep(30.0)
         assert not any(process.target.running for process in world.processes)
 
@@ -156,24 +177,6 @@ async def test_an_upload_stream_that_is_cut_costs_no_draft_on_it(multiplexes: bo
         assert link.opened == 1
         assert world.processes[0].opened == (4 if multiplexes else 1)
         assert world.gap_s < 4 * RTT_S + 2 * PASS_S
-
-
-async def test_a_session_whose_connection_died_unnoticed_gives_its_slot_to_the_next(
-    multiplexes: bool,
-) -> None:
-    one_slot = partial(WordTarget, slots=1)
-    async with World(1, multiplexes=multiplexes, target=one_slot) as world:
-        assert await answered(world, half_open) == TEXT
-
-        assert world.processes[0].asked == 2
-        assert world.gap_s < NOTICED_S
-
-
-async def test_a_single_verifier_that_is_restarted_goes_on(multiplexes: bool) -> None:
-    async with World(1, multiplexes=multiplexes) as world:
-        assert await answered(world, restart) == TEXT
-
-        assert world.metrics.reopens._value.get() == 1
 
 
 async def test_where_no_verifier_comes_back_there_is_one_error_after_the_deadline(
@@ -416,24 +419,6 @@ async def test_behind_an_address_that_leads_elsewhere_now_a_draining_verifier_is
         await edge.verifiers.close()
 
 
-async def test_what_came_while_the_loop_stood_still_is_read(multiplexes: bool) -> None:
-    async with World(1, multiplexes=multiplexes) as world:
-        assert await answered(world, lambda _: compute(STALL_S)) == TEXT
-
-        assert world.processes[0].opened == 1
-
-
-async def test_a_stream_that_stays_silent_after_it_is_lost(multiplexes: bool) -> None:
-    async with World(2, multiplexes=multiplexes) as world:
-
-        def fall_silent(process: VerifierProcess) -> None:
-            process.link.silence()
-            compute(STALL_S)
-
-        assert await answered(world, fall_silent) == TEXT
-        assert world.gap_s < STALL_S + 2 * NOTICED_S
-
-
 async def test_a_verifier_that_drains_finishes_its_session_and_takes_nothing_else(
     multiplexes: bool,
 ) -> None:
@@ -456,17 +441,6 @@ async def test_a_verifier_that_drains_finishes_its_session_and_takes_nothing_els
         assert codes == [(503, "draining"), (503, "draining"), "draining"]
         assert [process.opened for process in world.processes] == [1, 1]
         assert world.metrics.reopens._value.get() == 0
-        await world.processes[0].ended.wait()
-
-
-async def test_what_a_verifier_cannot_finish_in_time_goes_on_at_the_other(
-    multiplexes: bool,
-) -> None:
-    async with World(2, multiplexes=multiplexes, drain_timeout_s=0.2) as world:
-        assert await answered(world, lambda p: p.signal(signal.SIGTERM)) == TEXT
-
-        assert world.gap_s < 5 * RTT_S + 2 * PASS_S + JITTER_S
-        assert world.metrics.reopens._value.get() == 1
         await world.processes[0].ended.wait()
 
 
