@@ -287,16 +287,6 @@ async def test_what_changes_no_answer_is_left_out_and_named() -> None:
     assert answer.headers["x-picospec-ignored"] == "mirostat, user, own"
 
 
-async def test_a_refusal_is_the_verifiers() -> None:
-    refusal = {"error": {"message": "no such word", "param": "bad_words", "code": 400}}
-    api = OwnApi(API, saying(json.dumps(refusal).encode(), 400))
-    answer = await ask(api, CHATS, {**ASK, "bad_words": ["Ho"]})
-
-    error = answer.json()["error"]
-    assert (answer.status_code, error["message"]) == (400, "no such word")
-    assert (error["param"], answer.headers["x-picospec-relayed-for"]) == ("bad_words",) * 2
-
-
 @pytest.mark.parametrize("cut", [1, 7, 1 << 20])
 @pytest.mark.parametrize("asks", [True, False])
 async def test_a_stream_is_charged_by_its_usage_which_only_they_see_who_ask(

@@ -257,15 +257,6 @@ def test_one_that_drains_is_not_ready_again_because_it_takes_a_draft() -> None:
         assert known.is_ready is is_ready
 
 
-def test_the_round_trip_is_smoothed() -> None:
-    known = KnownVerifier("0")
-
-    known.timed(0.8)
-    known.timed(0.0)
-
-    assert known.rtt_s == pytest.approx(0.7)
-
-
 # What is believed of the verifiers' caches.
 
 BLOCKS = st.lists(st.sampled_from("abc"), max_size=6)
