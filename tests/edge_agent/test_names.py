@@ -30,6 +30,7 @@ async def followed() -> AsyncIterator[Fleet]:
     watching.cancel()
     await asyncio.wait([watching])
     await fleet.edge.close()
+    assert len(asyncio.all_tasks()) == 1
 
 
 @pytest.fixture
