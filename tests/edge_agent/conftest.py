@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -8,19 +8,11 @@ from prometheus_client import CollectorRegistry
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.metrics import EdgeMetrics
 from tests.edge_agent.fake_cache import FakeCache
-from tests.edge_agent.processes import Process, start
 
 
 @pytest.fixture
 def metrics() -> EdgeMetrics:
     return EdgeMetrics(CollectorRegistry())
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[Process]:
-    process = start()
-    yield process
-    process.kill()
 
 
 @pytest.fixture

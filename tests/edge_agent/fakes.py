@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
-import numpy as np
 from prometheus_client import CollectorRegistry
 
 from edge_agent.draft.drafter import NoDrafter, StepSampler, drafts_while_matching
 from edge_agent.draft.token_mapping import Translation
-from edge_agent.driver import DraftModel, Driver, EdgeSession
+from edge_agent.driver import EdgeSession
 from edge_agent.engine import EdgeEngine
+from edge_agent.link.errors import LinkDown, VerifierResponse
 from edge_agent.link.known_verifiers import KnownVerifier
+from edge_agent.link.names import Name
+from edge_agent.link.verifier import Verifier
+from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
 from edge_agent.settings import EdgeSettings
 from gateway.errors import ApiError, Unavailable
@@ -24,12 +27,7 @@ from gateway.tracing import Span
 from local_models.tokenizer import Tokenizer
 from local_models.tokenizer_file import TokenizerFile
 from local_models.vocabulary import Relation, Vocabulary
-from speculation import coupled
-from speculation.draft_machine import DraftMachine
-from speculation.draft_policy import StreamPolicy
 from speculation.draft_token import DraftToken
-from speculation.judges import JUDGES
-from speculation.lookup import PromptLookup
 from speculation.messages import Commit, Down, Draft, Finish, Open, Opened, Pushed, Sampling
 from speculation.model_facts import Limits, ModelFacts, TokenId
 
@@ -112,23 +110,6 @@ class ScriptedLink:
             await self._changed.wait()
 
 
-class ScriptedSessions:
-    """Opens one session for each link; what the last one fails with is final."""
-
-    def __init__(self, *links: ScriptedLink) -> None:
-        self.opened: list[Open] = []
-        self._links = links
-
-    def open(self, request: Open) -> ScriptedLink:
-        self.opened.append(request)
-        return self._links[len(self.opened) - 1]
-
-    async def again(self, session: EdgeSession, error: ApiError) -> None:
-        await asyncio.sleep(0)
-        if len(self.opened) == len(self._links):
-            raise error
-
-
 Step = Down | Callable[[ScriptedLink], Awaitable[object]]
 """Of a script: a message, or what is awaited before it goes on."""
 
@@ -184,53 +165,6 @@ def commits(tokens: Iterable[int], *, size: int = 1) -> list[Down]:
     return [*messages, Finish("length")]
 
 
-# A driver between a fake slot and fake links, and what it emits.
-
-PROMPT = (50, 51, 52)
-"""So that CountingSlot drafts 3 for position 0."""
-
-STOP = 777
-
-
-class Edge:
-    """A driver, and what it emitted. links: one for each session, the first one first."""
-
-    def __init__(
-        self,
-        *links: ScriptedLink,
-        slot: CountingSlot | None = None,
-        max_tokens: int = 40,
-        separate: bool = False,
-        prompt: tuple[TokenId, ...] = PROMPT,
-        lookup: bool = False,
-    ) -> None:
-        sampler = coupled.sampler(Sampling(), 0, len(prompt))
-        judge = "separate" if separate else "coupled"
-        request = Open("m", "v", prompt, Sampling(), 0, max_tokens, (STOP,), judge)
-        self.machine = DraftMachine(
-            request,
-            StreamPolicy(),
-            LIMITS,
-            JUDGES[judge].edge(request, iter(np.random.default_rng(3).random, 2.0)),
-            rtt_s=lambda: 0.0,
-            drafts=slot is not None,
-            lookup=PromptLookup(prompt) if lookup else None,
-        )
-        self.emitted: list[TokenId] = []
-        model = DraftModel(slot, lambda _: sampler, prompt) if slot else None
-        self.sessions = ScriptedSessions(*links)
-        metrics = EdgeMetrics(CollectorRegistry())
-        self.driver = Driver(self.machine, self.sessions, model, metrics)
-
-    async def emit(self, commit: Commit) -> None:
-        assert commit.start == len(self.emitted)
-        self.emitted.extend(commit.tokens)
-
-    async def run(self) -> Finish:
-        async with asyncio.timeout(2):
-            return await self.driver.run(self.emit)
-
-
 # An EdgeEngine over a scripted verifier.
 
 FACTS = ModelFacts(
@@ -239,20 +173,29 @@ FACTS = ModelFacts(
 JOB = Job("r1", (50, 51, 52), 20, Sampling(temperature=0.5, top_k=3), seed=9)
 
 
+Script = Callable[[ScriptedLink], AsyncGenerator[Down]]
+
+
 class FakeVerifiers:
-    """Verifiers of one session, whose link follows a script."""
+    """Verifiers whose sessions have these links, the first one first; what the last one fails
+    with is final. known: their facts."""
 
     reopened = 0
 
-    def __init__(
-        self, script: Callable[[ScriptedLink], AsyncGenerator[Down]], known: ModelFacts = FACTS
-    ) -> None:
+    def __init__(self, *links: ScriptedLink | Script, known: ModelFacts = FACTS) -> None:
         self.verifier = KnownVerifier("0", rtt_s=0.01)
         self.opened: list[Open] = []
         self.forgotten = 0
         self.known = known
         self.salts: list[str | None] = []
-        self.link = ScriptedLink(script)
+        self.links = [
+            each if isinstance(each, ScriptedLink) else ScriptedLink(each) for each in links
+        ]
+
+    @property
+    def link(self) -> ScriptedLink:
+        """The last one."""
+        return self.links[-1]
 
     async def facts(self, identity: str = "") -> ModelFacts:
         return self.known
@@ -264,11 +207,13 @@ class FakeVerifiers:
         return self
 
     async def again(self, session: EdgeSession, error: ApiError) -> None:
-        raise error
+        await asyncio.sleep(0)
+        if len(self.opened) >= len(self.links):
+            raise error
 
     def open(self, request: Open) -> EdgeSession:
         self.opened.append(request)
-        return self.link
+        return self.links[min(len(self.opened), len(self.links)) - 1]
 
     def forget(self) -> None:
         self.forgotten += 1
@@ -337,8 +282,8 @@ class Paired:
 class OneSlot(NoDrafter):
     """A Drafter with one slot."""
 
-    def __init__(self) -> None:
-        self.slot = CountingSlot()
+    def __init__(self, slot: CountingSlot | None = None) -> None:
+        self.slot = slot or CountingSlot()
 
     def take(
         self, prompt: Sequence[TokenId], owner: object = None, *, whole: bool = False
@@ -375,7 +320,66 @@ async def opened(
     known: ModelFacts = FACTS,
 ) -> Open:
     """Return what an engine opens the session of a job with."""
-    verifiers = FakeVerifiers(scripted(Finish("stop")), known)
+    verifiers = FakeVerifiers(scripted(Finish("stop")), known=known)
     await deltas(engine(verifiers, drafter=drafter, settings=settings).generate(job))
     (request,) = verifiers.opened
     return request
+
+
+# Verifiers without sessions, which say whether they are ready and what they serve.
+
+URL = "http://verifiers:9000"
+NAMED = msgspec.structs.replace(FACTS, identity="i")
+
+
+@dataclass(eq=False)
+class FakeVerifier:
+    """An edge_agent.link.connection.Connection to it."""
+
+    client: object = field(default_factory=object)
+    url: str = "fake"
+    up: bool = True
+    facts: bytes = msgspec.json.encode(NAMED)
+
+    def renew(self, silent: object) -> None:
+        if silent in (None, self.client):
+            self.client = object()
+
+    async def ask(self, method: str, path: str, **_: object) -> VerifierResponse:
+        await asyncio.sleep(0.05)
+        if not self.up:
+            raise LinkDown("not ready")
+        return VerifierResponse(200, self.facts if path == "/v1/model-facts" else b"{}")
+
+
+@dataclass
+class Fleet:
+    """The verifiers that a name leads to, and an edge that knows the name alone."""
+
+    found: list[str] | OSError = field(default_factory=list)
+    asked: int = 0
+    behind: dict[str, FakeVerifier] = field(default_factory=dict)
+    metrics: EdgeMetrics = field(default_factory=lambda: EdgeMetrics(CollectorRegistry()))
+
+    def __post_init__(self) -> None:
+        self.name = Name(URL, self.make, self.resolve)
+        self.edge = Verifiers([], self.metrics, 30.0, [self.name])
+
+    def make(self, name: Name, address: str) -> Verifier:
+        fake = self.at(address)
+        return Verifier(fake, self.metrics, lost=name.look)  # type: ignore[arg-type]
+
+    def at(self, address: str) -> FakeVerifier:
+        new = FakeVerifier(url=f"verifiers ({address})", up=bool(address))
+        return self.behind.setdefault(address, new)
+
+    async def resolve(self, host: str, port: int) -> Sequence[str]:
+        assert (host, port) == ("verifiers", 9000)
+        self.asked += 1
+        if isinstance(self.found, OSError):
+            raise self.found
+        return self.found
+
+    @property
+    def used(self) -> list[str]:
+        return sorted(v.url.removeprefix("verifiers").strip(" ()") for v in self.edge.all)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import socket
@@ -17,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import pytest
 import trustme
 
 from bench.run.services import free_port
 from edge_agent.draft.drafter import NoDrafter
-from edge_agent.link.connection import Connection, Credentials
+from edge_agent.link.connection import Connection
 from edge_agent.link.verifier import Verifier
 from edge_agent.link.verifiers import Verifiers
 from edge_agent.metrics import EdgeMetrics
@@ -62,12 +60,12 @@ class Process:
         return int(self.url.rsplit(":", 1)[1])
 
 
-def start(name: str = "", port: int | None = None) -> Process:
+def start(name: str = "") -> Process:
     """Serve the fake by granian, whose only worker is the process itself.
 
-    name: how it misbehaves. port: a free one by default.
+    name: how it misbehaves.
     """
-    port = port or free_port()
+    port = free_port()
     command = [sys.executable, "-c", _SERVE, str(port), name]
     running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
     wait_for(port)
@@ -144,12 +142,6 @@ def is_here(name: str) -> bool:
     return shutil.which(name) is not None
 
 
-PROXIES: Final = [
-    pytest.param(name, marks=pytest.mark.skipif(not is_here(name), reason=f"no {name} here"))
-    for name in ("haproxy", "nginx")
-]
-
-
 # Fake verifiers in processes of their own, and an edge's answers from them.
 
 TOKENS = 200
@@ -171,9 +163,9 @@ def running(*names: str) -> Iterator[list[Process]]:
 
 @asynccontextmanager
 async def using(
-    urls: list[str], metrics: EdgeMetrics, deadline_s: float = 10.0, ca: bytes | None = None
+    urls: list[str], metrics: EdgeMetrics, deadline_s: float = 10.0
 ) -> AsyncIterator[Verifiers]:
-    connections = [Connection(url, Credentials(ca_certificate=ca)) for url in urls]
+    connections = [Connection(url) for url in urls]
     each = [Verifier(made, metrics) for made in connections]
     verifiers = Verifiers(each, metrics, deadline_s)
     try:
@@ -187,38 +179,19 @@ async def using(
 class Answer:
     """Return what an edge without drafts answers; `lose` is called once, after 20 tokens."""
 
-    def __init__(
-        self, verifiers: Verifiers, metrics: EdgeMetrics | None = None, tokens: int = TOKENS
-    ) -> None:
+    def __init__(self, verifiers: Verifiers, metrics: EdgeMetrics | None = None) -> None:
         self.tokens: list[int] = []
-        self.gap_s = 0.0
-        """The longest time between two tokens."""
-
         self._edge = engine(verifiers, metrics, NoDrafter())
-        self._job = Job("r", (1, 2, 3), tokens, Sampling(), 5)
+        self._job = Job("r", (1, 2, 3), TOKENS, Sampling(), 5)
 
     async def run(
         self, lose: Callable[[], Awaitable[object] | None] | None = None
     ) -> list[int]:
-        last = time.monotonic()
         async with asyncio.timeout(GUARD_S):
             async for delta in self._edge.generate(self._job):
-                if self.tokens:
-                    self.gap_s = max(self.gap_s, time.monotonic() - last)
-                last = time.monotonic()
                 self.tokens += delta.tokens
                 if lose and len(self.tokens) >= 20:
                     if (lost := lose()) is not None:
                         await lost
                     lose = None
         return self.tokens
-
-
-async def ask(url: str, path: str) -> bytes:
-    connection = Connection(url)
-    return (await connection.ask("GET", path, within_s=GUARD_S)).content
-
-
-async def seen(url: str) -> dict[str, int]:
-    """What a fake verifier has counted."""
-    return dict(json.loads(await ask(url, "/seen")))

@@ -1,4 +1,4 @@
-"""An upstream that says what it was asked, and an edge that proxies to it."""
+"""An upstream or a verifier that says what it was asked, and an edge that proxies to it."""
 
 from __future__ import annotations
 
@@ -152,3 +152,43 @@ class OwnApi:
     async def _own(self, request: Request) -> Response:
         self.asked.append(await request.json())
         return await self.answer(request)
+
+
+# What it serves, what it answers, and an edge before it.
+
+CHATS, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+USER = {"role": "user", "content": "Hi"}
+ASK = {"messages": [USER], "max_tokens": 3}
+USUAL = [
+    "model",
+    "max_tokens",
+    "max_completion_tokens",
+    "stream",
+    "stream_options",
+    "n",
+    "temperature",
+]
+API = {
+    CHATS: [*USUAL, "messages", "bad_words", "echo", "tools", "logprobs", "top_logprobs"],
+    COMPLETIONS: [*USUAL, "prompt", "echo", "logprobs", "use_beam_search"],
+    RESPONSES: ["model", "input", "store", "include_reasoning", "temperature"],
+    "/v1/messages": ["model", "messages", "max_tokens", "system", "vllm_xargs"],
+}
+USAGE = {"prompt_tokens": 5, "completion_tokens": 4, "total_tokens": 9}
+SAID = json.dumps({"id": "theirs", "choices": [{"text": "Ho"}], "usage": USAGE}).encode()
+
+
+@asynccontextmanager
+async def before(api: OwnApi, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
+    """Give a client of an edge before a verifier with this API."""
+    async with (
+        serving(api.app()) as url,
+        proxying(Upstream(), verifier=url, proxy={"url": None}, **settings) as client,
+    ):
+        yield client
+
+
+async def ask(api: OwnApi, path: str, body: dict[str, Any]) -> httpx.Response:
+    """Return what an edge before a verifier with this API answers."""
+    async with before(api) as client:
+        return await client.post(path, json=body)

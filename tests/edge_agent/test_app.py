@@ -1,4 +1,4 @@
-"""An edge says so while its verifier is away or speaks another version, or while it drains."""
+"""An edge says so while its verifier is away or of another version; and its settings."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from bench.run.services import free_port
 from edge_agent.app import build
+from edge_agent.link.verifier import FACTS_PATH
 from edge_agent.settings import load
 from gateway.access import HEALTH_PATHS
 from gateway.drain import Drain
 from gateway.hosting.settings import WrongSettings
 from local_models.store import open_store
 from picospec.chat_client import ANSWER_CACHE
-from tests.edge_agent import fake_verifier
-from tests.edge_agent.processes import start
+from speculation.model_facts import PROTOCOL_VERSION
+from tests.fakes.world import World
+from tests.verifier.fake_target import FACTS, FakeTarget
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
 
 
-def client_of(cache: Path, drain: Drain, verifier: str = "") -> httpx.AsyncClient:
-    """Return a client of an edge whose verifier is at that address, or away."""
-    url = verifier or f"http://127.0.0.1:{free_port()}"
-    settings = load(None, {}, {"draft_model": "none", "verifier_url": url})
+def client_of(cache: Path, drain: Drain) -> httpx.AsyncClient:
+    """Return a client of an edge whose verifier is away."""
+    settings = load(None, {}, {"draft_model": "none", "verifier_url": "http://127.0.0.1:9"})
     app = build(settings, open_store({"PICOSPEC_CACHE": str(cache)}), drain)
     transport = httpx.ASGITransport(app=app)
     return httpx.AsyncClient(transport=transport, base_url="http://localhost")
@@ -70,7 +73,6 @@ async def test_a_cache_is_not_emptied_while_its_verifier_is_away(
     assert [answer.status_code for answer in answers] == [503, 405]
 
 
-@pytest.mark.system
 async def test_an_edge_that_drains_is_alive_and_not_ready(tmp_path: Path) -> None:
     drain = Drain()
     async with client_of(tmp_path, drain) as client:
@@ -85,63 +87,48 @@ async def test_an_edge_that_drains_is_alive_and_not_ready(tmp_path: Path) -> Non
 # --- a verifier that speaks another version of the protocol answers alone
 
 
-@pytest.fixture(params=["old", "new"])
-async def undrafted(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> AsyncIterator[httpx.AsyncClient]:
-    process = start(request.param)
-    async with client_of(tmp_path, Drain(), process.url) as client:
-        yield client
-    process.kill()
+def speaking(protocol: int, app: ASGIApp | None) -> ASGIApp:
+    """Return the app of a verifier whose facts are of another version."""
+    facts = {**msgspec.to_builtins(FACTS), "protocol": protocol, "judges": ["later"]}
+    answer = JSONResponse(facts | {"limits": {"max_verify": "many"}})
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        assert app is not None
+        await (answer if scope["path"] == FACTS_PATH else app)(scope, receive, send)
+
+    return serve
 
 
-@pytest.mark.system
+@pytest.mark.parametrize("protocol", [5, 99])
 @pytest.mark.parametrize(
-    ("path", "body"),
-    [("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "Hi", "model": "plain"})],
+    ("path", "body", "counts"),
+    [
+        ("/v1/chat/completions", CHAT, (2, 4)),
+        ("/v1/completions", {"prompt": "Hi", "model": "fake", "max_tokens": 4}, (2, 4)),
+        ("/api/chat", {**CHAT, "stream": False, "options": {"num_predict": 4}}, (2, 4)),
+    ],
 )
 async def test_an_edge_passes_on_what_a_verifier_of_another_version_answers_and_says_so(
-    undrafted: httpx.AsyncClient, path: str, body: dict[str, object]
+    tmp_path: Path, protocol: int, path: str, body: dict[str, Any], counts: tuple[int, int]
 ) -> None:
-    with capture_logs() as logs:
-        answer = await undrafted.post(path, json=body)
-        again = await undrafted.post(path, json=body)
+    async with World(target=FakeTarget) as world, world.edge(tmp_path) as edge:
+        link = world.processes[0].link
+        link.app = speaking(protocol, link.app)
+        with capture_logs() as logs:
+            answers = [await edge.client.post(path, json=body) for _ in range(2)]
+            absent = await edge.client.post(path, json={**body, "model": "other"})
+        (verifier,) = (await edge.client.get("/status")).json()["verifiers"]
 
-    assert answer.status_code == again.status_code == 200
-    assert answer.json() == {"path": path, "asked": {**body, "model": "plain"}}
-    assert answer.headers["x-picospec-fallback"] == "undrafted"
+    assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+    assert answers[0].headers["x-picospec-fallback"] == "undrafted"
     (said,) = [line for line in logs if line["event"] == "undrafted"]
-    assert said["protocol"] in (5, 99)
-    assert said["own"] == fake_verifier.PROTOCOL_VERSION
-    requests = [line["fallback"] for line in logs if line["event"] == "request"]
-    assert requests == ["undrafted", "undrafted"]
-    (verifier,) = (await undrafted.get("/status")).json()["verifiers"]
-    assert (verifier["protocol"], verifier["drafted"]) == (said["protocol"], False)
-
-
-@pytest.mark.system
-async def test_what_an_answer_for_a_client_of_ollama_took_is_counted(
-    undrafted: httpx.AsyncClient,
-) -> None:
-    counts = {"prompt_eval_count": 7, "eval_count": 3}
-
-    with capture_logs() as logs:
-        asked = {"messages": CHAT["messages"], "counts": counts}  # and it is answered so
-        answer = await undrafted.post("/api/chat", json=asked)
-
-    (line,) = [line for line in logs if line["event"] == "request"]
-    assert answer.json()["path"] == "/api/chat"
-    assert (line["prompt_tokens"], line["completion_tokens"]) == (7, 3)
-
-
-@pytest.mark.system
-async def test_a_model_that_an_old_verifier_lacks_is_still_not_found(
-    undrafted: httpx.AsyncClient,
-) -> None:
-    answer = await undrafted.post("/v1/chat/completions", json={**CHAT, "model": "other"})
-
-    assert answer.status_code == 404
-    assert answer.json()["error"]["code"] == "model_not_found"
+    assert (said["protocol"], said["own"]) == (protocol, PROTOCOL_VERSION)
+    lines = [line for line in logs if line["event"] == "request" and "fallback" in line]
+    assert [line["fallback"] for line in lines] == ["undrafted", "undrafted"]
+    assert (lines[0]["prompt_tokens"], lines[0]["completion_tokens"]) == counts
+    assert link.requests[f"POST {path}"] == 2
+    assert (absent.status_code, "'other' does not exist" in absent.text) == (404, True)
+    assert (verifier["protocol"], verifier["drafted"]) == (protocol, False)
 
 
 # The edge's settings: where they come from, and which are errors.
@@ -170,38 +157,46 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
     assert settings.proxy.models == ("m",)
 
 
+SERVER = '[fallback_server]\nurl = "gpu:8000/v1"\nmodel = "m"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
         ("ports = 1", "ports"),
-        ("[proxy]\nmodel = []", "proxy.model"),
+        ("[proxy]\nmodel = []", r"proxy\.model"),
         ("port = 0", "port"),
         ('judge = "noise"', "judge"),
         ('verifier_url = "ftp://x"', "verifier_url"),
+        ('verifier_urls = ["nonsense"]', r"\Aedge\.verifier_urls\.0: it should be a .*\Z"),
         ('verifier_urls = ["http://a", "ftp://x"]', "verifier_urls"),
         ('verifier_urls = ["http://a", "http://a"]', "verifier_urls"),
         ('verifier_url = "http://a"\nverifier_urls = ["http://b"]', "verifier_urls"),
         ('verifier_url = "http://a/?key=b"', "verifier_url"),
         ('verifier_urls = ["http://a/#b"]', "verifier_urls"),
+        ('api_keys = "secret"', "keep api_keys out of files"),
+        ('verifier_key = "secret"', "keep verifier_key out of files"),
+        ('fallback = "draft"', "draft_model that is named"),
+        ('fallback = "draft"\ndraft_model = "none"', "draft_model that is named"),
+        ('fallback = "server"\ndraft_model = "smollm2"', r"needs fallback_server\.url"),
+        ('fallback = "server,draft"\ndraft_model = "smollm2"', r"needs fallback_server\.url"),
+        (f'fallback = "server"\n{SERVER}', "gpu in the clear"),
     ],
 )
 def test_a_setting_that_is_misspelt_or_out_of_range_is_named(
     tmp_path: Path, text: str, named: str
 ) -> None:
     with pytest.raises(WrongSettings, match=named):
-        load(written(tmp_path, text), {}, {})
+        load(written(tmp_path, text), {"PICOSPEC_FALLBACK_KEY": "k"}, {})
 
 
-@pytest.mark.parametrize("text", ["gpu:9000", "http://gpu:9000/", "http://gpu:9000/v1/"])
-def test_a_verifiers_address_is_read_as_people_type_it(text: str) -> None:
-    settings = load(None, {}, {"verifier_urls": [text]})
+def test_a_fallback_that_is_named_is_taken(tmp_path: Path) -> None:
+    named = f'fallback = "server,draft"\ndraft_model = "smollm2"\n{SERVER}'
 
-    assert str(settings.verifiers[0]).rstrip("/") == "http://gpu:9000"
+    settings = load(written(tmp_path, named), {}, {})
 
-
-def test_one_mistake_is_one_line() -> None:
-    with pytest.raises(WrongSettings, match=r"\Aedge\.verifier_urls\.0: it should be a .*\Z"):
-        load(None, {}, {"verifier_urls": ["nonsense"]})
+    assert settings.fallback == "server,draft"
+    assert str(settings.fallback_server.url) == "http://gpu:8000/"
 
 
 @pytest.mark.parametrize("url", ["http://user:s3cret@a", "http://s3cret@a", "http://:s3cret@a"])
@@ -213,12 +208,6 @@ def test_a_secret_in_an_address_is_an_error_that_does_not_show_it(field: str, ur
     assert "s3cret" not in str(raised.value)
 
 
-@pytest.mark.parametrize("field", ["api_keys", "verifier_key"])
-def test_keys_do_not_belong_in_files(tmp_path: Path, field: str) -> None:
-    with pytest.raises(ValueError, match=f"keep {field} out of files"):
-        load(written(tmp_path, f'{field} = "secret"'), {}, {})
-
-
 def test_keys_come_from_the_environment_and_are_not_shown() -> None:
     environ = {"PICOSPEC_API_KEYS": "key1, key2,", "PICOSPEC_VERIFIER_KEY": "three"}
 
@@ -227,9 +216,6 @@ def test_keys_come_from_the_environment_and_are_not_shown() -> None:
     assert [key.get_secret_value() for key in settings.api_keys] == ["key1", "key2"]
     assert settings.shown_key == "three"
     assert "key1" not in repr(settings)
-
-
-def test_clients_keys_are_shown_to_no_verifier() -> None:
     assert load(None, {"PICOSPEC_API_KEYS": "one"}, {}).shown_key is None
 
 
@@ -244,21 +230,13 @@ def test_clients_keys_are_shown_to_no_verifier() -> None:
             {"verifier_url": None, "verifier_urls": ["http://c"]},
             ["http://c/"],
         ),
+        ("", {"verifier_urls": ["gpu:9000"]}, ["http://gpu:9000/"]),
+        ("", {"verifier_urls": ["http://gpu:9000/v1/"]}, ["http://gpu:9000/"]),
     ],
 )
-def test_verifiers_are_one_or_several(
+def test_verifiers_are_one_or_several_and_their_addresses_are_read_as_people_type_them(
     tmp_path: Path, text: str, named: dict[str, object], expected: list[str]
 ) -> None:
     settings = load(written(tmp_path, text), {}, named)
 
     assert [str(url) for url in settings.verifiers] == expected
-
-
-def test_the_shipped_file_leaves_the_verifier_to_the_environment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("PICOSPEC_EDGE__VERIFIER_URL", "https://gpu")
-
-    settings = load(Path("configs/edge.toml"), {}, {})
-
-    assert [str(url) for url in settings.verifiers] == ["https://gpu/"]

@@ -183,21 +183,6 @@ async def test_what_is_read_ahead_costs_one_pass() -> None:
         assert pair.typist.passes == 1
 
 
-@pytest.mark.models
-@pytest.mark.parametrize(("target", "draft"), PAIRS)
-def test_a_chats_markers_become_the_draft_models_own(target: Name, draft: Name) -> None:
-    found = translation(target, draft)
-    markers = found.target.vocabulary.markers
-    chat = [markers["<|im_start|>"], *found.target.tokenise(b"user\nhi"), markers["<|im_end|>"]]
-
-    own = found.prompt(chat)
-
-    theirs = found.draft.vocabulary.markers
-    assert own[0] == theirs["<|im_start|>"]
-    assert own[-1] == theirs["<|im_end|>"]
-    assert found.draft.bytes_of(own) == b"<|im_start|>user\nhi<|im_end|>"
-
-
 # How tokens are drawn of a draft model that has another vocabulary than the target.
 
 TARGET = WordEncoder([b"a", b"b", b"c", b"d", b"ab", b"<end>", b"e"], special={5})

@@ -1,26 +1,36 @@
-"""The driver moves tokens; a fake slot and fake links are all it needs."""
+"""The driver moves tokens between a draft model and sessions, of which some are lost."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
-from edge_agent.draft.drafter import CannotDraft
+from edge_agent.draft.drafter import CannotDraft, NoDrafter
+from edge_agent.metrics import EdgeMetrics
+from edge_agent.settings import EdgeSettings
 from gateway.errors import EngineFault, Unavailable
+from gateway.ports import Job
 from speculation.distributions import QuantisedDistribution
 from speculation.draft_token import DraftToken
-from speculation.messages import Commit, Draft, Finish, Recovered, Reject, Totals
+from speculation.messages import Commit, Draft, Finish, Recovered, Reject
 from speculation.model_facts import TokenId
 from tests.edge_agent.fakes import (
+    FACTS,
+    JOB,
     OPENED,
-    STOP,
     CountingSlot,
-    Edge,
+    FakeVerifiers,
+    OneSlot,
     ScriptedLink,
+    Step,
     commits,
+    deltas,
+    engine,
     let,
     on,
     quiet,
@@ -29,26 +39,48 @@ from tests.edge_agent.fakes import (
     unopened,
 )
 
+STOP = 777
+LONG = replace(JOB, max_tokens=40)
+KNOWN = msgspec.structs.replace(FACTS, stop_tokens=[STOP], judges=["coupled", "separate"])
 
-async def test_tokens_come_out_in_order_and_no_task_is_left() -> None:
-    link = ScriptedLink(scripted(*commits(range(3, 23), size=3)))
-    edge = Edge(link, slot=CountingSlot(), max_tokens=20)
 
-    finish = await edge.run()
+def link(*steps: Step) -> ScriptedLink:
+    return ScriptedLink(scripted(*steps))
 
-    assert finish == Finish("length")
-    assert edge.emitted == list(range(3, 23))
-    assert len(asyncio.all_tasks()) == 1
-    assert not link.posting
+
+async def answer(
+    *links: ScriptedLink,
+    slot: CountingSlot | None = None,
+    job: Job = LONG,
+    judge: str = "coupled",
+    metrics: EdgeMetrics | None = None,
+) -> list[TokenId]:
+    """Return the tokens of an answer whose sessions have these links. No task is left."""
+    verifiers = FakeVerifiers(*links, known=KNOWN)
+    drafter = NoDrafter() if slot is None else OneSlot(slot)
+    edge = engine(verifiers, metrics, drafter, EdgeSettings(judge=judge))
+    try:
+        received = await deltas(edge.generate(job))
+    finally:
+        assert len(asyncio.all_tasks()) == 1
+        assert not any(each.posting for each in links)
+        assert [each.closed for each in links] == [1] * len(verifiers.opened)
+    return [token for delta in received for token in delta.tokens]
+
+
+async def test_tokens_come_out_in_order() -> None:
+    only = link(*commits(range(3, 23), size=3))
+
+    assert await answer(only, slot=CountingSlot()) == list(range(3, 23))
 
 
 async def test_it_drafts_before_the_session_is_open() -> None:
     commit = Commit(0, 0, (3,), accepted=1)
-    link = ScriptedLink(unopened(sent(8), OPENED, commit, Finish("stop")))
+    only = ScriptedLink(unopened(sent(8), OPENED, commit, Finish("stop")))
 
-    await Edge(link, slot=CountingSlot()).run()
+    await answer(only, slot=CountingSlot())
 
-    assert link.drafted[:8] == list(range(3, 11))
+    assert only.drafted[:8] == list(range(3, 11))
 
 
 async def test_a_draft_model_that_fails_leaves_the_rest_to_the_verifier() -> None:
@@ -56,45 +88,39 @@ async def test_a_draft_model_that_fails_leaves_the_rest_to_the_verifier() -> Non
         if len(context) == 4:
             raise CannotDraft("no room")
 
-    link = ScriptedLink(scripted(quiet, *commits([3, 90, 91, 92])))
-    edge = Edge(link, slot=CountingSlot(wait=wait))
+    only = link(quiet, *commits([3, 90, 91, 92]))
 
-    await edge.run()
-
-    assert link.drafted == [3]
-    assert edge.emitted == [3, 90, 91, 92]
+    assert await answer(only, slot=CountingSlot(wait=wait)) == [3, 90, 91, 92]
+    assert only.drafted == [3]
 
 
 async def test_it_drafts_on_while_a_slow_client_takes_what_was_committed() -> None:
-    script = scripted(sent(16), Commit(0, 0, (3, 4), accepted=2), Finish("stop"))
-    link = ScriptedLink(script)
+    only = link(sent(16), Commit(0, 0, (3, 4), accepted=2), Finish("stop"))
+    stream = engine(FakeVerifiers(only, known=KNOWN)).generate(LONG)
 
-    class Slow(Edge):
-        async def emit(self, commit: Commit) -> None:
-            await link.until_sent(18)
+    await anext(stream)
+    await only.until_sent(18)
+    await stream.aclose()
 
-    await Slow(link, slot=CountingSlot()).run()
-
-    assert link.drafted[:18] == list(range(3, 21))
+    assert only.drafted[:18] == list(range(3, 21))
 
 
 async def test_a_verifier_that_breaks_the_protocol_is_a_fault() -> None:
-    link = ScriptedLink(scripted(Commit(0, 5, (1,))))
-
     with pytest.raises(EngineFault, match="broke the protocol"):
-        await Edge(link).run()
+        await answer(link(Commit(0, 5, (1,))))
 
 
-async def test_what_followed_before_is_read_in_the_step_that_drafts() -> None:
+async def test_what_followed_before_is_read_in_the_step_that_drafts(
+    metrics: EdgeMetrics,
+) -> None:
     prompt = (*range(8, 16), 1, 2)  # as long as the repeated text begins
-    link = ScriptedLink(scripted(sent(9), Finish("stop")))
     slot = CountingSlot(wait=lambda _: asyncio.sleep(0.001))
-    edge = Edge(link, slot=slot, prompt=prompt, lookup=True)
+    job = replace(LONG, prompt=prompt)
 
-    await edge.run()
+    await answer(link(sent(9), Finish("stop")), slot=slot, job=job, metrics=metrics)
 
     assert max(map(len, slot.contexts)) > len(prompt) + len(slot.contexts)
-    assert edge.machine.counts.drafted > len(slot.contexts)
+    assert metrics.drafted._value.get() > len(slot.contexts)
 
 
 class DrawingSlot(CountingSlot):
@@ -109,13 +135,9 @@ async def test_in_separate_the_recovered_token_is_sent_at_once() -> None:
         assert Recovered(1, 0, 5) in link.sent
 
     rejecting = sent(2), Reject(0, 0, 0, ((5, 1.0),), 0.0), is_recovered, Commit(1, 0, (5,))
-    edge = Edge(
-        ScriptedLink(scripted(*rejecting, Finish("stop"))), slot=DrawingSlot(), separate=True
-    )
+    only = link(*rejecting, Finish("stop"))
 
-    await edge.run()
-
-    assert edge.emitted == [5]
+    assert await answer(only, slot=DrawingSlot(), judge="separate") == [5]
 
 
 # --- sessions that are lost
@@ -137,17 +159,13 @@ class Postless(ScriptedLink):
 
 
 async def test_the_text_goes_on_and_the_chain_is_sent_again() -> None:
-    first = ScriptedLink(scripted(sent(4), Commit(0, 0, (3, 4), accepted=2), quiet, lose))
-    second = ScriptedLink(scripted(sent(4), Commit(0, 2, (5, 6), accepted=2), Finish("stop")))
-    edge = Edge(first, second, slot=CountingSlot())
+    first = link(sent(4), Commit(0, 0, (3, 4), accepted=2), quiet, lose)
+    second = link(sent(4), Commit(0, 2, (5, 6), accepted=2), Finish("stop"))
 
-    await edge.run()
+    assert await answer(first, second, slot=CountingSlot()) == [3, 4, 5, 6]
 
-    assert edge.emitted == [3, 4, 5, 6]
-    assert [request.committed for request in edge.sessions.opened] == [(), (3, 4)]
     again = next(m for m in second.sent if isinstance(m, Draft))
     assert (again.start, again.offset, again.tokens[:4]) == (2, 0, (5, 6, 7, 8))
-    assert len(asyncio.all_tasks()) == 1
 
 
 async def test_it_drafts_on_while_no_verifier_is_there() -> None:
@@ -159,41 +177,27 @@ async def test_it_drafts_on_while_no_verifier_is_there() -> None:
         if len(context) == 12:
             drafted.set()
 
-    first = ScriptedLink(scripted(quiet, let(lost), lose))
+    first = link(quiet, let(lost), lose)
     second = ScriptedLink(unopened(on(drafted), OPENED, Finish("stop")))
 
-    await Edge(first, second, slot=CountingSlot(wait=wait)).run()
+    await answer(first, second, slot=CountingSlot(wait=wait))
 
     assert drafted.is_set()
 
 
 async def test_a_text_that_is_complete_needs_no_other_verifier() -> None:
-    edge = Edge(ScriptedLink(scripted(Commit(0, 0, (3, STOP), accepted=1), lose)))
+    only = link(Commit(0, 0, (3, STOP), accepted=1), lose)
 
-    assert await edge.run() == Finish("stop", Totals(1, 1, 1, 0))
-    assert edge.emitted == [3, STOP]
+    assert await answer(only) == [3, STOP]
 
 
-@pytest.mark.parametrize(
-    "lost", [lambda: ScriptedLink(scripted(lose)), Postless], ids=["stream", "posts"]
-)
+@pytest.mark.parametrize("lost", [lambda: link(lose), Postless], ids=["stream", "posts"])
 async def test_sessions_that_are_lost_for_good_are_an_error_and_nothing_is_left(
     lost: type[Postless],
 ) -> None:
     links = [lost() for _ in range(3)]
-    edge = Edge(*links, slot=CountingSlot())
 
     with pytest.raises(Unavailable, match="went away"):
-        await edge.run()
+        await answer(*links, slot=CountingSlot())
 
-    assert [link.closed for link in links] == [1, 1, 1]
-    assert len(asyncio.all_tasks()) == 1
-
-
-async def test_posts_that_fail_lose_the_session_and_not_the_answer() -> None:
-    second = ScriptedLink(scripted(Commit(0, 0, (3,)), Finish("stop")))
-    edge = Edge(Postless(), second, slot=CountingSlot())
-
-    await edge.run()
-
-    assert edge.emitted == [3]
+    assert [each.closed for each in links] == [1, 1, 1]

@@ -13,7 +13,7 @@ from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.fallback import FEATURES, DraftEngine, is_away
 from edge_agent.link.known_verifiers import Event
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.settings import EdgeSettings, load
+from edge_agent.settings import EdgeSettings
 from gateway.errors import ApiError, EngineFault, Overloaded, Unavailable
 from gateway.ports import Delta, Job, opening
 from speculation.distributions import Logits
@@ -181,26 +181,3 @@ async def test_a_verifier_that_refuses_the_edge_is_no_verifier_that_is_away() ->
 
     with pytest.raises(EngineFault):
         await away(refusing)
-
-
-@pytest.mark.parametrize("unnamed", [{}, {"draft_model": "none"}])
-def test_a_fallback_needs_a_draft_model_that_is_named(unnamed: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="draft_model that is named"):
-        EdgeSettings(fallback="draft", **unnamed)  # type: ignore[arg-type]
-
-    assert EdgeSettings(fallback="draft", draft_model="smollm2").fallback == "draft"
-
-
-@pytest.mark.parametrize("order", ["server", "server,draft"])
-def test_a_server_needs_an_address_and_a_model(order: str) -> None:
-    with pytest.raises(ValueError, match=r"needs fallback_server\.url"):
-        EdgeSettings(fallback=order, draft_model="smollm2")  # type: ignore[arg-type]
-
-
-def test_a_key_does_not_go_to_a_server_in_the_clear() -> None:
-    server = {"fallback_server": {"url": "gpu:8000/v1", "model": "m"}, "fallback": "server"}
-
-    with pytest.raises(ValueError, match="gpu in the clear"):
-        load(None, {"PICOSPEC_FALLBACK_KEY": "k"}, server)
-
-    assert str(load(None, {}, server).fallback_server.url) == "http://gpu:8000/"

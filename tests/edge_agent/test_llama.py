@@ -1,27 +1,20 @@
-"""The drafter's thread over a KV cache that rejects gaps, as llama.cpp does."""
+"""The drafter's thread, over a KV cache that rejects gaps, as llama.cpp does."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from edge_agent.draft import llama as thread
-from edge_agent.draft import slot as reading_on
-from edge_agent.draft.drafter import CannotDraft
+from edge_agent.draft.drafter import CannotDraft, DraftSlot
 from edge_agent.draft.llama import CHUNK_TOKENS, LlamaDrafter
-from edge_agent.draft.reading_on import (
-    AFTER_S,
-    CHUNK_S,
-    IDLE_S,
-    MIN_CHUNK_TOKENS,
-    SOON_S,
-    ReadingOn,
-)
-from edge_agent.draft.slot import KvSlot, ReadingPolicy, View
+from gateway.background_work import running_alongside
 from speculation.distributions import Logits
 from speculation.draft_token import DraftToken
 from tests.edge_agent.fake_cache import (
@@ -76,12 +69,6 @@ async def test_an_answer_that_makes_no_step_for_long_gives_its_slot_to_another(
     idle.leave()  # frees nothing
     monkeypatch.setattr(thread, "GIVES_WAY_S", 60.0)
     assert drafter.take([1]) is None
-
-
-async def test_a_prompt_that_fills_the_cache_gets_no_slot_where_it_must_be_read_whole(
-    drafter: LlamaDrafter,
-) -> None:
-    assert drafter.take([1] * 300, whole=True) is None
 
 
 async def test_a_little_in_common_does_not_cost_a_long_conversation_its_slot(
@@ -142,30 +129,17 @@ async def test_a_pass_that_fails_fails_its_steps_and_the_next_step_works(
     assert await draft_after(slot, [1, 2, 3, 4]) == truth([1, 2, 3, 4])
 
 
-async def test_a_sampler_that_fails_fails_its_step_and_the_next_step_works(
-    drafter: LlamaDrafter,
-) -> None:
-    def broken(logits: Logits, position: int) -> DraftToken:
-        raise ZeroDivisionError("no distribution")
-
-    slot = taken(drafter, [1, 2, 3])
-
-    with pytest.raises(CannotDraft, match="no distribution"):
-        async with asyncio.timeout(5):
-            await slot.step([1, 2, 3], lambda _: broken)
-
-    assert await draft_after(slot, [1, 2, 3]) == truth([1, 2, 3])
-
-
-async def test_a_sampler_that_fails_fails_no_other_sessions_step(
+async def test_a_sampler_that_fails_fails_its_own_step_alone_and_the_next_one_works(
     drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
     def broken(logits: Logits, position: int) -> DraftToken:
         raise ZeroDivisionError("no distribution")
 
     async def fail() -> None:
+        slot = taken(drafter, [4])
         with pytest.raises(CannotDraft, match="no distribution"):
-            await taken(drafter, [4]).step([4], lambda _: broken, ahead=[5, 6])
+            await slot.step([4], lambda _: broken, ahead=[5, 6])
+        assert await draft_after(slot, [4]) == truth([4])
 
     cache.gate.clear()
     steps = [asyncio.create_task(draft_after(taken(drafter, [9]), [9]))]
@@ -182,8 +156,11 @@ async def test_a_sampler_that_fails_fails_no_other_sessions_step(
     assert max(map(len, cache.passes)) == 3
 
 
-async def test_an_empty_prompt_gets_no_slot(drafter: LlamaDrafter) -> None:
-    assert drafter.take([]) is None
+@pytest.mark.parametrize(("prompt", "whole"), [([], False), ([1] * 300, True)])
+async def test_a_prompt_that_is_empty_or_cannot_be_read_whole_gets_no_slot(
+    drafter: LlamaDrafter, prompt: list[int], whole: bool
+) -> None:
+    assert drafter.take(prompt, whole=whole) is None
 
 
 async def test_a_whole_context_past_the_cache_is_an_error_of_that_step(
@@ -268,87 +245,84 @@ async def test_ahead_is_read_as_far_as_there_is_room(
     assert await drafts_after(slot, [*full, 1, 2], [3]) == [truth([*full, 1, 2])]
 
 
-# When the rest of a prompt is read, and how much of it at once.
+# --- a pass that does not end costs its sessions only their drafts
 
 
-@given(
-    st.integers(1, 5000),
-    st.integers(1, 20_000),
-    st.floats(0.0, 5.0),
-    st.booleans(),
-    st.booleans(),
-)
-def test_a_step_waits_for_no_long_chunk_and_for_one_only_where_the_rest_is_soon_read(
-    speed: int, rest: int, idle_s: float, step_waits: bool, ended: bool
-) -> None:
-    slot = KvSlot(0, taken=True, session=object(), rest=range(rest))
-    cache, reading = FakeCache(), ReadingPolicy(room=300, tokens_per_s=speed)
-    on, now = ReadingOn(KvSlot(1), reading, CHUNK_TOKENS), 100.0
+@asynccontextmanager
+async def watched(drafter: LlamaDrafter) -> AsyncIterator[tuple[DraftSlot, DraftSlot]]:
+    """Give two slots of a drafter that soon counts as stuck."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading_on.time, "monotonic", lambda: now)
-        on.pass_ended(ended=ended)
-        now += idle_s
-        wait_s = on.wait_s([slot])
-        due = on.next_slot([slot], step_waits=step_waits)
-        chunk = on.begin_chunk(slot, cache, step_waits=step_waits)
-        on.chunk_was_read(slot, chunk.tokens)
-        again = on.next_slot([slot], step_waits=True)
-
-    assert wait_s == pytest.approx(max(0.0, IDLE_S - idle_s))
-    assert (due is slot) == (not step_waits or (ended and rest <= speed * SOON_S))
-    assert again is None
-    limit_s = IDLE_S if step_waits else min(idle_s, CHUNK_S)
-    assert 0 < len(chunk.tokens) <= min(CHUNK_TOKENS, max(MIN_CHUNK_TOKENS, speed * limit_s))
-    assert (slot.rest == ()) == (len(chunk.tokens) == rest)
+        patch.setattr(thread, "PASS_TIMEOUT_S", 0.05)
+        patch.setattr(thread, "CHECK_S", 0.01)
+        patch.setattr(thread, "CLOSE_S", 0.05)
+        async with asyncio.timeout(5), running_alongside(drafter.watch()):
+            yield taken(drafter, [1, 2, 3]), taken(drafter, [4, 5])
 
 
-def test_what_is_read_on_counts_for_its_own_session_alone() -> None:
-    slots = [
-        KvSlot(each, taken=True, session=object(), rest=range(300), view=View(first))
-        for each, first in enumerate((0, 200))
-    ]
-    spare = KvSlot(2, tokens=[*range(300)], session=object())
-    on = ReadingOn(spare, ReadingPolicy(300, 100.0), CHUNK_TOKENS)
-    due = []
-    for slot in slots:
-        on.pass_ended(ended=True)
-        due.append(on.next_slot([slot], step_waits=True))
-
-    assert due == [None, slots[1]]
-
-
-@pytest.mark.parametrize(
-    ("runs", "idle_s", "read"),
-    [(False, AFTER_S - 1, 1), (False, AFTER_S + 1, None), (True, 0.0, None), (None, 9e9, 2)],
-)
-def test_a_session_that_ended_is_read_on_for_a_while_if_no_other_runs(
-    runs: bool | None, idle_s: float, read: int | None, monkeypatch: pytest.MonkeyPatch
+async def test_the_steps_that_wait_fail_and_that_is_logged(
+    drafter: LlamaDrafter, cache: FakeCache
 ) -> None:
-    """The sessions of slots 0 and 1 have ended; runs: that of slot 2 runs, and has no rest; or,
-    None, it has one."""
-    slots = [KvSlot(each, taken_at=each, rest=range(9)) for each in range(3)]
-    slots[2].taken = runs is not False
-    if runs is not None:
-        slots[2].rest = ()
-    on = ReadingOn(KvSlot(3), ReadingPolicy(300, 100.0), CHUNK_TOKENS)
-    monkeypatch.setattr(reading_on.time, "monotonic", lambda: 100.0)
-    on.pass_ended(ended=True)
-    monkeypatch.setattr(reading_on.time, "monotonic", lambda: 100.0 + idle_s)
+    cache.gate.clear()
+    with capture_logs() as logs:
+        async with watched(drafter) as (first, second):
+            in_the_pass = asyncio.create_task(draft_after(first, [1, 2, 3]))
+            await asyncio.sleep(0.02)
+            behind_it = asyncio.create_task(draft_after(second, [4, 5]))
+            failed = await asyncio.gather(in_the_pass, behind_it, return_exceptions=True)
 
-    due = on.next_slot(slots, step_waits=False)
+            assert drafter.is_stuck
+            assert drafter.take([6]) is None
 
-    assert due is (None if read is None else slots[read])
-    assert (on.wait_s(slots) is None) == (read is None)
+    assert [type(error) for error in failed] == [CannotDraft, CannotDraft]
+    assert [entry["event"] for entry in logs] == ["the draft model is stuck"]
 
 
-@pytest.mark.parametrize(
-    ("tokens", "took_s", "learned"), [(16, 0.08, 125.0), (15, 0.08, 100.0)]
-)
-def test_the_reading_speed_is_learned_from_passes_of_many_tokens(
-    tokens: int, took_s: float, learned: float
+@pytest.mark.parametrize("broken", ["next_slot", "truncate"])
+async def test_an_error_of_its_own_costs_no_more_than_the_drafts(
+    drafter: LlamaDrafter, cache: FakeCache, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    reading = ReadingPolicy(room=300, tokens_per_s=100.0)
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError
 
-    reading.observe(tokens, took_s)
+    monkeypatch.setattr(threading, "excepthook", lambda _: cache.gate.hold())
+    async with watched(drafter) as (first, second):
+        with monkeypatch.context() as during:
+            during.setattr(drafter._reading_on, "next_slot", fails)
+            if broken == "truncate":  # while it fails the step: its thread ends
+                during.setattr(cache, "truncate", fails)
+            with pytest.raises(CannotDraft):
+                await draft_after(first, [1, 2, 3])
 
-    assert reading.tokens_per_s == pytest.approx(learned)
+        assert drafter.is_stuck == (broken == "truncate")
+        if not drafter.is_stuck:
+            assert await draft_after(second, [4, 5]) == truth([4, 5])
+
+
+async def test_a_pass_that_ends_after_all_lets_it_draft_again(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    cache.gate.clear()
+    async with watched(drafter) as (first, second):
+        with pytest.raises(CannotDraft):
+            await draft_after(first, [1, 2, 3])
+        first.leave()
+
+        cache.gate.set()
+        assert await draft_after(second, [4, 5]) == truth([4, 5])
+
+        slot = drafter.take([1, 2, 3])
+        assert await draft_after(slot, [1, 2, 3]) == truth([1, 2, 3])
+
+
+async def test_closing_does_not_wait_for_it_and_frees_nothing_that_it_uses(
+    drafter: LlamaDrafter, cache: FakeCache
+) -> None:
+    cache.gate.clear()
+    async with watched(drafter) as (first, _):
+        step = asyncio.create_task(draft_after(first, [1, 2, 3]))
+        await asyncio.sleep(0.02)
+
+        assert drafter.close() is False
+
+        assert not cache.closed
+        step.cancel()

@@ -1,28 +1,30 @@
-"""The edge holds the grammar of an answer, and no grammar can end the answer there."""
+"""What an edge proposes without a draft model: what a grammar forces, and what is predicted."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from math import inf
 
+import msgspec
 import numpy as np
 import pytest
 
 from edge_agent.draft.drafter import NoDrafter, step_sampler
 from edge_agent.draft_grammars import DraftGrammar, EdgeGrammars, GrammarProposer
+from edge_agent.engine import EdgeEngine
 from edge_agent.metrics import EdgeMetrics
-from edge_agent.proposals import EdgeAnswerCaches, ProposalFinder
+from edge_agent.proposals import ProposalFinder
 from edge_agent.settings import EdgeSettings
 from gateway.errors import InvalidRequest
+from gateway.ports import Delta, Job
 from local_models.errors import GrammarFailed
 from local_models.grammars import Grammar, GrammarState
 from local_models.guidance import grammar_text
 from local_models.tokenizer import Tokenizer
 from speculation import coupled
-from speculation.answer_cache import AnswerCache
 from speculation.draft_machine import DraftMachine
 from speculation.draft_policy import StreamPolicy
 from speculation.draft_token import DraftToken
@@ -35,8 +37,11 @@ from tests.edge_agent.fakes import (
     JOB,
     FakeVerifiers,
     Paired,
+    ScriptedLink,
     deltas,
     engine,
+    on,
+    opened,
     quiet,
     scripted,
 )
@@ -256,29 +261,133 @@ def test_without_lookup_only_what_is_forced_is_proposed() -> None:
     proposer.observe_reading(2, 0.1, 0.1)
 
 
-# A cache lasts as long as its owner; test_engine_prediction.py says who gets what of it.
+# A prediction, of the client or of an edge with a cache, travels to the verifier.
 
-PROMPT = tuple(range(20))
-
-
-class Owner: ...
+NOVEL = "Call me Ishmael. Some years ago"
+PREDICTED = replace(JOB, extras={"prediction": NOVEL})
 
 
-def test_what_was_kept_is_gone_when_it_is_emptied_and_with_its_owner() -> None:
-    one, other, answer_caches = Owner(), Owner(), EdgeAnswerCaches(1000)
+async def test_what_became_of_it_is_told_with_every_delta() -> None:
+    right, wrong = tuple(NOVEL[:8].encode()), (99, 98, 97)
+    script = scripted(quiet, Commit(0, 0, right, 8), Commit(0, 8, wrong), Finish("stop"))
 
-    def cache_of(owner: Owner) -> AnswerCache:
-        answer_cache = answer_caches.of(owner, FACTS)
-        assert answer_cache is not None
-        return answer_cache
+    received = await deltas(engine(FakeVerifiers(script)).generate(PREDICTED))
 
-    for each in (one, other):
-        cache_of(each).add(PROMPT, [7])
+    counted = [delta.statistics for delta in received if delta.statistics]
+    assert [each.accepted_prediction_tokens for each in counted] == [8, 8, 8]
+    assert counted[-1].rejected_prediction_tokens >= 8
 
-    answer_caches.empty(one)
-    assert cache_of(one).expected(PROMPT, 9) == ()
-    assert cache_of(other).expected(PROMPT, 9) == (7,)
-    del one, other, each
-    gc.collect()
 
-    assert not answer_caches._kept
+@pytest.mark.parametrize(
+    ("settings", "text", "sent"),
+    [
+        (EdgeSettings(lookup=False), NOVEL, (True, NOVEL)),
+        (EdgeSettings(), "", (True, "")),
+        (EdgeSettings(judge="separate"), NOVEL, (False, "")),
+        (EdgeSettings(ngram_drafts=False), NOVEL, (False, "")),
+    ],
+)
+async def test_only_where_any_draft_token_is_exact_the_verifier_proposes_some(
+    settings: EdgeSettings, text: str, sent: tuple[bool, str]
+) -> None:
+    job = replace(JOB, extras={"prediction": text})
+
+    asked = await opened(job, settings, NoDrafter())
+
+    assert (asked.ngram_drafts, bytes(asked.predicted).decode()) == sent
+    assert asked.sampling.extras == {}
+
+
+# --- an edge with a cache predicts what it answered last when the same is asked again
+
+
+class Owner:
+    name = identity = "somebody"
+
+
+ANSWER = tuple(range(100, 112))
+KEPT = EdgeSettings(answer_cache_tokens=1000)
+ASKED = replace(JOB, prompt=tuple(range(30)), owner=Owner())
+OTHER = msgspec.structs.replace(FACTS, vocabulary="another")
+
+
+async def answered(settings: EdgeSettings = KEPT) -> tuple[EdgeEngine, FakeVerifiers]:
+    """Return an engine that has answered ASKED, and its verifiers."""
+    verifiers = FakeVerifiers(scripted(Commit(0, 0, ANSWER), Finish("stop")))
+    edge = engine(verifiers, settings=settings)
+    await deltas(edge.generate(ASKED))
+    assert verifiers.opened[0].predicted == ()
+    return edge, verifiers
+
+
+async def asked_again(
+    edge: EdgeEngine, verifiers: FakeVerifiers, job: Job = ASKED
+) -> list[Delta]:
+    script = scripted(Commit(0, 0, ANSWER, verifier_accepted=11), Finish("stop"))
+    verifiers.links = [ScriptedLink(script)]
+    return await deltas(edge.generate(job))
+
+
+PREDICTED_TOO = replace(ASKED, extras={"prediction": "Ishmael"})
+KEPT_SEPARATELY = KEPT.model_copy(update={"judge": "separate"})
+KEPT_ALONE = KEPT.model_copy(update={"ngram_drafts": False})
+
+
+@pytest.mark.parametrize(
+    ("job", "settings", "known", "predicted"),
+    [
+        (ASKED, KEPT, FACTS, ANSWER),
+        (replace(ASKED, owner=Owner()), KEPT, FACTS, ()),
+        (replace(ASKED, owner=None), KEPT, FACTS, ()),
+        (ASKED, KEPT, OTHER, ()),
+        (ASKED, EdgeSettings(answer_cache_tokens=0), FACTS, ()),
+        (ASKED, KEPT_SEPARATELY, FACTS, ()),
+        (ASKED, KEPT_ALONE, FACTS, ()),
+        (PREDICTED_TOO, KEPT, FACTS, tuple(b"Ishmael")),
+    ],
+    ids=[
+        "the same question", "another key", "nobody in particular", "another target",
+        "no cache", "separate", "the verifier does not draft", "the client's comes first",
+    ],
+)  # fmt: skip
+async def test_the_answer_is_predicted_when_the_same_is_asked_again(
+    job: Job, settings: EdgeSettings, known: ModelFacts, predicted: tuple[TokenId, ...]
+) -> None:
+    edge, verifiers = await answered(settings)
+    verifiers.known = known
+
+    await asked_again(edge, verifiers, job)
+
+    assert verifiers.opened[1].predicted == predicted
+
+
+async def test_what_the_cache_expects_is_not_counted_as_a_prediction_of_the_clients() -> None:
+    received = await asked_again(*await answered())
+
+    assert [d.statistics.accepted_prediction_tokens for d in received if d.statistics] == [0, 0]
+
+
+async def test_an_answer_that_was_cancelled_is_kept_as_far_as_it_came() -> None:
+    verifiers = FakeVerifiers(scripted(Commit(0, 0, ANSWER[:5]), on(asyncio.Event())))
+    edge = engine(verifiers, settings=KEPT)
+    async with asyncio.timeout(2), aclosing(edge.generate(ASKED)) as stream:
+        await anext(stream)
+
+    await asked_again(edge, verifiers)
+
+    assert verifiers.opened[1].predicted == ANSWER[:5]
+
+
+@pytest.mark.parametrize(
+    ("owner", "predicted"), [(ASKED.owner, ()), (Owner(), ANSWER)], ids=["its own", "another's"]
+)
+async def test_an_owner_whose_cache_is_emptied_has_nothing_predicted(
+    owner: Owner, predicted: tuple[TokenId, ...]
+) -> None:
+    edge, verifiers = await answered()
+
+    await edge.forget(owner)
+    await asked_again(edge, verifiers)
+
+    assert verifiers.opened[1].predicted == predicted
+    assert verifiers.salts == [None], "the verifier forgets too"

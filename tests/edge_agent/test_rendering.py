@@ -15,8 +15,16 @@ from edge_agent.draft.loading import TargetTokenizer
 from gateway.endpoints.chat import ChatRequest
 from gateway.endpoints.rendering import PATH, fields_of
 from gateway.errors import Unsupported
-from tests.edge_agent.own_api import API, ASK, CHATS, SAID, before
-from tests.edge_agent.proxying import OwnApi, saying
+from tests.edge_agent.proxying import (
+    API,
+    ASK,
+    CHATS,
+    SAID,
+    OwnApi,
+    ask,
+    before,
+    saying,
+)
 from tests.gateway.scripted import ByteTokenizer
 from tests.guards import GUARD_S
 from tests.verifier.fake_target import STREAMS, V
@@ -55,8 +63,7 @@ def making(content: bytes, status: int = 200, *listed: str) -> OwnApi:
 async def test_a_chat_is_drafted_on_the_tokens_that_the_verifiers_server_makes_of_it() -> None:
     api = making(json.dumps({"token_ids": IDS}).encode(), 200, "tools", "stop")
     wanted = {"seed": 1, "reasoning": {"effort": "low"}, "tools": TOOLS, "stop": ["@"]}
-    async with before(api) as client:
-        answer = await client.post(CHATS, json={**ASK, **wanted})
+    answer = await ask(api, CHATS, {**ASK, **wanted})
 
     assert answer.status_code == 200, answer.text
     assert "x-picospec-relayed" not in answer.headers
@@ -89,8 +96,7 @@ async def test_a_chat_is_drafted_on_the_tokens_that_the_verifiers_server_makes_o
     ],
 )
 async def test_what_is_no_prompt_is_an_error_that_names_the_verifier(content: bytes) -> None:
-    async with before(making(content)) as client:
-        answer = await client.post(CHATS, json=ASK)
+    answer = await ask(making(content), CHATS, ASK)
 
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (500, "bad_prompt")
@@ -107,8 +113,7 @@ async def test_what_is_no_prompt_is_an_error_that_names_the_verifier(content: by
 async def test_a_chat_without_such_a_prompt_is_answered_by_the_verifiers_own_api(
     status: int, body: dict[str, Any]
 ) -> None:
-    async with before(making(b"{}", status)) as client:
-        answer = await client.post(CHATS, json=body)
+    answer = await ask(making(b"{}", status), CHATS, body)
 
     assert (answer.status_code, answer.content) == (200, SAID), answer.text
     assert answer.headers["x-picospec-relayed-for"] == "messages"
@@ -126,8 +131,7 @@ async def test_a_prompt_that_does_not_come_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rendering, "WITHIN_S", 0.0)
-    async with before(making(b'{"token_ids":[4]}')) as client:
-        answer = await client.post(CHATS, json=ASK)
+    answer = await ask(making(b'{"token_ids":[4]}'), CHATS, ASK)
 
     assert (answer.status_code, answer.content) == (200, SAID), answer.text
 

@@ -3,9 +3,6 @@ another vocabulary has of it while the target writes it."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -14,16 +11,8 @@ from edge_agent.draft.draft_text import REREAD_TOKENS, DraftText
 from edge_agent.draft.llama import LlamaDrafter
 from edge_agent.draft.retokeniser import Retokeniser
 from edge_agent.draft.token_mapping import Translation, special_tokens
-from edge_agent.forwarding import fields_of
-from edge_agent.link.errors import VerifierResponse, from_answer
-from edge_agent.link.known_verifiers import Event
-from edge_agent.link.verifier import Verifier, VerifierStatus
-from edge_agent.link.verifiers import Verifiers
-from edge_agent.metrics import EdgeMetrics
-from gateway.errors import InvalidRequest, Unavailable
 from local_models.tokenizer import Tokenizer
 from tests.edge_agent.cross_vocabulary import TEXTS, Name, WordEncoder, model, translation
-from tests.edge_agent.virtual import FACTS
 
 NAMES: list[Name] = ["smollm2", "qwen"]
 
@@ -278,8 +267,19 @@ def pair() -> Translation:
     return Translation(Tokenizer(TARGET, None), DRAFT)
 
 
-def test_text_is_tokenised_anew_and_markers_become_the_draft_models(pair: Translation) -> None:
-    assert pair.prompt([TOOL, AB, AB, END]) == [BOS_, TOOL_, A_, B_, A_, B_, STOP_]
+@pytest.mark.parametrize(
+    ("prompt", "own"),
+    [
+        ([TOOL, AB, AB, END], [BOS_, TOOL_, A_, B_, A_, B_, STOP_]),
+        ([BEGIN, AB], [BOS_, A_, B_]),
+        ([], [BOS_]),
+    ],
+    ids=["markers become the draft model's", "one that only begins it is left out", "empty"],
+)
+def test_the_text_of_a_prompt_is_tokenised_anew(
+    pair: Translation, prompt: list[int], own: list[int]
+) -> None:
+    assert pair.prompt(prompt) == own
 
 
 def test_a_marker_that_the_draft_model_lacks_is_spelt(pair: Translation) -> None:
@@ -287,11 +287,6 @@ def test_a_marker_that_the_draft_model_lacks_is_spelt(pair: Translation) -> None
 
     assert pair.draft.bytes_of(own) == b"<bos>ab<note>ab"
     assert set(own) & {STOP_, TOOL_} == set()
-
-
-def test_one_that_only_begins_the_prompt_is_left_out(pair: Translation) -> None:
-    assert pair.prompt([BEGIN, AB]) == [BOS_, A_, B_]
-    assert pair.prompt([]) == [BOS_]
 
 
 def test_a_prompt_that_it_leaves_empty_gets_no_slot(drafter: LlamaDrafter) -> None:
@@ -311,69 +306,3 @@ def test_what_begins_every_prompt_is_there_once(pair: Translation) -> None:
 def test_the_ends_of_a_turn_are_related_even_where_they_are_spelt_otherwise() -> None:
     assert special_tokens(DRAFT.vocabulary, TARGET.vocabulary) == {STOP_: END, TOOL_: TOOL}
     assert special_tokens(TARGET.vocabulary, DRAFT.vocabulary) == {END: STOP_, TOOL: TOOL_}
-
-
-# Answers and requests whose text is Latin-1, which JSON does not allow.
-
-WORN_OUT = b'"\xe9puis\xe9"'
-
-
-class Answering:
-    """A Connection that gives one answer to every request, and to GET /v1/model-facts that."""
-
-    client = None
-
-    def __init__(self, number: int, answer: VerifierResponse, facts: bytes = b"") -> None:
-        self.url = f"http://verifier{number}"
-        self.answer = answer
-        self.facts = VerifierResponse(200, facts) if facts else answer
-
-    async def ask(self, _: str, path: str, **__: object) -> VerifierResponse:
-        return self.facts if path == "/v1/model-facts" else self.answer
-
-
-def verifier(
-    metrics: EdgeMetrics, number: int, answer: VerifierResponse, facts: bytes = b""
-) -> Verifier:
-    connection: Any = Answering(number, answer, facts)
-    return Verifier(connection, metrics)
-
-
-def test_an_error_in_it_counts_by_its_status() -> None:
-    error = from_answer(VerifierResponse(503, b'{"error":{"message":%b}}' % WORN_OUT))
-
-    assert type(error) is Unavailable
-    assert error.message == "the verifier is not ready: it answered 503"
-
-
-@pytest.mark.parametrize(
-    "facts", [b"", b'{"model":%b}' % WORN_OUT], ids=["every answer", "only the facts"]
-)
-async def test_the_other_verifier_is_used(metrics: EdgeMetrics, facts: bytes) -> None:
-    failing = VerifierResponse(503, b'{"error":{"message":%b}}' % WORN_OUT)
-    first = verifier(metrics, 0, VerifierResponse(200, b"{}") if facts else failing, facts)
-    second = verifier(metrics, 1, VerifierResponse(200, b"{}"), msgspec.json.encode(FACTS))
-    first.note(Event.IS_READY)
-    verifiers = Verifiers([first, second], metrics, 5.0)
-
-    assert (await verifiers.facts()).model == FACTS.model
-
-    await verifiers.probe()
-    assert verifiers.current is second
-    assert first.is_ready == bool(facts)
-
-
-async def test_a_load_and_a_status_in_it_are_left_out(metrics: EdgeMetrics) -> None:
-    only = verifier(
-        metrics, 0, VerifierResponse(200, b'{"load":%b,"version":%b}' % (WORN_OUT, WORN_OUT))
-    )
-
-    await only.check()
-
-    assert only.load == 0
-    assert await only.status() == VerifierStatus()
-
-
-def test_a_proxied_request_in_it_is_the_clients_error() -> None:
-    with pytest.raises(InvalidRequest, match="the body is no JSON"):
-        fields_of(b'{"prompt":%b}' % WORN_OUT)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent.link.connection import REQUEST_TIMEOUT_S
+from edge_agent.link import uploads
+from edge_agent.link.connection import REQUEST_TIMEOUT_S, UPLOADS_PATH
 from edge_agent.link.errors import LinkDown
 from edge_agent.link.posts import Posts
 from edge_agent.link.uploads import (
@@ -22,10 +24,11 @@ from edge_agent.link.uploads import (
     _Acknowledgement,
 )
 from gateway.background_work import running_alongside
-from gateway.errors import EngineFault
+from gateway.errors import EngineFault, Unavailable
 from speculation import upload_records, wire
-from speculation.messages import Draft, Message
-from tests.edge_agent.virtual import RTT_S
+from speculation.messages import Draft, Message, Multiplexed
+from tests.fakes.link import Stream
+from tests.fakes.world import PASS_S, RTT_S, TEXT, VerifierProcess, World
 from tests.virtual_time import run
 
 RUN = "12345678"
@@ -38,7 +41,7 @@ class FakePath:
     def __init__(self) -> None:
         self.client: object = object()
         self.run = RUN
-        self.holds_back = self.breaks = self.refuses = self.is_silent = False
+        self.holds_back = self.breaks = self.refuses = self.is_silent = self.is_flaky = False
         self.streams = self.posts = 0
         self.is_given_up = False
         self.arrived: list[Message] = []
@@ -85,6 +88,8 @@ class FakePath:
     async def post(self, session: str, frames: bytes, headers: Mapping[str, str]) -> None:
         self.posts += 1
         await asyncio.sleep(RTT_S)
+        if self.is_flaky and self.posts % 2:
+            raise Unavailable("not now")
         self.arrived += wire.Decoder().feed(frames)
 
     @asynccontextmanager
@@ -108,14 +113,10 @@ async def send(posts: Posts, *positions: int, pause_s: float = 3 * RTT_S) -> Non
         await asyncio.sleep(pause_s)
 
 
-def test_messages_go_on_the_stream_once_it_is_acknowledged() -> None:
-    async def main() -> FakePath:
-        path = FakePath()
-        async with path.sending() as posts:
-            await send(posts, *range(20))
-        return path
-
-    path = run(main())
+async def test_messages_go_on_the_stream_once_it_is_acknowledged() -> None:
+    path = FakePath()
+    async with path.sending() as posts:
+        await send(posts, *range(20))
 
     assert path.streams == 1
     assert path.posts < 3
@@ -127,74 +128,64 @@ def test_messages_go_on_the_stream_once_it_is_acknowledged() -> None:
 
 @pytest.mark.parametrize(
     ("fault", "streams"),
-    [(fault, MAX_ATTEMPTS) for fault in ("holds_back", "is_silent", "breaks")]
-    + [("refuses", 1)],
+    [
+        ({"holds_back": True}, MAX_ATTEMPTS),
+        ({"is_silent": True}, MAX_ATTEMPTS),
+        ({"breaks": True}, MAX_ATTEMPTS),
+        ({"refuses": True}, 1),
+        ({"refuses": True, "is_flaky": True}, 1),
+        ({"run": "another1"}, 1),
+    ],
+    ids=["holds back", "silent", "breaks", "refuses", "posts fail too", "another run"],
 )
-def test_a_connection_without_an_acknowledgement_goes_on_with_posts(
-    fault: str, streams: int
+async def test_a_connection_without_an_acknowledgement_goes_on_with_posts(
+    fault: dict[str, Any], streams: int
 ) -> None:
-    async def main() -> FakePath:
-        path = FakePath()
-        setattr(path, fault, True)
-        async with path.sending() as posts:
-            for position in range(40):
-                await send(posts, position, pause_s=FIRST_ANSWER_S / 4)
-                assert path.arrived[-1] == draft(position)
-        return path
-
-    path = run(main())
+    path = FakePath()
+    vars(path).update(fault)
+    async with path.sending() as posts:
+        for position in range(40):
+            await send(posts, position, pause_s=FIRST_ANSWER_S / 4)
+            assert path.arrived[-1] == draft(position)
 
     assert path.streams == streams
     assert path.is_given_up
     assert path.arrived == [draft(at) for at in range(40)]
 
 
-def test_a_stream_to_another_run_is_left_and_posts_go_on() -> None:
-    async def main() -> FakePath:
-        path = FakePath()
-        path.run = "another1"
-        async with path.sending() as posts:
-            await send(posts, *range(10))
-        return path
-
-    path = run(main())
-
-    assert path.streams == 1
-    assert path.is_given_up
-    assert path.arrived == [draft(at) for at in range(10)]
-
-
-def test_a_new_connection_is_tried_anew() -> None:
-    async def main() -> FakePath:
-        path = FakePath()
-        path.refuses = True
-        async with path.sending() as posts:
-            await send(posts, *range(10))
-            path.refuses, path.client = False, object()
-            await send(posts, *range(10, 30))
-        return path
-
-    path = run(main())
+async def test_a_new_connection_is_tried_anew() -> None:
+    path = FakePath()
+    path.refuses = True
+    async with path.sending() as posts:
+        await send(posts, *range(10))
+        path.refuses, path.client = False, object()
+        await send(posts, *range(10, 30))
 
     assert path.streams == 2
     assert path.streamed[-1] == draft(29)
 
 
-def test_a_stream_without_a_later_acknowledgement_is_lost_with_its_connection() -> None:
-    async def main() -> tuple[FakePath, object]:
-        path = FakePath()
-        before = path.client
-        async with path.sending() as posts:
-            await send(posts, *range(10))
-            path.is_silent = True
-            path.streamed.clear()
-            await send(posts, *range(10, 20))
-        return path, before
-
-    path, before = run(main())
+async def test_a_stream_without_a_later_acknowledgement_is_lost_with_its_connection() -> None:
+    path = FakePath()
+    before = path.client
+    async with path.sending() as posts:
+        await send(posts, *range(10))
+        path.is_silent = True
+        path.streamed.clear()
+        await send(posts, *range(10, 20))
 
     assert path.client is not before
     assert {draft(at) for at in range(10, 20)} <= set(path.arrived)
+
+
+async def test_drafts_of_an_older_epoch_that_still_wait_are_dropped() -> None:
+    path = FakePath()
+    async with path.sending() as posts:
+        for position in range(100):
+            posts.send(draft(position))
+        posts.send(draft(0, epoch=1))
+
+    assert {*path.arrived, *path.streamed} == {draft(0, epoch=1)}
 
 
 @given(st.integers(0, 2**32))
@@ -242,3 +233,117 @@ async def test_the_first_acknowledgement_must_come_soonest_and_others_are_asked_
         assert (first[:2], early, acknowledgement.asks()) == ((True, False), False, True)
         due_s = (patience.when() or 0.0) - asyncio.get_running_loop().time()
         assert due_s == pytest.approx(REQUEST_TIMEOUT_S)
+
+
+# Sessions that a stream carries down share its fate, and are as exact as others.
+
+SESSIONS = 4
+
+Befall = Callable[[VerifierProcess, Stream], object]
+
+
+async def answers(world: World, befall: Befall, after: int) -> list[list[int]]:
+    """Return answers over one connection. befall: its upload stream, after so many tokens."""
+    texts: list[list[int]] = [[] for _ in range(SESSIONS)]
+    async with asyncio.TaskGroup() as tasks:
+        for text in texts:
+            tasks.create_task(world.answer(text))
+        while len(texts[0]) < after:  # noqa: ASYNC110 - a virtual clock
+            await asyncio.sleep(PASS_S / 8)
+        for upload in world.processes[0].link.streams(UPLOADS_PATH):
+            befall(world.processes[0], upload)
+    return texts
+
+
+def cut_in_a_record(process: VerifierProcess, upload: Stream) -> None:
+    record = upload_records.encode_record(next(iter(process.target.running)), bytes(8))
+    upload.down.add(record[: len(record) // 2])
+    upload.reset()
+
+
+def end(_: VerifierProcess, upload: Stream) -> None:
+    upload.down.add(None)
+
+
+@pytest.mark.parametrize("cut", [cut_in_a_record, end])
+@pytest.mark.parametrize("after", [1, 2, 3, 5, 8, 20, 50, 97])
+async def test_wherever_the_stream_is_cut_all_that_it_carries_is_opened_again(
+    cut: Befall, after: int
+) -> None:
+    async with World(1, multiplexes=True) as world:
+        assert await answers(world, cut, after) == [TEXT] * SESSIONS
+
+        cuts = world.processes[0].opened - SESSIONS
+        assert cuts == SESSIONS if 20 <= after <= 50 else cuts <= SESSIONS
+        assert world.gap_s < 5 * RTT_S + 2 * PASS_S
+        assert world.metrics.reopens._value.get() == 0
+
+
+async def test_an_answer_that_has_no_records_is_given_up_on_this_connection() -> None:
+    async with World(1, multiplexes=True) as world:
+        texts = await answers(world, lambda _, upload: upload.down.add(b"\xff" * 9), 50)
+
+        assert texts == [TEXT] * SESSIONS
+        assert world.metrics.multiplexed._value.get() == SESSIONS
+
+
+async def test_a_session_moves_once() -> None:
+    def attack(process: VerifierProcess, upload: Stream) -> None:
+        for name in process.target.running:
+            upload.down.add(upload_records.encode_record(name, wire.encode(Multiplexed())))
+
+    async with World(1, multiplexes=True) as world:
+        with pytest.raises(ExceptionGroup) as raised:
+            await answers(world, attack, 50)
+
+        assert raised.group_contains(EngineFault, match="Multiplexed")
+
+
+async def test_an_edge_that_drafts_no_more_keeps_the_stream_in_use() -> None:
+    async with World(1, multiplexes=True) as world:
+        world.drafted = 10
+        pieces = list[int]()
+
+        texts = await answers(world, lambda _, upload: pieces.append(upload.up.pieces), 20)
+        assert texts == [TEXT] * SESSIONS
+        (upload,) = world.processes[0].link.streams(UPLOADS_PATH)
+        assert upload.up.pieces - pieces[0] >= 80 * PASS_S / ASK_S / 2
+
+
+async def test_a_client_that_does_not_read_delays_no_other_one_and_gets_all_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(uploads, "MAX_UNREAD_BYTES", 300)
+    first: list[int] = []
+    others: list[list[int]] = [[], [], []]
+    read = asyncio.Event()
+
+    async def took(text: list[int]) -> None:
+        if text is first and len(text) >= 30:
+            await read.wait()
+
+    async with World(1, multiplexes=True) as world:
+        world.took = took  # type: ignore[method-assign]
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(world.answer(first))
+            async with asyncio.TaskGroup() as quick:
+                for text in others:
+                    quick.create_task(world.answer(text))
+            assert world.gap_s < 2 * RTT_S + 2 * PASS_S
+            read.set()
+
+        assert [first, *others] == [TEXT] * 4
+        assert world.metrics.resumes._value.get() == 1  # only so much was kept for it
+
+
+@pytest.mark.parametrize("sessions", [1, 16])
+async def test_a_connection_carries_its_sessions_unless_there_is_only_one(
+    sessions: int,
+) -> None:
+    async with World(1, multiplexes=None) as world:
+        texts: list[list[int]] = [[] for _ in range(sessions)]
+
+        await asyncio.gather(*map(world.answer, texts))
+
+        assert texts == [TEXT] * sessions
+        assert world.metrics.multiplexed._value.get() == (sessions if sessions > 1 else 0)

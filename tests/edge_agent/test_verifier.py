@@ -1,4 +1,4 @@
-"""A session with a verifier that cuts, answers with errors and dies."""
+"""A verifier as its edge uses it: connection, facts, readiness, and what its errors become."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import asyncio
 import json
 import socket
 import time
-from contextlib import nullcontext, suppress
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from threading import get_ident
 from types import MappingProxyType
+from typing import Any, Final
 
 import pytest
 from structlog.testing import capture_logs
 
-from edge_agent.link import verifier as verifying
 from edge_agent.link.connection import Connection
 from edge_agent.link.errors import LinkDown, VerifierResponse, from_answer, unreachable
 from edge_agent.link.known_verifiers import Event
 from edge_agent.link.posts import INLINE_TOKENS
 from edge_agent.link.session import EdgeSession
-from edge_agent.link.verifier import Verifier
-from edge_agent.link.verifiers import Verifiers
+from edge_agent.link.verifier import IDLE_S, Verifier
 from edge_agent.metrics import EdgeMetrics
-from gateway.background_work import running_alongside
 from gateway.errors import (
     ApiError,
     Draining,
@@ -38,22 +36,16 @@ from gateway.errors import (
 )
 from gateway.http import error_response
 from gateway.tenants import SALT_SECRET
-from gateway.tracing import NO_SPAN
-from picospec.link import Link
+from gateway.tracing import NO_SPAN, Span
 from speculation import wire
-from speculation.messages import (
-    Commit,
-    Down,
-    Draft,
-    Finish,
-    Message,
-    Open,
-    Sampling,
-)
-from tests.edge_agent.fake_verifier import target_at
-from tests.edge_agent.processes import Process, seen
+from speculation.messages import Message, Open
+from tests.fakes.world import RTT_S, WORDS, World
 from tests.guards import GUARD_S
+from tests.verifier.fake_target import opening
 from tests.virtual_time import compute
+
+NOWHERE: Final = "http://127.0.0.1:9"
+"""Nothing listens there."""
 
 
 def verifier_at(url: str, metrics: EdgeMetrics) -> Verifier:
@@ -74,7 +66,7 @@ def test_nobody_can_guess_an_address_from_its_label(
 async def test_an_answer_from_before_a_loss_does_not_say_that_a_verifier_is_back(
     metrics: EdgeMetrics,
 ) -> None:
-    verifier = verifier_at("http://127.0.0.1:9", metrics)
+    verifier = verifier_at(NOWHERE, metrics)
     begun = time.monotonic()
     verifier.answered(begun, Event.IS_READY)
     compute(1.0)
@@ -88,13 +80,14 @@ async def test_an_answer_from_before_a_loss_does_not_say_that_a_verifier_is_back
 
 
 @pytest.fixture
-async def verifier(process: Process, metrics: EdgeMetrics) -> Verifier:
-    return verifier_at(process.url, metrics)
+async def world() -> AsyncIterator[World]:
+    async with World() as world:
+        yield world
 
 
 @pytest.mark.system
 async def test_no_proxy_of_the_environment_is_asked_for_what_it_cannot_pass_on(
-    process: Process, metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch
+    metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
@@ -103,7 +96,8 @@ async def test_no_proxy_of_the_environment_is_asked_for_what_it_cannot_pass_on(
         for name in ("HTTP_PROXY", "HTTPS_PROXY"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
 
-        await verifier_at(process.url, metrics).facts()
+        with pytest.raises(ApiError, match="refused"):
+            await verifier_at(NOWHERE, metrics).facts()
         elsewhere = verifier_at("https://192.0.2.1:9000", metrics)
         asking = asyncio.create_task(elsewhere.facts())
         asked, _ = await asyncio.to_thread(proxy.accept)
@@ -116,50 +110,43 @@ async def test_no_proxy_of_the_environment_is_asked_for_what_it_cannot_pass_on(
 
 
 @pytest.mark.system
-async def test_a_verifier_that_nobody_reaches_is_logged_once(metrics: EdgeMetrics) -> None:
-    verifier = verifier_at("http://127.0.0.1:1", metrics)
+async def test_a_verifier_that_nobody_reaches_is_unavailable_at_once_and_logged_once(
+    metrics: EdgeMetrics,
+) -> None:
+    verifier = verifier_at(NOWHERE, metrics)
 
     with capture_logs() as logs:
         for _ in range(2):
-            with pytest.raises(ApiError):
+            with pytest.raises(Unavailable, match=rf"no verifier answers at {NOWHERE}"):
                 await verifier.facts()
+    with pytest.raises(Unavailable, match="connection refused"):
+        await follow(verifier, opening())
 
     assert [(each["event"], each["url"]) for each in logs] == [
-        ("verifier unreachable", "http://127.0.0.1:1")
+        ("verifier unreachable", NOWHERE)
     ]
 
 
-@pytest.mark.system
 @pytest.mark.parametrize("idle", [False, True])
 async def test_an_idle_connection_that_carries_nothing_is_replaced_before_it_is_used(
-    process: Process, metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch, idle: bool
+    world: World, idle: bool
 ) -> None:
-    now = time.monotonic()
-    monkeypatch.setattr(verifying, "now_with_sleep", lambda: now)
-    async with Link(("127.0.0.1", process.port)) as link:
-        verifiers = Verifiers(
-            [verifier := verifier_at(f"http://127.0.0.1:{link.port}", metrics)], metrics, 30.0
-        )
-        await verifiers.facts()
-        client, old = verifier.connection.client, set(link.connections)
-        for connection in old:
-            connection.stall(True)
-        now += verifying.IDLE_S + idle
+    connection = world.verifiers.current.connection
+    client = connection.client
+    world.processes[0].link.half_open()
+    await asyncio.sleep(IDLE_S + (1.0 if idle else -1.0))
 
-        await verifiers.facts()
-        await verifiers.awake()
+    await world.verifiers.facts()
+    await world.verifiers.awake()
 
-        assert (verifier.connection.client is not client) == idle
-        if idle:
-            assert isinstance((await everything(verifier, request()))[-1], Finish)
+    assert (connection.client is not client) == idle
 
 
 @pytest.mark.parametrize("event", [Event.LOST, Event.DRAINS])
 def test_requests_apart_leave_the_connection_to_a_verifier_that_is_lost(
     metrics: EdgeMetrics, event: Event
 ) -> None:
-    address = "http://127.0.0.1:9"
-    connection, proxy_connection = (Connection(address) for _ in range(2))
+    connection, proxy_connection = (Connection(NOWHERE) for _ in range(2))
     verifier, client = Verifier(connection, metrics, proxy_connection), proxy_connection.client
 
     verifier.note(Event.IS_READY)
@@ -169,67 +156,29 @@ def test_requests_apart_leave_the_connection_to_a_verifier_that_is_lost(
     assert proxy_connection.client is None
 
 
-def request(model: str = "plain", max_tokens: int = 40) -> Open:
-    return Open(model, "fake", (1, 2, 3), Sampling(), 5, max_tokens, (7,))
+async def follow(verifier: Verifier, asked: Open, span: Span = NO_SPAN) -> None:
+    """Take all messages of a session. span: of its opening."""
+    async for _ in EdgeSession(verifier, asked, spans=(NO_SPAN, span)).events():
+        pass
 
 
-async def everything(verifier: Verifier, asked: Open) -> list[Down]:
-    async with asyncio.timeout(GUARD_S):
-        return [message async for message in EdgeSession(verifier, asked).events()]
-
-
-def committed(messages: list[Down]) -> list[int]:
-    """Tokens in order, each position once."""
-    tokens: list[int] = []
-    for message in messages:
-        if isinstance(message, Commit):
-            assert message.start <= len(tokens), "a gap"
-            tokens[message.start : message.start + len(message.tokens)] = message.tokens
-    return tokens
-
-
-@pytest.mark.system
-async def test_facts_are_fetched_once_and_the_round_trip_is_measured(
-    verifier: Verifier,
+async def test_facts_are_fetched_once_for_all_who_wait_for_them_and_the_round_trip_is_measured(
+    world: World, metrics: EdgeMetrics
 ) -> None:
-    facts = await verifier.facts()
-
-    assert facts.model == "plain"
-    assert facts is await verifier.facts()
-    assert verifier.rtt_s > 0.0
-
-
-@pytest.mark.system
-async def test_facts_are_fetched_once_for_all_who_wait_for_them(verifier: Verifier) -> None:
-    before = (await seen(verifier.url))["told"]
+    (process,) = world.processes
+    verifier, path = verifier_at(process.url, metrics), "GET /v1/model-facts"
+    before = process.link.requests[path]
 
     left = asyncio.create_task(verifier.facts())
     await asyncio.sleep(0)
     asked = [asyncio.create_task(verifier.facts()) for _ in range(20)]
     await asyncio.sleep(0)
     left.cancel()
-    facts = await asyncio.gather(*asked)
+    facts = [*await asyncio.gather(*asked), await verifier.facts()]
 
-    assert {each.model for each in facts} == {"plain"}
-    assert (await seen(verifier.url))["told"] == before + 1
-
-
-@pytest.mark.system
-async def test_a_verifier_that_does_not_send_its_tokenizer_is_unavailable_in_time(
-    metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verifying, "TOKENIZER_TIMEOUT_S", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        up = verifier_at(f"http://127.0.0.1:{silent.getsockname()[1]}", metrics)
-        async with asyncio.timeout(60):
-            with pytest.raises(Unavailable):
-                await up.tokenizer()
-
-
-@pytest.mark.system
-async def test_bytes_that_are_no_frames_are_a_fault(verifier: Verifier) -> None:
-    with pytest.raises(EngineFault, match="broke the protocol"):
-        await everything(verifier, request("garbage"))
+    assert {each.model for each in facts} == {"fake"}
+    assert process.link.requests[path] == before + 1
+    assert verifier.rtt_s == pytest.approx(RTT_S, rel=0.3)
 
 
 class RecordingSpan:
@@ -244,19 +193,16 @@ class RecordingSpan:
         self.ended.append(error)
 
 
-@pytest.mark.system
 async def test_a_span_ends_with_the_code_of_what_kept_the_session_from_opening(
-    verifier: Verifier,
+    world: World,
 ) -> None:
-    span = RecordingSpan()
+    span: Any = RecordingSpan()
+    world.processes[0].is_full = True
 
-    with pytest.raises(Draining, match="it is draining"):
-        async for _ in EdgeSession(
-            verifier, request("draining"), spans=(NO_SPAN, span)
-        ).events():  # type: ignore[arg-type]
-            pass
+    with pytest.raises(Overloaded, match="all slots are taken"):
+        await follow(world.verifiers.current, opening(vocabulary=WORDS.digest), span)
 
-    assert span.ended[0] == "draining"
+    assert span.ended[0] == "overloaded"
 
 
 @pytest.mark.system
@@ -264,59 +210,35 @@ async def test_a_span_ends_with_the_code_of_what_kept_the_session_from_opening(
     ("tokens", "by_a_thread"), [(INLINE_TOKENS, False), (INLINE_TOKENS + 1, True)]
 )
 async def test_a_thread_encodes_long_texts_one_after_the_other(
-    verifier: Verifier, monkeypatch: pytest.MonkeyPatch, tokens: int, by_a_thread: bool
+    metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch, tokens: int, by_a_thread: bool
 ) -> None:
     steps, encode = list[tuple[str, bool]](), wire.encode
 
     def noted(message: Message) -> bytes:
-        if not isinstance(message, Open):
-            return encode(message)
         steps.append(("begin", get_ident() != loops))
         time.sleep(0.01)
         steps.append(("end", get_ident() != loops))
         return encode(message)
 
     monkeypatch.setattr(wire, "encode", noted)
-    loops, long = get_ident(), replace(request(), prompt=(1,) * tokens)
-    await asyncio.gather(*(everything(verifier, long) for _ in range(3)))
+    loops, long = get_ident(), opening(prompt=(1,) * tokens)
+    each = (follow(verifier, long) for verifier in [verifier_at(NOWHERE, metrics)] * 3)
+    await asyncio.gather(*each, return_exceptions=True)
 
     assert steps == [("begin", by_a_thread), ("end", by_a_thread)] * 3
 
 
-async def test_a_text_that_no_frame_can_carry_is_too_large(verifier: Verifier) -> None:
-    long = replace(request(), prompt=(1 << 20,) * 1_500_000)
+async def test_a_text_that_no_frame_can_carry_is_too_large(metrics: EdgeMetrics) -> None:
+    long = opening(prompt=(1 << 20,) * 1_500_000)
 
     with pytest.raises(TooLarge, match="more than a session can begin with"):
-        await everything(verifier, long)
-
-
-@pytest.mark.system
-async def test_drafts_arrive_even_when_a_post_fails(verifier: Verifier) -> None:
-    session, messages = EdgeSession(verifier, request("flaky", max_tokens=41)), list[Down]()
-    async with asyncio.timeout(GUARD_S), running_alongside(session.post()):
-        session.send(Draft(0, 0, 0, tuple(target_at(i) for i in range(8))))
-        session.send(Draft(0, 8, 8, tuple(target_at(i) for i in range(8, 16))))
-        messages += [message async for message in session.events()]
-
-    assert committed(messages) == [target_at(i) for i in range(41)]
-    assert isinstance(messages[-1], Finish)
-    assert messages[-1].totals.accepted > 0  # a busy host lets passes overtake some
-
-
-async def test_drafts_of_an_older_epoch_that_still_wait_are_dropped(verifier: Verifier) -> None:
-    session = EdgeSession(verifier, request())
-
-    for position in range(100):
-        session.send(Draft(0, position, 0, (1,)))
-    session.send(Draft(1, 0, 0, (2,)))
-
-    assert [m.epoch for m in session._posts._waiting] == [1]
+        await follow(verifier_at(NOWHERE, metrics), long)
 
 
 async def test_a_verifier_that_is_closed_before_it_is_asked_is_unavailable(
     metrics: EdgeMetrics,
 ) -> None:
-    verifier = verifier_at("http://127.0.0.1:9", metrics)
+    verifier = verifier_at(NOWHERE, metrics)
     waiting = asyncio.create_task(verifier.facts())
     await asyncio.sleep(0)  # the fetch has its task, which has not begun
 
@@ -326,21 +248,11 @@ async def test_a_verifier_that_is_closed_before_it_is_asked_is_unavailable(
         await waiting
 
 
-@pytest.mark.system
-async def test_no_verifier_is_unavailable_at_once(metrics: EdgeMetrics) -> None:
-    verifier = verifier_at("http://127.0.0.1:9", metrics)
-
-    with pytest.raises(Unavailable, match=r"no verifier answers at http://127\.0\.0\.1:9"):
-        await verifier.facts()
-    with pytest.raises(Unavailable, match="connection refused"):
-        await everything(verifier, request())
-
-
 # --- what becomes of errors of the network, and of a verifier that turns the edge away
 
 
 async def test_a_sessions_name_is_in_no_error_that_is_shown() -> None:
-    refused = Connection("http://127.0.0.1:9")
+    refused = Connection(NOWHERE)
     nowhere = Connection("http://no-such-host.invalid")
     for connection in (refused, nowhere):
         with pytest.raises(LinkDown) as raised:
@@ -404,7 +316,7 @@ def test_a_verifier_that_does_not_go_by_this_name_does_not_refuse_the_key() -> N
     ("status", "fails"), [(204, False), (404, False), (403, True), (500, True)]
 )
 async def test_a_verifier_that_does_not_forget_its_answers_is_reported(
-    verifier: Verifier, monkeypatch: pytest.MonkeyPatch, status: int, fails: bool
+    metrics: EdgeMetrics, monkeypatch: pytest.MonkeyPatch, status: int, fails: bool
 ) -> None:
     asked: list[str] = []
 
@@ -412,6 +324,7 @@ async def test_a_verifier_that_does_not_forget_its_answers_is_reported(
         asked.append(f"{method} {path}")
         return VerifierResponse(status, b"")
 
+    verifier = verifier_at(NOWHERE, metrics)
     monkeypatch.setattr(verifier.connection, "ask", ask)
 
     with pytest.raises(Unavailable) if fails else nullcontext():
@@ -420,54 +333,17 @@ async def test_a_verifier_that_does_not_forget_its_answers_is_reported(
     assert asked == ["DELETE /v1/picospec/pool?cache_salt=a+b"]
 
 
-# A connection that carries nothing is replaced by each request that it fails.
+async def test_every_request_without_an_answer_is_followed_by_one_elsewhere(
+    world: World,
+) -> None:
+    link, connection = world.processes[0].link, world.verifiers.current.connection
+    link.stop()
+    counts = []
 
-SETTINGS = b"\0\0\0\4\0\0\0\0\0"
-
-
-@pytest.mark.system
-async def test_every_request_without_an_answer_is_followed_by_one_elsewhere() -> None:
-    connected = list[asyncio.StreamWriter]()
-
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connected.append(writer)
-        writer.write(SETTINGS)
-        with suppress(OSError):
-            await reader.read()
-
-    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        connection = Connection(f"http://127.0.0.1:{port}")
-        counts = []
-        for _ in range(4):
-            with pytest.raises(LinkDown):
-                await connection.ask("POST", "/", within_s=0.3)
-            counts.append(len(connected))
-        for writer in connected:
-            writer.close()
+    for _ in range(4):
+        with pytest.raises(LinkDown):
+            await connection.ask("POST", "/", within_s=0.3)
+        counts.append(link.opened)
+    link.stop(False)
 
     assert counts == [1, 2, 3, 4]
-
-
-class Drained(Connection):
-    """Every answer is that the verifier drains; `made` counts the clients."""
-
-    made = 0
-
-    async def ask(self, *_: object, **__: object) -> VerifierResponse:
-        if self.client is None:
-            self.made += 1
-        self._made()
-        return VerifierResponse(503, b'{"error":{"message":"bye","code":"draining"}}')
-
-
-async def test_every_answer_that_it_drains_is_followed_by_a_request_elsewhere(
-    metrics: EdgeMetrics,
-) -> None:
-    connection = Drained("http://127.0.0.1:9")
-    verifier = Verifier(connection, metrics)
-
-    for expected in range(3):
-        with pytest.raises(Draining):
-            await verifier.check()
-        assert connection.made == expected

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +17,6 @@ from edge_agent.link.connection import UPLOADS_PATH
 from edge_agent.link.failover_policy import JITTER_S, RESPONSE_TIMEOUT_S
 from edge_agent.link.known_verifiers import Event
 from edge_agent.link.session import SILENCE_S
-from gateway.drain import Drain
 from gateway.errors import Draining, Unavailable
 from local_models.checker import ANSWER_TIMEOUT_S
 from local_models.constraints import NAME
@@ -101,73 +101,59 @@ def half_open(process: VerifierProcess) -> None:
     process.link.half_open()
 
 
-async def test_nothing_befalls_it(multiplexes: bool) -> None:
-    async with World(multiplexes=multiplexes) as world:
-        text: list[int] = []
-        await world.answer(text)
-
-        assert text == TEXT
-        assert world.metrics.multiplexed._value.get() == multiplexes
-        assert world.processes[0].asked == 1
-        target = world.processes[0].target
-        assert len(target.pushed) > TOKENS / 4
-        assert not target.running
+def stand_still(_: VerifierProcess) -> None:
+    compute(STALL_S)
 
 
-async def test_after_a_cut_the_session_is_opened_again_at_once_where_it_was(
+def fall_silent(process: VerifierProcess) -> None:
+    process.link.silence()
+    compute(STALL_S)
+
+
+def drain(process: VerifierProcess) -> None:
+    process.signal(signal.SIGTERM)
+
+
+ONE_SLOT = {"target": partial(WordTarget, slots=1)}
+SOON_S = 5 * RTT_S + 2 * PASS_S
+FAULTS: dict[str, tuple[list[int], dict[str, Any], Fault, int, float]] = {
+    "a cut: the session is opened again at once where it was": ([2, 0], {}, cut, 0, SOON_S),
+    "a process is gone: another goes on": ([1, 1], {}, kill, 1, JITTER_S + SOON_S),
+    "a silent link: another way is found": ([1, 1], {}, silence, 1, NOTICED_S + 1.0),
+    "a process that stands still": ([1, 1], {}, stop, 1, NOTICED_S + 1.0),
+    "a connection that is dead": ([1, 1], {}, half_open, 1, NOTICED_S + 1.0),
+    "its session gives its slot to the next": ([2], ONE_SLOT, half_open, 0, NOTICED_S),
+    "the only verifier is restarted": ([2], {}, restart, 1, 5.0),
+    "the loop stands still: what came meanwhile is read": ([1], {}, stand_still, 0, 5.0),
+    "and then silence": ([1, 1], {}, fall_silent, 1, STALL_S + 2 * NOTICED_S),
+    "a drain that is over before the answer": (
+        [1, 1], {"drain_timeout_s": 0.2}, drain, 1, SOON_S + JITTER_S
+    ),
+}  # fmt: skip
+"""How often each verifier takes the session, their settings, the fault, how often the answer
+goes on at another process, and the longest time without a token."""
+
+
+@pytest.mark.parametrize(
+    ("opened", "settings", "fault", "reopens", "within_s"), FAULTS.values(), ids=FAULTS
+)
+async def test_what_befalls_an_answer_costs_it_little_time(
     multiplexes: bool,
+    opened: list[int],
+    settings: dict[str, Any],
+    fault: Fault,
+    reopens: int,
+    within_s: float,
 ) -> None:
-    async with World(2, multiplexes=multiplexes) as world:
-        assert await answered(world, cut) == TEXT
-
-        assert [process.opened for process in world.processes] == [2, 0]
-        assert len(set(world.processes[0].link.sessions)) == 1  # a proxy finds it again
-        assert world.gap_s < 4 * RTT_S + 2 * PASS_S
-        assert world.metrics.resumes._value.get() == 1
-        assert world.metrics.reopens._value.get() == 0
-
-
-async def test_where_a_process_is_gone_another_verifier_goes_on(multiplexes: bool) -> None:
-    async with World(2, multiplexes=multiplexes) as world:
-        assert await answered(world, kill) == TEXT
-
-        assert [process.opened for process in world.processes] == [1, 1]
-        assert [getattr(loss, "how", "") for loss in world.losses] == ["broken", "refused"]
-        assert world.gap_s < JITTER_S + 5 * RTT_S + 2 * PASS_S
-        assert world.metrics.reopens._value.get() == 1
-
-
-@pytest.mark.parametrize("fault", [silence, stop, half_open])
-async def test_where_a_link_says_nothing_another_way_is_found(
-    multiplexes: bool, fault: Fault
-) -> None:
-    async with World(2, multiplexes=multiplexes) as world:
+    async with World(len(opened), multiplexes=multiplexes, **settings) as world:
         assert await answered(world, fault) == TEXT
 
-        assert world.gap_s < NOTICED_S + 1.0
+        assert [process.opened for process in world.processes] == opened
+        assert world.metrics.reopens._value.get() == reopens
+        assert world.metrics.resumes._value.get() == sum(opened) - 1 - reopens
+        assert world.gap_s < within_s
         await asyncio.sleep(30.0)
         assert not any(process.target.running for process in world.processes)
-
-
-@pytest.mark.parametrize("fault", [refuse, silence, half_open])
-async def test_what_befalls_the_only_link_ends_no_session_for_good(
-    multiplexes: bool, fault: Fault
-) -> None:
-    async with World(1, multiplexes=multiplexes) as world:
-        assert await answered(world, fault) == TEXT
-
-        assert world.processes[0].opened >= 2
-        assert world.metrics.reopens._value.get() == 0
-
-
-async def test_a_connection_that_is_open_and_dead_is_replaced_within_moments(
-    multiplexes: bool,
-) -> None:
-    async with World(1, multiplexes=multiplexes) as world:
-        assert await answered(world, half_open) == TEXT
-
-        assert world.processes[0].link.opened == 2
-        assert world.gap_s < NOTICED_S
 
 
 async def test_an_upload_stream_that_is_cut_costs_no_draft_on_it(multiplexes: bool) -> None:
@@ -191,24 +177,6 @@ async def test_an_upload_stream_that_is_cut_costs_no_draft_on_it(multiplexes: bo
         assert link.opened == 1
         assert world.processes[0].opened == (4 if multiplexes else 1)
         assert world.gap_s < 4 * RTT_S + 2 * PASS_S
-
-
-async def test_a_session_whose_connection_died_unnoticed_gives_its_slot_to_the_next(
-    multiplexes: bool,
-) -> None:
-    one_slot = partial(WordTarget, slots=1)
-    async with World(1, multiplexes=multiplexes, target=one_slot) as world:
-        assert await answered(world, half_open) == TEXT
-
-        assert world.processes[0].asked == 2
-        assert world.gap_s < NOTICED_S
-
-
-async def test_a_single_verifier_that_is_restarted_goes_on(multiplexes: bool) -> None:
-    async with World(1, multiplexes=multiplexes) as world:
-        assert await answered(world, restart) == TEXT
-
-        assert world.metrics.reopens._value.get() == 1
 
 
 async def test_where_no_verifier_comes_back_there_is_one_error_after_the_deadline(
@@ -250,30 +218,36 @@ async def test_streams_whose_pieces_overtake_one_another_change_no_text(
         assert texts == [TEXT] * 4
 
 
+async def befallen(world: World, chance: Random, faults: Sequence[Fault]) -> str:
+    """Have faults befall an answer at random. Return why it ended early, if it did."""
+    text: list[int] = []
+    async with asyncio.TaskGroup() as tasks:
+        answering = asyncio.create_task(world.answer(text))
+        await asyncio.sleep(4 * RTT_S)
+        for _ in range(chance.randint(1, 8)):
+            await asyncio.sleep(chance.uniform(0.0, 2.0))
+            fault = chance.choice(faults)
+            if (going_on := fault(chance.choice(world.processes))) is not None:
+                tasks.create_task(going_on)  # type: ignore[arg-type]
+    await asyncio.wait([answering])
+    await asyncio.sleep(30.0)
+    assert not any(process.target.running for process in world.processes)
+    assert text == TEXT[: len(text)]
+    return "" if len(text) == TOKENS else str(answering.exception())
+
+
 @pytest.mark.parametrize("seed", range(12))
 async def test_whatever_befalls_links_costs_time_alone(multiplexes: bool, seed: int) -> None:
-    chance, text = Random(seed), list[int]()
-    faults: list[Fault] = [cut, silence, refuse, half_open]
+    chance = Random(seed)
     async with World(chance.randint(1, 3), multiplexes=multiplexes) as world:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(world.answer(text))
-            await asyncio.sleep(4 * RTT_S)
-            for _ in range(chance.randint(1, 8)):
-                await asyncio.sleep(chance.uniform(0.0, 2.0))
-                fault = chance.choice(faults)
-                if (going_on := fault(chance.choice(world.processes))) is not None:
-                    tasks.create_task(going_on)  # type: ignore[arg-type]
-
-        assert text == TEXT
-        await asyncio.sleep(30.0)
-        assert not any(process.target.running for process in world.processes)
+        assert not await befallen(world, chance, [cut, silence, refuse, half_open])
 
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_whatever_befalls_processes_costs_time_or_one_error(
     multiplexes: bool, seed: int
 ) -> None:
-    chance, text, absent = Random(seed), list[int](), set[VerifierProcess]()
+    chance, absent = Random(seed), set[VerifierProcess]()
 
     async def begins_anew(process: VerifierProcess) -> None:
         """Have a process end, killed or drained, and begin again."""
@@ -286,23 +260,10 @@ async def test_whatever_befalls_processes_costs_time_or_one_error(
         await process.start()
         absent.remove(process)
 
-    faults: list[Fault] = [cut, silence, half_open, begins_anew]
     count = chance.randint(1, 3)
     async with World(count, multiplexes=multiplexes, drain_timeout_s=2.0) as world:
-        async with asyncio.TaskGroup() as tasks:
-            answering = asyncio.create_task(world.answer(text))
-            await asyncio.sleep(4 * RTT_S)
-            for _ in range(chance.randint(1, 8)):
-                await asyncio.sleep(chance.uniform(0.0, 2.0))
-                fault = chance.choice(faults)
-                if (going_on := fault(chance.choice(world.processes))) is not None:
-                    tasks.create_task(going_on)  # type: ignore[arg-type]
-
-        await asyncio.wait([answering])
-        assert text == TEXT[: len(text)]
-        assert len(text) == TOKENS or "3 verifiers were lost" in str(answering.exception())
-        await asyncio.sleep(30.0)
-        assert not any(process.target.running for process in world.processes)
+        error = await befallen(world, chance, [cut, silence, half_open, begins_anew])
+        assert not error or "3 verifiers were lost" in error
 
 
 async def test_an_answer_over_a_connection_that_died_while_it_was_idle_begins_on_another(
@@ -458,81 +419,29 @@ async def test_behind_an_address_that_leads_elsewhere_now_a_draining_verifier_is
         await edge.verifiers.close()
 
 
-async def test_what_came_while_the_loop_stood_still_is_read(multiplexes: bool) -> None:
-    async with World(1, multiplexes=multiplexes) as world:
-        assert await answered(world, lambda _: compute(STALL_S)) == TEXT
-
-        assert world.processes[0].opened == 1
-
-
-async def test_a_stream_that_stays_silent_after_it_is_lost(multiplexes: bool) -> None:
-    async with World(2, multiplexes=multiplexes) as world:
-
-        def fall_silent(process: VerifierProcess) -> None:
-            process.link.silence()
-            compute(STALL_S)
-
-        assert await answered(world, fall_silent) == TEXT
-        assert world.gap_s < STALL_S + 2 * NOTICED_S
-
-
-async def test_a_verifier_that_drains_finishes_its_session_and_takes_no_other(
+async def test_a_verifier_that_drains_finishes_its_session_and_takes_nothing_else(
     multiplexes: bool,
 ) -> None:
     async with World(2, multiplexes=multiplexes, drain_timeout_s=60.0) as world:
         other: list[int] = []
+        codes = list[object]()
 
         async def drain(process: VerifierProcess) -> None:
             process.signal(signal.SIGTERM)
+            async with world.client(process.url) as client:
+                plain = await client.post("/v1/completions", json={"prompt": "a"})
+                for refusal in (plain, await client.get("/ready")):
+                    codes.append((refusal.status_code, refusal.json()["error"]["code"]))
+                    assert refusal.headers["retry-after"] == "1"
+                codes.append((await client.get("/health")).json()["state"])
             await world.answer(other)
 
         assert await answered(world, drain) == TEXT
         assert other == TEXT
+        assert codes == [(503, "draining"), (503, "draining"), "draining"]
         assert [process.opened for process in world.processes] == [1, 1]
         assert world.metrics.reopens._value.get() == 0
         await world.processes[0].ended.wait()
-
-
-async def test_what_a_verifier_cannot_finish_in_time_goes_on_at_the_other(
-    multiplexes: bool,
-) -> None:
-    async with World(2, multiplexes=multiplexes, drain_timeout_s=0.2) as world:
-        assert await answered(world, lambda p: p.signal(signal.SIGTERM)) == TEXT
-
-        assert world.gap_s < 5 * RTT_S + 2 * PASS_S + JITTER_S
-        assert world.metrics.reopens._value.get() == 1
-        await world.processes[0].ended.wait()
-
-
-async def test_while_it_drains_only_a_session_goes_on(multiplexes: bool) -> None:
-    async with World(1, multiplexes=multiplexes, drain_timeout_s=60.0) as world:
-        url, codes = world.processes[0].url, list[object]()
-
-        async def drain(process: VerifierProcess) -> None:
-            process.signal(signal.SIGTERM)
-            async with world.client(url) as client:
-                for answer in (await client.get("/ready"), await client.post(
-                    "/v1/completions", json={"prompt": "a"}
-                )):  # fmt: skip
-                    codes.append((answer.status_code, answer.json()["error"]["code"]))
-                    assert answer.headers["retry-after"] == "1"
-                codes.append((await client.get("/health")).json()["state"])
-
-        assert await answered(world, drain) == TEXT
-        assert codes == [(503, "draining"), (503, "draining"), "draining"]
-
-
-async def test_a_plain_answer_that_is_cut_off_ends_with_an_error_that_says_so(
-    multiplexes: bool,
-) -> None:
-    async with World(1, multiplexes=multiplexes, drain_timeout_s=0.2) as world:
-        (process,) = world.processes
-        asking = asyncio.create_task(streamed(world.client(process.url)))
-        await asyncio.sleep(1.0)
-        process.signal(signal.SIGTERM)
-
-        assert '"code":"shutting_down"' in await asking
-        await process.ended.wait()
 
 
 async def test_a_target_that_hangs_ends_its_sessions_and_the_process(
@@ -546,25 +455,6 @@ async def test_a_target_that_hangs_ends_its_sessions_and_the_process(
 
         assert await answered(world, hang) == TEXT
         assert world.metrics.reopens._value.get() == 1
-
-
-async def test_an_answer_that_is_cut_off_ends_its_session(multiplexes: bool) -> None:
-    drain = Drain()
-    async with World(1, multiplexes=multiplexes) as world:
-
-        async def answer() -> None:
-            async with drain.answer():
-                await world.answer([])
-
-        asking = asyncio.create_task(answer())
-        await asyncio.sleep(1.0)
-        assert world.processes[0].target.running
-        drain.hurry()
-        await drain.cut()
-        with pytest.raises(Unavailable, match="before the answer was complete"):
-            await asking
-        await asyncio.sleep(2 * RTT_S)
-        assert not world.processes[0].target.running
 
 
 async def streamed(client: httpx.AsyncClient) -> str:

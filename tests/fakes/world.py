@@ -255,9 +255,11 @@ class Answers:
 
         self._last_s = 0.0
 
-    async def connect(self, *urls: str, key: str | None = None) -> None:
-        """Use these verifiers, all of which are ready."""
-        connect = partial(Connection, credentials=Credentials(key))
+    async def connect(
+        self, *urls: str, key: str | None = None, authority: bytes | None = None
+    ) -> None:
+        """Use these verifiers, all of which are ready. authority: of their certificates."""
+        connect = partial(Connection, credentials=Credentials(key, authority))
         known = [Verifier(connect(url), self.metrics) for url in urls]
         self.verifiers = Verifiers(known, self.metrics, self.deadline_s)
         for verifier in known:

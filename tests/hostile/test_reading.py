@@ -32,8 +32,7 @@ from local_models.compiler import MAX_WAITING, WAITING, GrammarCompiler
 from local_models.confined import Worker
 from local_models.errors import ModelError
 from local_models.store import open_store
-from tests.edge_agent.fakes import FACTS
-from tests.edge_agent.virtual import FakeVerifier
+from tests.edge_agent.fakes import FACTS, FakeVerifier
 from tests.gateway.scripted import (
     ANN,
     BEN,

@@ -27,9 +27,9 @@ from local_models.errors import CannotOpen
 from local_models.tokenizer_file import TokenizerFile
 from speculation.model_facts import ModelFacts
 from speculation.untrusted import Malformed, decode_json, decode_msgpack, encode_json
-from tests.edge_agent.own_api import before
-from tests.edge_agent.proxying import OwnApi, saying
-from tests.edge_agent.virtual import FACTS, FakeVerifier, Fleet
+from tests.edge_agent.fakes import NAMED as FACTS
+from tests.edge_agent.fakes import FakeVerifier, Fleet
+from tests.edge_agent.proxying import OwnApi, before, saying
 from tests.virtual_time import run
 
 JSON = {"content-type": "application/json"}
