@@ -356,7 +356,8 @@ async def test_an_edge_and_its_vllm_answer_alike_whatever_they_are_asked(
             )
         if field_asked := through.headers.get("x-picospec-relayed-for"):
             assert field_asked in given, (path, field)
-            assert shown(through) == shown(plain), (path, field)
+            as_sent = said if given.get("stream") else shown  # vLLM joins deltas if it is busy
+            assert as_sent(through) == as_sent(plain), (path, field)
         else:
             assert not must_relay, (path, field)
             is_equal = said(through) == said(plain)
