@@ -1,7 +1,7 @@
-"""Counts one request's tokens and times in a Usage, for its log line, metrics and answer.
+"""A RequestContext records whose a request is, its tokens and times, its outcome, and what it
+takes of the tenant's limits.
 
-A RequestContext says besides whose the request is, what it takes of the tenant's limits, and
-what became of it.
+The counts, in a Usage, are for the request's log line, metrics, span and answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Answers GET /health, /ready, /status, /props, /metrics, /v1/models and /v1/models/{name}.
+"""These handlers tell clients of a service's health, state and metrics, and of its models with
+their properties and tokenizers.
 
 A service that knows more of its state answers /health and /ready itself.
 """

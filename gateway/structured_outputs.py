@@ -1,4 +1,5 @@
-"""Converts every request for structured output to one constraint, `structured_outputs`:
+"""This module declares clients' fields for structured output, and converts them to constraints
+of one form, `structured_outputs`:
 
     {"json": schema} | {"json_object": true} | {"regex": text} | {"choice": texts} |
     {"grammar": text}

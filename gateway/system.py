@@ -1,4 +1,5 @@
-"""What operating systems do differently, with a plain answer where one lacks something.
+"""This module does what differs between operating systems, with a plain answer where one lacks
+something.
 
 Linux has all of this. LACKS says what macOS and Windows lack, and `picospec doctor` shows it.
 This is the only module for which it matters under which system an edge, the command or the

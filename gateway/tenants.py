@@ -1,4 +1,5 @@
-"""Finds the tenant of a service whose key a request shows."""
+"""Tenants of a service are found by a request's key, and get identities, salts and a share of
+the service's places."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Shares a few places for work, such as reading prompts, fairly among owners.
+"""Work such as reading prompts takes turns in a few places, fairly among owners, and
+minutes-long work gets its own thread.
 
 * Owners are served in turn, however much work of each owner waits.
 * No owner has all places, unless there is only one, so that another owner finds one at once.

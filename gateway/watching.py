@@ -1,4 +1,5 @@
-"""Reports what speculation does for one choice to a client that asked for reports.
+"""This module reports what speculation does for a request to a client that asked: tokens'
+origins, events and totals.
 
 The engine gives the origin of each token, and events. `Origins` knows which token each
 character of the text is from, even if the text is shown late or in parts.

@@ -1,4 +1,5 @@
-"""Stores files under their sha256 (blobs), and links that give them other names.
+"""Blobs are files named by their sha256, which are fetched, quantised, linked under other
+names, verified and deleted here.
 
 A blob gets its name once its hash is checked, and a link is made once its blob is complete, so
 every named file is complete, or missing after `prune`.

@@ -1,5 +1,7 @@
-"""A catalogue names models, variants (a model in another quantisation), and pairs of these.
+"""A Catalogue, read from TOML, names models with their sources, variants, pairs, and families
+of draft models for targets.
 
+A variant is a model in another quantisation, and a Recipe says how the file of either is made.
 A model is identified by its sha256, so its bytes may come from any source. The package ships
 catalogue.toml; `user_catalogue` adds the user's entries, which have the same form.
 """

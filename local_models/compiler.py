@@ -1,4 +1,5 @@
-"""Compiles clients' constraints for one target, within a time limit, and caches the results."""
+"""A GrammarCompiler checks and compiles clients' constraints for one target in turn, within a
+time limit, and caches the results."""
 
 from __future__ import annotations
 

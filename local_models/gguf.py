@@ -1,4 +1,7 @@
-"""Copies a GGUF file's metadata, which is all that a tokenizer needs, without its weights.
+"""This module reads what a GGUF file says before its weights: metadata, which it copies and
+checks, and tensors' types and sizes.
+
+A tokenizer needs the metadata alone.
 
     file      = "GGUF" version:u32 tensors:u64 pairs:u64 pair*pairs ...
     pair      = key:string kind:u32 value

@@ -1,4 +1,5 @@
-"""A Grammar is compiled once, and a GrammarState is the position of an answer in it."""
+"""A compiled Grammar begins a GrammarState for each answer, which says which tokens may follow
+its text, or must."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Binds llguidance. No other module imports it.
+"""This module alone imports llguidance, which turns constraints into grammars, and compiles
+those to matchers over a vocabulary's tokens.
 
 vLLM's backend `guidance` uses the same library, so a grammar has the same meaning at either
 target and at the edge. Where a grammar allows only one text, llguidance allows only the

@@ -1,4 +1,5 @@
-"""The model hub, by the public functions of its own library.
+"""A Hub lists a repository of the model hub, and fetches its files or metadata, by public
+functions of the hub's library.
 
 HF_ENDPOINT names another hub. HF_TOKEN is a token that is sent only to the hub, and not to the
 targets of its redirects. A download goes to the store's own file, because `hf_hub_download`

@@ -1,8 +1,10 @@
-"""Reads tokenizers in Hugging Face's format with the library `tokenizers`.
+"""Tokenizers in Hugging Face's format are fetched, read and run here, and a cached
+repository's commit is found.
 
-A directory contains tokenizer.json (the tokenizer itself), tokenizer_config.json (the names of
-its tokens), chat_template.jinja (or the template in tokenizer_config.json) and
-generation_config.json (the tokens that end a turn, and recommended sampling settings).
+The library `tokenizers` runs them. A directory contains tokenizer.json (the tokenizer itself),
+tokenizer_config.json (the names of its tokens), chat_template.jinja (or the template in
+tokenizer_config.json) and generation_config.json (the tokens that end a turn, and recommended
+sampling settings).
 """
 
 from __future__ import annotations
